@@ -1,0 +1,46 @@
+"""Arrays in messages: base64 of little-endian values, without copies beyond the one decoding makes."""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from binascii import Error as Base64Error
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["pack_float32", "pack_float64", "unpack_float32", "unpack_float64"]
+
+
+def pack_float32(values: NDArray[np.floating]) -> str:
+    """Base64 of ``values`` (any shape, C order) as little-endian float32."""
+    return b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode("ascii")
+
+
+def unpack_float32(text: str) -> NDArray[np.float32]:
+    """The float32 vector in ``text``, shape (n,), read-only.
+
+    Raises:
+        ValueError: when it is not base64 or not whole float32 values.
+    """
+    return np.frombuffer(_bytes(text), dtype="<f4")
+
+
+def pack_float64(values: NDArray[np.floating]) -> str:
+    """Base64 of ``values`` (any shape, C order) as little-endian float64."""
+    return b64encode(np.ascontiguousarray(values, dtype="<f8").tobytes()).decode("ascii")
+
+
+def unpack_float64(text: str) -> NDArray[np.float64]:
+    """The float64 vector in ``text``, shape (n,), read-only.
+
+    Raises:
+        ValueError: when it is not base64 or not whole float64 values.
+    """
+    return np.frombuffer(_bytes(text), dtype="<f8")
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return b64decode(text, validate=True)
+    except Base64Error as error:
+        raise ValueError(f"not base64: {error}") from error

