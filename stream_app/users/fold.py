@@ -1,0 +1,162 @@
+"""Folding one event into a user's state: pure, deterministic, and idempotent by partition offset.
+
+The same function runs in the interactions agent, in evaluation and in the benchmarks. Replaying any suffix of
+a partition changes nothing: an event at or below the last applied offset of its partition is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from schemas.messages import Interaction, Transition
+from stream_app.settings import EventType, ItemSettings, UserSettings
+from stream_app.users.state import HistoryEntry, UserState, id_hash
+
+__all__ = ["Fold", "Folder", "fold"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """What one event did.
+
+    Attributes:
+        outcome: ``applied``, ``replayed`` (the offset was applied before) or ``duplicate`` (the same
+            ``event_id`` was seen under another offset).
+        refreshes: whether the user's slate must be made again.
+        transition: what the event says about items, or None.
+        teaches: whether the event is a choice the ranker can learn from: a positive interaction with an item
+            the user had not consumed or hidden before.
+    """
+
+    outcome: str
+    refreshes: bool = False
+    transition: Transition | None = None
+    teaches: bool = False
+
+
+_REPLAYED = Fold("replayed")
+_DUPLICATE = Fold("duplicate")
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The settings of folding, bound once."""
+
+    event_types: Mapping[str, EventType]
+    users: UserSettings
+    items: ItemSettings
+
+    def __call__(self, state: UserState, event: Interaction, *, partition: int, offset: int) -> Fold:
+        return fold(
+            state,
+            event,
+            partition=partition,
+            offset=offset,
+            event_types=self.event_types,
+            users=self.users,
+            items=self.items,
+        )
+
+
+def fold(
+    state: UserState,
+    event: Interaction,
+    *,
+    partition: int,
+    offset: int,
+    event_types: Mapping[str, EventType],
+    users: UserSettings,
+    items: ItemSettings,
+) -> Fold:
+    """Fold ``event`` into ``state`` (in place).
+
+    Args:
+        state: the user's state; :meth:`UserState.copy` it first to keep the old one.
+        event: a valid interaction of this user.
+        partition: partition of ``interactions.v1`` it came from.
+        offset: its offset there.
+        event_types: meaning of each type; ``event.type`` is one of its keys.
+        users: bounds of the state.
+        items: how far transitions reach back, and their weights per lag.
+    """
+    if offset <= state.applied.get(partition, -1):
+        return _REPLAYED
+    state.applied[partition] = offset
+    event_hash = id_hash(event.event_id)
+    if event_hash in state.recent_event_ids:
+        return _DUPLICATE
+    _remember(state.recent_event_ids, event_hash, users.recent_event_ids)
+    state.events += 1
+
+    kind = event_types[event.type]
+    polarity = kind.polarity
+    if kind.negative_below is not None and event.value is not None and event.value < kind.negative_below:
+        polarity = -1
+    at = event.occurred_at.timestamp()
+    item_id = event.item_id
+    transition = None
+    teaches = False
+    if item_id is not None and not event.items:
+        item_hash = id_hash(item_id)
+        count = kind.count if polarity > 0 else 0.0
+        if count > 0:
+            teaches = kind.weight > 0 and not state.excludes(item_hash)
+            transition = _transition(state.history, item_id, at=at, offset=offset, count=count, settings=items)
+        if kind.hides:
+            _remember(state.hidden, item_hash, users.hidden)
+        if kind.consumes:
+            _remember(state.consumed, item_hash, users.consumed)
+    weight = kind.weight * polarity
+    text = (event.text or "").strip()[: users.text_history_chars]
+    if weight and not event.items and (item_id is not None or text):
+        entry = HistoryEntry(item_id or "", event.type, at, weight, offset, text)
+        state.history = (*state.history, entry)[-users.history :]
+    return Fold("applied", kind.refreshes, transition, teaches)
+
+
+def _remember(seen: dict[int, None], value: int, limit: int) -> None:
+    """Add to an insertion-ordered set that forgets its oldest beyond ``limit``. A value seen again is new."""
+    seen.pop(value, None)
+    seen[value] = None
+    while len(seen) > limit:
+        del seen[next(iter(seen))]
+
+
+def _transition(
+    history: tuple[HistoryEntry, ...], item_id: str, *, at: float, offset: int, count: float, settings: ItemSettings
+) -> Transition:
+    """Links from the user's last items to ``item_id``.
+
+    An item of the same basket (same event time) counts 1 symmetrically and has no direction; an earlier one
+    counts ``symmetric_decay ** lag`` and, over the first lags, ``directed_decay ** lag``. Each earlier item
+    counts once, at its latest place.
+    """
+    previous: list[str] = []
+    symmetric: list[float] = []
+    directed: list[float] = []
+    seen = {item_id, ""}
+    lag = 0
+    for entry in reversed(history):
+        if entry.item_id in seen or entry.weight <= 0:
+            continue
+        seen.add(entry.item_id)
+        previous.append(entry.item_id)
+        if entry.at == at:
+            symmetric.append(1.0)
+            directed.append(0.0)
+        else:
+            lag += 1
+            symmetric.append(settings.symmetric_decay**lag)
+            directed.append(settings.directed_decay**lag if lag <= settings.directed_history else 0.0)
+        if len(previous) >= settings.transition_history:
+            break
+    return Transition(
+        offset=offset,
+        at=at,
+        item_id=item_id,
+        count=count,
+        previous=previous,
+        symmetric=symmetric,
+        directed=directed,
+    )
