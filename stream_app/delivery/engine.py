@@ -1,0 +1,126 @@
+"""Faust as Tailrace uses it: one app (and consumer group) per role, raw bytes, manual acknowledgement.
+
+Measured reasons, faust-streaming 0.15.3 (``tests/unit/test_engine.py`` fails when the version changes):
+
+* ``async for``, ``take()`` and ``take_events()`` acknowledge in ``finally``: an exception would acknowledge and
+  lose the batch. Agents here read their channel themselves and acknowledge when the effects are durable.
+* ``take(n, within)`` flushes on a timer: it adds 0..within to every event. :func:`batches` takes what has queued
+  up and never waits for more.
+* The driver hard-codes ``fetch_max_wait_ms=1500``. Apache Kafka answers a fetch as soon as there is data; a
+  broker that waits it out would add a second, so the transport here takes it from the settings.
+* Sessions of 6 s instead of 60 s: a dead process is replaced within seconds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import faust
+from faust.transport.drivers import aiokafka as driver
+
+from stream_app.delivery.connections import kafka_options
+from stream_app.settings import Settings
+from stream_app.topics import Topics
+
+__all__ = ["FAUST_VERSION", "batches", "faust_app", "raw_topic"]
+
+FAUST_VERSION = "0.15.3"
+"""The version whose internals :class:`_ConsumerThread` and :func:`batches` rely on."""
+
+
+class _ConsumerThread(driver.AIOKafkaConsumerThread):
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = self.app.tailrace_fetch_max_wait_ms
+        return consumer
+
+
+class _Consumer(driver.Consumer):
+    def _new_consumer_thread(self) -> Any:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+
+class _Transport(driver.Transport):
+    Consumer = _Consumer
+
+
+def _credentials(settings: Settings) -> Any:
+    connection = settings.connection
+    protocol = connection.security_protocol
+    context = kafka_options(settings).get("ssl_context")
+    if protocol.startswith("SASL"):
+        password = connection.password.get_secret_value() if connection.password else None
+        return faust.SASLCredentials(
+            username=connection.username, password=password, mechanism=connection.sasl_mechanism, ssl_context=context
+        )
+    return faust.SSLCredentials(context) if protocol == "SSL" else None
+
+
+def faust_app(settings: Settings, role: str) -> Any:
+    """The Faust app of a role; not started. Agents are added by the role's module."""
+    delivery, connection = settings.delivery, settings.connection
+    servers = ";".join(f"kafka://{server.strip()}" for server in settings.kafka.split(","))
+    app = faust.App(
+        Topics(settings).group(role),
+        broker=servers,
+        broker_credentials=_credentials(settings),
+        # Faust wants a data folder even where there are no tables; nothing is written to it.
+        datadir=Path(tempfile.gettempdir()) / "tailrace-faust",
+        autodiscover=False,
+        web_enabled=False,
+        store="memory://",
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        table_standby_replicas=0,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=max(connection.max_message_bytes * 2, 4 * 1_048_576),
+        broker_session_timeout=connection.session_timeout_s,
+        broker_rebalance_timeout=connection.session_timeout_s,
+        broker_heartbeat_interval=connection.session_timeout_s / 6,
+        broker_request_timeout=connection.request_timeout_s,
+        broker_commit_interval=delivery.commit_interval_s,
+        broker_max_poll_records=2_000,
+        # A batch waits for as long as Redis or the broker is away; that is back-pressure, not a dead consumer.
+        broker_max_poll_interval=86_400.0,
+        stream_processing_timeout=86_400.0,
+        broker_commit_livelock_soft_timeout=86_400.0,
+        stream_buffer_maxsize=delivery.buffer,
+        stream_wait_empty=False,
+        logging_config=None,
+        loghandlers=[],
+    )
+    app.tailrace_fetch_max_wait_ms = connection.fetch_max_wait_ms
+    app.transport = _Transport(app.conf.broker_consumer, app)
+    return app
+
+
+def raw_topic(app: Any, name: str) -> Any:
+    """A topic whose keys and values arrive as the bytes they are: decoding (and its failures) is ours."""
+    return app.topic(
+        name,
+        key_type=bytes,
+        value_type=bytes,
+        key_serializer="raw",
+        value_serializer="raw",
+        allow_empty=True,
+    )
+
+
+async def batches(stream: Any, limit: int) -> AsyncIterator[list[Any]]:
+    """Natural batches of a Faust stream: the events that have queued up by now, at least one, at most ``limit``.
+
+    Nothing is acknowledged: the caller does ``event.ack()`` in order when the effects are durable. Ends when
+    the stream is stopped.
+    """
+    queue = aiter(stream.channel).queue
+    while True:
+        try:
+            batch = [await queue.get()]
+            while len(batch) < limit and not queue.empty():
+                batch.append(queue.get_nowait())
+        except StopAsyncIteration:
+            return
+        yield batch

@@ -1,0 +1,274 @@
+"""The local copy of everything ranking needs, kept by tailing the compacted topics.
+
+A plain reader without a consumer group: every process reads every partition of ``items.v1``,
+``item-vectors.v1``, ``item-signals.v1`` and ``ranker-weights.v1`` into its :class:`ServingState`. It starts from
+the newest usable snapshot and its offsets, is ready when it has passed the offsets that were the end when it
+started and a poll comes back empty, and then goes on for as long as the process lives.
+
+Records are applied in slices of a few milliseconds, so events get their turn in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.structs import ConsumerRecord
+
+from schemas.decode import decode_item, decode_item_signals, decode_item_vector, decode_ranker_weights
+from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.retry import until_it_works
+from stream_app.errors import InvalidMessage, SnapshotError
+from stream_app.logs import get_logger
+from stream_app.metrics import Metrics
+from stream_app.replicas.snapshots import Snapshots
+from stream_app.serving import ServingState
+from stream_app.settings import Settings
+from stream_app.topics import Topics
+
+__all__ = ["ItemChange", "Replica"]
+
+_log = get_logger(__name__)
+_SLICE_S = 0.004
+"""Longest stretch of applying records before the event loop gets its turn."""
+_POLL_MS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ItemChange:
+    """An item left the set that may be recommended (deleted or made unavailable), and the record that said so."""
+
+    item_id: str
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass(slots=True)
+class Replica:
+    """Tails the compacted topics into ``serving``.
+
+    Attributes:
+        serving: what ranking reads; replaced only before the first record is applied.
+        on_withdrawn: called when an item that could be recommended no longer can.
+        ready: set when caught up for the first time.
+    """
+
+    settings: Settings
+    metrics: Metrics
+    serving: ServingState
+    on_withdrawn: Callable[[ItemChange], None] | None = None
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    positions: dict[TopicPartition, int] = field(default_factory=dict)
+    _task: asyncio.Task[None] | None = None
+    _targets: dict[TopicPartition, int] = field(default_factory=dict)
+    _snapshots: Snapshots | None = None
+    _skipped: int = 0
+
+    async def start(self) -> None:
+        """Load the newest snapshot and begin to tail; :attr:`ready` says when it has caught up."""
+        directory = self.settings.replica.directory
+        if directory is not None:
+            self._snapshots = Snapshots(directory, self.settings)
+            await self._load_snapshot()
+        self._task = asyncio.create_task(self._run(), name="replica")
+
+    async def stop(self) -> None:
+        """End tailing; writes a last snapshot when there is something new and a place for it."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if self._snapshots is not None and self.ready.is_set():
+            await self._write_snapshot()
+
+    def failure(self) -> BaseException | None:
+        """What ended the tail, if anything did."""
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            return self._task.exception()
+        return None
+
+    async def _load_snapshot(self) -> None:
+        assert self._snapshots is not None  # noqa: S101 - only called with one
+        try:
+            loaded = await asyncio.to_thread(self._snapshots.load, self.serving)
+        except SnapshotError as error:
+            _log.warning("snapshot not used", error=str(error))
+            self.serving.reset()
+            return
+        if loaded is not None:
+            self.positions = {TopicPartition(t, p): offset for (t, p), offset in loaded.items()}
+            _log.info("snapshot loaded", items=len(self.serving.index), offsets=sum(self.positions.values()))
+
+    async def _run(self) -> None:
+        topics = Topics(self.settings)
+        names = [topics.items, topics.item_vectors, topics.item_signals, topics.ranker_weights]
+        while True:
+            consumer = await self._connect(names)
+            try:
+                await self._tail(consumer, topics)
+            except OffsetOutOfRangeError as error:
+                # The topic is younger than our copy (made again, or retention): what we hold may be wrong.
+                _log.warning("replica starts over", error=str(error))
+                self.positions.clear()
+                self.serving.reset()
+            except (KafkaError, OSError) as error:
+                _log.warning("replica reader interrupted", error=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(self.settings.delivery.retry_max_s)
+            finally:
+                await consumer.stop()
+
+    async def _connect(self, names: list[str]) -> AIOKafkaConsumer:
+        async def attempt() -> AIOKafkaConsumer:
+            consumer = AIOKafkaConsumer(
+                **kafka_options(self.settings),
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                fetch_max_wait_ms=max(self.settings.connection.fetch_max_wait_ms, 20),
+                max_partition_fetch_bytes=max(self.settings.connection.max_message_bytes * 2, 4 * 1_048_576),
+            )
+            try:
+                await consumer.start()
+                partitions = []
+                for name in names:
+                    found = consumer.partitions_for_topic(name)
+                    if not found:
+                        await consumer._client.force_metadata_update()
+                        found = await self._partitions(consumer, name)
+                    partitions += [TopicPartition(name, number) for number in sorted(found)]
+                consumer.assign(partitions)
+                beginning = await consumer.beginning_offsets(partitions)
+                self._targets = await consumer.end_offsets(partitions)
+                self._check_positions(beginning)
+                for partition in partitions:
+                    consumer.seek(partition, self.positions.setdefault(partition, beginning[partition]))
+            except BaseException:
+                await consumer.stop()
+                raise
+            return consumer
+
+        return await until_it_works(
+            attempt,
+            what=f"the catalogue topics on Kafka at {self.settings.kafka}",
+            transient=(KafkaError, OSError),
+            settings=self.settings.delivery,
+            metrics=self.metrics,
+        )
+
+    @staticmethod
+    async def _partitions(consumer: AIOKafkaConsumer, name: str) -> set[int]:
+        await consumer.topics()
+        found = consumer.partitions_for_topic(name)
+        if not found:
+            raise KafkaError(f"topic {name} does not exist yet; create it with: tailrace topics create")
+        return set(found)
+
+    def _check_positions(self, beginning: dict[TopicPartition, int]) -> None:
+        """Start over when a position cannot be continued from: the topic was made again or cleaned up."""
+        for partition, position in self.positions.items():
+            if partition not in beginning or position < beginning[partition]:
+                _log.warning("snapshot does not fit the topics", topic=partition.topic, partition=partition.partition)
+                self.positions.clear()
+                self.serving.reset()
+                return
+
+    async def _tail(self, consumer: AIOKafkaConsumer, topics: Topics) -> None:
+        apply = {
+            topics.items: self._apply_item,
+            topics.item_vectors: self._apply_vector,
+            topics.item_signals: self._apply_signals,
+            topics.ranker_weights: self._apply_weights,
+        }
+        last_snapshot = time.monotonic()
+        loop_time = time.perf_counter
+        while True:
+            fetched = await consumer.getmany(
+                timeout_ms=_POLL_MS, max_records=self.settings.replica.apply_slice
+            )
+            started = loop_time()
+            newest = 0
+            for partition, records in fetched.items():
+                apply_record = apply[partition.topic]
+                for record in records:
+                    try:
+                        apply_record(record)
+                    except (InvalidMessage, ValueError) as error:
+                        # The stage that owns the topic dead-letters what is wrong in items.v1; here it is left out.
+                        self._skipped += 1
+                        _log.debug("record left out", topic=record.topic, offset=record.offset, error=str(error))
+                    self.positions[partition] = record.offset + 1
+                    newest = max(newest, record.timestamp)
+                    if loop_time() - started > _SLICE_S:
+                        self.serving.settle()
+                        await asyncio.sleep(0)
+                        started = loop_time()
+                self.metrics.replica_records.labels(partition.topic).inc(len(records))
+            self.serving.settle()
+            if newest:
+                self.metrics.replica_offset_age.set(max(0.0, time.time() - newest / 1000))
+            if not self.ready.is_set() and not fetched:
+                # A broker may state an end that is too low; an empty poll beyond it settles the matter.
+                if all(consumer_at >= self._targets[p] for p, consumer_at in await self._reached(consumer)):
+                    self._became_ready()
+            if self.ready.is_set():
+                self._measure()
+                if (
+                    self._snapshots is not None
+                    and time.monotonic() - last_snapshot > self.settings.replica.snapshot_interval_s
+                ):
+                    await self._write_snapshot()
+                    last_snapshot = time.monotonic()
+
+    async def _reached(self, consumer: AIOKafkaConsumer) -> list[tuple[TopicPartition, int]]:
+        return [(partition, await consumer.position(partition)) for partition in self._targets]
+
+    def _became_ready(self) -> None:
+        self.ready.set()
+        self.metrics.replica_ready.set(1)
+        _log.info(
+            "replica ready",
+            items=len(self.serving.catalogue),
+            vectors=len(self.serving.index),
+            left_out=self._skipped,
+        )
+
+    def _measure(self) -> None:
+        self.metrics.index_items.set(len(self.serving.index))
+        self.metrics.index_deleted.set(self.serving.index.churn)
+
+    async def _write_snapshot(self) -> None:
+        assert self._snapshots is not None  # noqa: S101 - only called with one
+        positions = {(p.topic, p.partition): offset for p, offset in self.positions.items()}
+        try:
+            # Nothing is applied meanwhile: the reader waits for the thread; ranking only reads.
+            await asyncio.to_thread(self._snapshots.write, self.serving, positions)
+        except OSError as error:
+            _log.warning("snapshot not written", error=str(error))
+
+    def _apply_item(self, record: ConsumerRecord) -> None:
+        try:
+            item_id, item = decode_item(record.key, record.value, record.headers)
+        except InvalidMessage:
+            return
+        was_servable = self.serving.is_listed(item_id)
+        self.serving.apply_item(item_id, item)
+        if was_servable and not self.serving.is_listed(item_id) and self.on_withdrawn is not None:
+            self.on_withdrawn(ItemChange(item_id, record.topic, record.partition, record.offset))
+
+    def _apply_vector(self, record: ConsumerRecord) -> None:
+        item_id, vector = decode_item_vector(record.key, record.value)
+        self.serving.apply_vector(item_id, vector)
+
+    def _apply_signals(self, record: ConsumerRecord) -> None:
+        item_id, signals = decode_item_signals(record.key, record.value)
+        self.serving.apply_signals(item_id, signals)
+
+    def _apply_weights(self, record: ConsumerRecord) -> None:
+        _, weights = decode_ranker_weights(record.key, record.value)
+        if weights is not None:
+            self.serving.apply_weights(weights)

@@ -1,0 +1,159 @@
+"""User states in Redis, behind the owner's cache; writes are fenced by offset, so a late owner changes nothing.
+
+One hash per user: field ``s`` is the packed state, field ``o<partition>`` the last offset applied from that
+partition. A write goes through only when its offset is greater than the held one (a Lua script, atomic in
+Redis): the state is a deterministic fold, so the greater offset always holds more, and a process that was
+paused and comes back cannot set a user back.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from stream_app.delivery.retry import until_it_works
+from stream_app.errors import Unavailable
+from stream_app.metrics import Metrics
+from stream_app.settings import Settings
+from stream_app.users.state import UserState, decode_state, encode_state
+
+__all__ = ["REDIS_TRANSIENT", "UserStore", "connect_redis"]
+
+REDIS_TRANSIENT = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError, Unavailable)
+"""Errors of Redis that pass: away, slow, failing over, or loading its data (a kind of ConnectionError)."""
+
+T = TypeVar("T")
+
+_SAVE = """
+local held = redis.call('HGET', KEYS[1], 'o' .. ARGV[1])
+if held and tonumber(held) >= tonumber(ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], 's', ARGV[3], 'o' .. ARGV[1], ARGV[2])
+return 1
+"""
+
+
+def connect_redis(settings: Settings) -> Redis:
+    """A client for the configured Redis; connects at first use."""
+    return Redis.from_url(
+        settings.redis.get_secret_value(),
+        decode_responses=False,
+        socket_timeout=5.0,
+        socket_connect_timeout=2.0,
+        health_check_interval=15,
+    )
+
+
+class UserStore:
+    """States of the users a process owns: an LRU cache of bounded size in front of Redis.
+
+    The cache belongs to the owner of a partition: :meth:`forget` drops it when partitions move.
+    """
+
+    def __init__(self, redis: Redis, settings: Settings, metrics: Metrics) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._metrics = metrics
+        self._prefix = f"{settings.topics.prefix}:user:"
+        self._cache: OrderedDict[str, UserState] = OrderedDict()
+        self._save_sha = ""
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    def forget(self) -> None:
+        """Drop every cached state: the partitions have moved, others may have written since."""
+        self._cache.clear()
+
+    async def load(self, user_ids: Iterable[str]) -> dict[str, UserState]:
+        """The state of each user; a user never seen has an empty one. Waits while Redis is away.
+
+        Raises:
+            ValueError: when a stored state cannot be read; names the user.
+        """
+        states: dict[str, UserState] = {}
+        missing: list[str] = []
+        for user_id in user_ids:
+            state = self._cache.get(user_id)
+            if state is None:
+                missing.append(user_id)
+            else:
+                self._cache.move_to_end(user_id)
+                states[user_id] = state
+        if missing:
+            for user_id, packed in zip(missing, await self._fetch(missing), strict=True):
+                state = UserState(user_id) if packed is None else decode_state(user_id, packed)
+                states[user_id] = self._cache[user_id] = state
+            self._shrink()
+        return states
+
+    async def _fetch(self, user_ids: Sequence[str]) -> list[bytes | None]:
+        async def attempt() -> list[bytes | None]:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for user_id in user_ids:
+                    pipe.hget(self._prefix + user_id, "s")
+                return list(await pipe.execute())
+
+        return await self._patiently(attempt, "user states from Redis")
+
+    async def save(self, states: Mapping[str, UserState], *, partitions: Mapping[str, int]) -> None:
+        """Write the states and put them into the cache; waits while Redis is away.
+
+        Args:
+            states: new states by user id.
+            partitions: the partition whose events made each state new; its applied offset is the fence.
+        """
+        if not states:
+            return
+
+        async def attempt() -> list[object]:
+            if not self._save_sha:
+                self._save_sha = str(await self._redis.script_load(_SAVE))
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for user_id, state in states.items():
+                    partition = partitions[user_id]
+                    pipe.evalsha(
+                        self._save_sha,
+                        1,
+                        self._prefix + user_id,
+                        partition,
+                        state.applied[partition],
+                        encode_state(state),
+                    )
+                try:
+                    return list(await pipe.execute())
+                except ResponseError as error:
+                    if "NOSCRIPT" in str(error):
+                        # Redis was restarted and lost its script cache: load it again.
+                        self._save_sha = ""
+                        raise Unavailable("Redis lost its scripts") from error
+                    raise
+
+        written = await self._patiently(attempt, "user states to Redis")
+        for (user_id, state), result in zip(states.items(), written, strict=True):
+            if result:
+                self._cache[user_id] = state
+                self._cache.move_to_end(user_id)
+            else:
+                # Redis holds as much or more: somebody else owns the user by now. Read it again next time.
+                self._cache.pop(user_id, None)
+        self._shrink()
+
+    def _shrink(self) -> None:
+        while len(self._cache) > self._settings.users.cache:
+            self._cache.popitem(last=False)
+        self._metrics.users_cached.set(len(self._cache))
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
+        return await until_it_works(
+            attempt,
+            what=what,
+            transient=REDIS_TRANSIENT,
+            settings=self._settings.delivery,
+            metrics=self._metrics,
+        )
