@@ -40,7 +40,7 @@ Identifier = Annotated[
     Meta(
         min_length=1,
         max_length=MAX_ID,
-        pattern=r"^[^\x00-\x1f\x7f]+$",
+        pattern=r"^[^\x00-\x1f\x7f]+(?![\s\S])",  # not $: in Python it also matches before a last newline
         description="An id: 1 to 256 characters, no control characters.",
     ),
 ]
@@ -57,20 +57,20 @@ class Item(Struct, frozen=True, kw_only=True):
     """One entry of the catalogue, on ``items.v1`` with key = ``item_id``; a null value deletes the item."""
 
     item_id: Identifier
-    title: Annotated[str, Meta(min_length=1, max_length=2_000)]
-    description: Annotated[str, Meta(max_length=100_000)] | None = None
-    categories: Labels = []
-    tags: Labels = []
-    brand: Label | None = None
+    title: Annotated[str, Meta(min_length=1, max_length=2_000, description="What people see; any language.")]
+    description: Annotated[str, Meta(max_length=100_000, description="Longer text, may hold HTML.")] | None = None
+    categories: Annotated[Labels, Meta(description="From general to special, for example a shop's shelf path.")] = []
+    tags: Annotated[Labels, Meta(description="Free key words, in no order.")] = []
+    brand: Annotated[Label, Meta(description="Maker, publisher, channel or artist.")] | None = None
     price: Annotated[float, Meta(ge=0, description="In units of ``currency``; not negative.")] | None = None
-    currency: Annotated[str, Meta(max_length=8)] | None = None
+    currency: Annotated[str, Meta(max_length=8, description="ISO 4217 code, for example GBP.")] | None = None
     language: Language | None = None
-    image_url: Annotated[str, Meta(max_length=4_096)] | None = None
-    available: bool = True
-    published_at: Instant | None = None
-    expires_at: Instant | None = None
-    owner_id: Identifier | None = None
-    attributes: dict[str, Any] = {}
+    image_url: Annotated[str, Meta(max_length=4_096, description="Where a picture is; not fetched.")] | None = None
+    available: Annotated[bool, Meta(description="False: in the catalogue, but not recommended at the moment.")] = True
+    published_at: Annotated[Instant, Meta(description="Not recommended before this instant (RFC 3339).")] | None = None
+    expires_at: Annotated[Instant, Meta(description="Not recommended from this instant on (RFC 3339).")] | None = None
+    owner_id: Annotated[Identifier, Meta(description="Seller or author, an id.")] | None = None
+    attributes: Annotated[dict[str, Any], Meta(description="Anything else; kept, nested at most 32 levels.")] = {}
 
 
 class Interaction(Struct, frozen=True, kw_only=True):
@@ -80,19 +80,19 @@ class Interaction(Struct, frozen=True, kw_only=True):
     of an ``impression`` event. ``text`` carries a search query or a review.
     """
 
-    event_id: Identifier
+    event_id: Annotated[Identifier, Meta(description="Unique per user: the same id again is the same event.")]
     user_id: Identifier
-    type: Annotated[str, Meta(min_length=1, max_length=64)]
+    type: Annotated[str, Meta(min_length=1, max_length=64, description="A configured event type, e.g. click.")]
     occurred_at: Instant
-    item_id: Identifier | None = None
-    items: Annotated[list[Identifier], Meta(max_length=500)] = []
-    value: float | None = None
-    quantity: float | None = None
-    text: Annotated[str, Meta(max_length=1_000_000)] | None = None
-    session_id: Annotated[str, Meta(max_length=MAX_ID)] | None = None
-    slate_id: Annotated[str, Meta(max_length=MAX_ID)] | None = None
-    position: Annotated[int, Meta(ge=0)] | None = None
-    context: dict[str, Any] = {}
+    item_id: Annotated[Identifier, Meta(description="Needed by all types but impression, search, visit.")] | None = None
+    items: Annotated[list[Identifier], Meta(max_length=500, description="Items seen, in the order shown.")] = []
+    value: Annotated[float, Meta(description="What the type measures: stars, price, seconds.")] | None = None
+    quantity: Annotated[float, Meta(description="How many, in a purchase or cart.")] | None = None
+    text: Annotated[str, Meta(max_length=1_000_000, description="Search query or review.")] | None = None
+    session_id: Annotated[str, Meta(max_length=MAX_ID, description="Visit, invoice or sitting.")] | None = None
+    slate_id: Annotated[str, Meta(max_length=MAX_ID, description="Slate the user acted on, if any.")] | None = None
+    position: Annotated[int, Meta(ge=0, description="Place in what was shown, from 0.")] | None = None
+    context: Annotated[dict[str, Any], Meta(description="Anything else, nested at most 32 levels.")] = {}
 
 
 class Reason(Struct, frozen=True, kw_only=True):
@@ -208,9 +208,7 @@ class ItemSignals(Struct, frozen=True, kw_only=True):
     neighbours: list[str]
     symmetric: Annotated[str, Meta(description="Base64 float64, one per neighbour, decayed to ``at``.")]
     directed: Annotated[str, Meta(description="Base64 float64, one per neighbour, decayed to ``at``.")]
-    applied: Annotated[
-        dict[str, int], Meta(description="Last applied interactions offset per source partition.")
-    ]
+    applied: Annotated[dict[str, int], Meta(description="Last applied interactions offset per source partition.")]
 
 
 class TrainingExample(Struct, frozen=True, kw_only=True):
@@ -242,4 +240,3 @@ class RankerWeights(Struct, frozen=True, kw_only=True):
     accumulators: list[float]
     examples: int
     applied: dict[str, int]
-
