@@ -98,6 +98,22 @@ class Publisher:
             producer, self._producer = self._producer, None
             await producer.stop()
 
+    async def partitions(self, topic: str) -> int:
+        """How many partitions the topic has; waits until the broker knows it."""
+
+        async def attempt() -> int:
+            if self._producer is None:
+                raise RuntimeError("Publisher.start() was not called")
+            return len(await self._producer.partitions_for(topic))
+
+        return await until_it_works(
+            attempt,
+            what=f"topic {topic} on Kafka at {self._settings.kafka}",
+            transient=(KafkaError, OSError),
+            settings=self._settings.delivery,
+            metrics=self._metrics,
+        )
+
     async def publish(self, records: Iterable[OutRecord]) -> None:
         """Send the records in order and wait until the broker has acknowledged each.
 

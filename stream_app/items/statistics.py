@@ -89,6 +89,10 @@ class ItemStatistics:
             self._evicted[item_id] = self._dirty.pop(item_id, offset)
         return changed
 
+    def skip(self, offset: int) -> None:
+        """A message of the owned partition that cannot be applied: only its offset counts."""
+        self._next_offset = offset + 1
+
     def _apply(self, transition: Transition, source: int, offset: int) -> int:
         item_id, at = transition.item_id, transition.at
         changed = 0

@@ -1,0 +1,150 @@
+"""What every agent shares: its Faust app, its loop, and the rule that nothing escapes it.
+
+Faust would restart an agent that raises, and the events it held would wait unacknowledged until the next
+rebalance. So whatever an agent cannot handle ends the process through :attr:`Agent.failed`, and whoever runs
+it starts it again; nothing was acknowledged, nothing is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from stream_app.delivery.dead_letters import dead_letter
+from stream_app.delivery.engine import batches, faust_app, raw_topic
+from stream_app.delivery.publisher import OutRecord, Publisher
+from stream_app.delivery.records import InRecord
+from stream_app.errors import InvalidMessage
+from stream_app.logs import get_logger
+from stream_app.metrics import Metrics
+from stream_app.settings import Settings
+from stream_app.topics import Topics
+
+__all__ = ["Agent"]
+
+_log = get_logger(__name__)
+_LAG_EVERY_S = 1.0
+
+
+class Agent(ABC):
+    """One role's consumer of one topic.
+
+    Args:
+        settings: of this process.
+        publisher: started.
+        metrics: of this process.
+    """
+
+    role: ClassVar[str]
+
+    def __init__(self, settings: Settings, publisher: Publisher, metrics: Metrics) -> None:
+        self.settings = settings
+        self.topics = Topics(settings)
+        self.publisher = publisher
+        self.metrics = metrics
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._app: Any = None
+
+    @property
+    @abstractmethod
+    def topic(self) -> str:
+        """Full name of the topic the agent consumes."""
+
+    @abstractmethod
+    async def handle(self, events: Sequence[Any]) -> None:
+        """Process a natural batch of Faust events and acknowledge what is durable."""
+
+    async def partitions_changed(self) -> None:
+        """Partitions were taken or given: drop what is held for them. Called before new events arrive."""
+
+    async def start(self) -> None:
+        """Join the consumer group and begin."""
+        app = self._app = faust_app(self.settings, self.role)
+        app.agent(raw_topic(app, self.topic), name=f"tailrace.{self.role}", concurrency=1)(self._consume)
+        app.on_partitions_revoked.connect(self._on_rebalance, weak=False)
+        app.on_partitions_assigned.connect(self._on_rebalance, weak=False)
+        await app.start()
+        self._run("lag", self._watch_lag())
+
+    async def stop(self) -> None:
+        """Leave the group: acknowledged offsets are committed, everything else is somebody else's now."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._app is not None:
+            await self._app.stop()
+            self._app = None
+        if not self.failed.done():
+            self.failed.cancel()
+
+    def lag(self) -> int:
+        """Records between what was delivered to the agent and the end of its partitions, as last heard."""
+        app = self._app
+        if app is None or app._consumer is None:
+            return 0
+        behind = 0
+        consumer = app.consumer
+        for partition in list(consumer.assignment()):
+            high = consumer.highwater(partition)
+            read = consumer._read_offset.get(partition)
+            if high is not None and read is not None:
+                behind += max(0, high - read - 1)
+        return behind
+
+    def letter(self, record: InRecord, error: InvalidMessage, *, attempts: int = 1) -> OutRecord:
+        """The dead letter of a record; counted and logged here."""
+        self.metrics.dead_letters.labels(self.role, error.reason).inc()
+        _log.info("dead letter", stage=self.role, at=record.place, reason=error.reason, detail=error.detail[:300])
+        return dead_letter(
+            record,
+            error,
+            topic=self.topics.dead_letter,
+            stage=self.role,
+            attempts=attempts,
+            now=time.time(),
+            max_message_bytes=self.settings.connection.max_message_bytes,
+        )
+
+    def _run(self, name: str, coroutine: Any) -> None:
+        """Run a background task whose failure is the agent's failure."""
+
+        async def guarded() -> None:
+            try:
+                await coroutine
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                self._fail(error)
+
+        self._tasks.append(asyncio.create_task(guarded(), name=f"{self.role}-{name}"))
+
+    def _fail(self, error: BaseException) -> None:
+        _log.error("agent failed", stage=self.role, exc_info=error)
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+    async def _consume(self, stream: Any) -> None:
+        try:
+            async for events in batches(stream, self.settings.delivery.batch):
+                self.metrics.events_in.labels(self.role).inc(len(events))
+                self.metrics.batch_events.labels(self.role).observe(len(events))
+                started = time.perf_counter()
+                await self.handle(events)
+                self.metrics.batch_seconds.labels(self.role, "all").observe(time.perf_counter() - started)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._fail(error)
+
+    async def _on_rebalance(self, *_: Any, **__: Any) -> None:
+        await self.partitions_changed()
+
+    async def _watch_lag(self) -> None:
+        while True:
+            self.metrics.lag.labels(self.role).set(self.lag())
+            await asyncio.sleep(_LAG_EVERY_S)

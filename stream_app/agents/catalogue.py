@@ -1,0 +1,95 @@
+"""The catalogue path: items in, text, embeddings out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.arrays import pack_float32
+from schemas.decode import decode_item, encode
+from schemas.messages import Item, ItemVector
+from stream_app.agents.base import Agent
+from stream_app.delivery.publisher import OutRecord, Publisher
+from stream_app.delivery.records import InRecord
+from stream_app.errors import EncodeError, InvalidMessage, PoisonText
+from stream_app.metrics import Metrics
+from stream_app.settings import Settings
+from stream_app.textify import item_text, text_hash
+from workers.pool import EncoderPool, Priority
+
+__all__ = ["CatalogueAgent"]
+
+
+class CatalogueAgent(Agent):
+    """Keeps ``item-vectors.v1`` true to ``items.v1``.
+
+    Several changes of one item in a batch cost one embedding; a text embedded before comes from the cache. An
+    event is acknowledged when its vector (or tombstone) is acknowledged by the broker.
+    """
+
+    role: ClassVar[str] = "catalogue"
+
+    def __init__(self, settings: Settings, publisher: Publisher, metrics: Metrics, pool: EncoderPool) -> None:
+        super().__init__(settings, publisher, metrics)
+        self._pool = pool
+
+    @property
+    def topic(self) -> str:
+        return self.topics.items
+
+    async def handle(self, events: Sequence[Any]) -> None:
+        latest: dict[str, tuple[InRecord, Item | None]] = {}
+        out: list[OutRecord] = []
+        for event in events:
+            record = InRecord.from_faust(event)
+            try:
+                item_id, item = decode_item(record.key, record.value, record.headers)
+            except InvalidMessage as error:
+                out.append(self.letter(record, error))
+            else:
+                latest[item_id] = (record, item)
+        out += [
+            OutRecord(self.topics.item_vectors, item_id.encode(), None)
+            for item_id, (_, item) in latest.items()
+            if item is None
+        ]
+        items = [(record, item) for record, item in latest.values() if item is not None]
+        texts = [item_text(item) for _, item in items]
+        vectors = await self._embed(texts)
+        for (record, item), text, vector in zip(items, texts, vectors, strict=True):
+            if isinstance(vector, EncodeError):
+                error = InvalidMessage(
+                    "not_embeddable", f"item {item.item_id!r} could not be embedded: {vector}; change its text"
+                )
+                out.append(self.letter(record, error))
+            else:
+                out.append(self._vector(item, text, vector))
+        await self.publisher.publish(out)
+        for event in events:
+            event.ack()
+
+    async def _embed(self, texts: list[str]) -> list[NDArray[np.float32] | EncodeError]:
+        """A vector for each text, or why there is none. One poisonous text costs the others nothing."""
+        if not texts:
+            return []
+        try:
+            return list(await self._pool.encode(texts, priority=Priority.CATALOGUE))
+        except PoisonText as error:
+            if len(texts) == 1:
+                return [error]
+        return [result for [result] in await asyncio.gather(*(self._embed([text]) for text in texts))]
+
+    def _vector(self, item: Item, text: str, vector: NDArray[np.float32]) -> OutRecord:
+        message = ItemVector(
+            item_id=item.item_id,
+            space=self._pool.space,
+            text_hash=text_hash(text),
+            dimensions=len(vector),
+            vector=pack_float32(vector),
+            text=text,
+        )
+        return OutRecord(self.topics.item_vectors, item.item_id.encode(), encode(message))

@@ -1,0 +1,260 @@
+"""The interactions path: events in; user states to Redis; slates, transitions and training examples out.
+
+Order of effects for a batch: outputs are acknowledged by the broker, then the states are written, then the
+events are acknowledged. After a crash between any two, the batch is delivered again: users whose state was
+written skip their events, the others produce the same outputs again, and the consumers of those skip what they
+have (by source offset). Nothing is lost, nothing counts twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.cloudevents import event_type, headers
+from schemas.decode import decode_interaction, encode
+from schemas.messages import Slate, TrainingExamples, Transition, Transitions, Trigger
+from stream_app.agents.base import Agent
+from stream_app.delivery.publisher import OutRecord, Publisher
+from stream_app.delivery.records import InRecord
+from stream_app.errors import EncodeError, InvalidMessage, TailraceError
+from stream_app.items.partitions import item_partition
+from stream_app.logs import get_logger
+from stream_app.metrics import Metrics
+from stream_app.ranking.features import FEATURES
+from stream_app.replicas.replica import ItemChange
+from stream_app.serving import ServingState
+from stream_app.settings import Settings
+from stream_app.stores.users import UserStore
+from stream_app.users.stage import NewSlate, SourcedEvent, StageResult, UserStage
+from stream_app.users.state import UserState
+from workers.pool import EncoderPool, Priority
+
+__all__ = ["InteractionsAgent"]
+
+_log = get_logger(__name__)
+_EVENT_TEXT_WAIT_S = 10.0
+"""An event waits this long for its text's embedding, then goes on without; the text counts from the next event."""
+_MESSAGE_ROWS = 512
+"""Transitions or examples per message, so that one stays far below the broker's limit."""
+
+
+class InteractionsAgent(Agent):
+    """Owns the users of its partitions of ``interactions.v1``."""
+
+    role: ClassVar[str] = "interactions"
+
+    def __init__(
+        self,
+        settings: Settings,
+        publisher: Publisher,
+        metrics: Metrics,
+        *,
+        users: UserStore,
+        stage: UserStage,
+        serving: ServingState,
+        pool: EncoderPool,
+    ) -> None:
+        super().__init__(settings, publisher, metrics)
+        self._users = users
+        self._stage = stage
+        self._serving = serving
+        self._pool = pool
+        self._oldest = datetime.fromisoformat(settings.events.oldest).timestamp()
+        self._item_partitions = settings.topics.partitions
+        self._busy = asyncio.Lock()
+
+    @property
+    def topic(self) -> str:
+        return self.topics.interactions
+
+    async def start(self) -> None:
+        self._item_partitions = await self.publisher.partitions(self.topics.transitions)
+        await super().start()
+
+    async def partitions_changed(self) -> None:
+        self._users.forget()
+        self._stage.forget()
+
+    async def handle(self, events: Sequence[Any]) -> None:
+        now = time.time()
+        sourced: list[tuple[InRecord, SourcedEvent]] = []
+        letters: list[OutRecord] = []
+        for event in events:
+            record = InRecord.from_faust(event)
+            try:
+                sourced.append((record, self._decode(record, now)))
+            except InvalidMessage as error:
+                letters.append(self.letter(record, error))
+        async with self._busy:
+            try:
+                await self._process([event for _, event in sourced], letters, now)
+            except (TailraceError, ArithmeticError, LookupError, TypeError, ValueError):
+                _log.warning("batch failed, going on one by one", events=len(sourced), exc_info=True)
+                await self._one_by_one(sourced, letters, now)
+        for event in events:
+            event.ack()
+
+    def _decode(self, record: InRecord, now: float) -> SourcedEvent:
+        event = decode_interaction(
+            record.key,
+            record.value,
+            record.headers,
+            event_types=self.settings.event_types,
+            now=now,
+            oldest=self._oldest,
+            future_tolerance_s=self.settings.events.future_tolerance_s,
+        )
+        return SourcedEvent(event, record.partition, record.offset, record.timestamp_s)
+
+    async def _one_by_one(
+        self, sourced: Sequence[tuple[InRecord, SourcedEvent]], letters: list[OutRecord], now: float
+    ) -> None:
+        """Find the event that cannot be processed, dead-letter it, and do the others."""
+        await self.publisher.publish(letters)
+        for record, event in sourced:
+            for attempt in range(1, self.settings.delivery.attempts + 1):
+                try:
+                    await self._process([event], [], now)
+                    break
+                except (TailraceError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+                    if attempt == self.settings.delivery.attempts:
+                        problem = InvalidMessage(
+                            "processing_failed",
+                            f"{type(error).__name__}: {error}; the event itself is well formed: "
+                            "report it, then replay it after the fix",
+                        )
+                        await self.publisher.publish([self.letter(record, problem, attempts=attempt)])
+
+    async def _process(self, events: Sequence[SourcedEvent], letters: Sequence[OutRecord], now: float) -> None:
+        observe = self.metrics.batch_seconds.labels
+        t0 = time.perf_counter()
+        states = await self._users.load({sourced.event.user_id for sourced in events})
+        texts = await self._text_vectors(events, states)
+        t1 = time.perf_counter()
+        result = self._stage.process(events, states, now=now, text_vectors=texts)
+        for why, count in result.skipped.items():
+            self.metrics.skipped.labels(why).inc(count)
+        records = [*letters, *self._slates(result.slates, now), *self._notes(result)]
+        t2 = time.perf_counter()
+        await self.publisher.publish(records)
+        self._measure_freshness(result.slates)
+        t3 = time.perf_counter()
+        await self._users.save(result.states, partitions=result.partitions)
+        t4 = time.perf_counter()
+        for step, seconds in (("load", t1 - t0), ("compute", t2 - t1), ("publish", t3 - t2), ("save", t4 - t3)):
+            observe(self.role, step).observe(seconds)
+
+    async def _text_vectors(
+        self, events: Sequence[SourcedEvent], states: Mapping[str, UserState]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Embeddings of the free texts that matter to this batch; what cannot be had in time is left out."""
+        kept = self.settings.users.text_history_chars
+        texts = {entry.text for state in states.values() for entry in state.history if entry.text}
+        texts.update((sourced.event.text or "").strip()[:kept] for sourced in events)
+        texts.discard("")
+        if not texts:
+            return {}
+        wanted = sorted(texts)
+        try:
+            async with asyncio.timeout(_EVENT_TEXT_WAIT_S):
+                vectors = await self._pool.encode(wanted, priority=Priority.EVENT)
+        except (EncodeError, TimeoutError) as error:
+            _log.warning("texts of events left out", texts=len(wanted), error=f"{type(error).__name__}: {error}")
+            return {}
+        return dict(zip(wanted, vectors, strict=True))
+
+    async def withdrawn(self, changes: Sequence[ItemChange]) -> None:
+        """Items that may not be recommended any more: publish the slates that show them again, without them."""
+
+    def _slates(self, slates: Sequence[NewSlate], now: float) -> list[OutRecord]:
+        generated_at = datetime.fromtimestamp(now, UTC)
+        return [self._slate(slate, generated_at) for slate in slates]
+
+    def _slate(self, slate: NewSlate, generated_at: datetime) -> OutRecord:
+        sourced = slate.trigger
+        assert sourced is not None  # noqa: S101 - narrowed by the only caller
+        slate_id = f"{sourced.partition}-{sourced.offset}"
+        message = Slate(
+            slate_id=slate_id,
+            user_id=slate.user_id,
+            generated_at=generated_at,
+            items=slate.items,
+            trigger=Trigger(
+                topic=self.topic,
+                partition=sourced.partition,
+                offset=sourced.offset,
+                event_id=sourced.event.event_id,
+                occurred_at=sourced.event.occurred_at,
+            ),
+            versions=self._serving.versions,
+        )
+        return OutRecord(
+            self.topics.recommendations,
+            slate.user_id.encode(),
+            encode(message),
+            headers(
+                event_type("recommendations"),
+                source="/tailrace/interactions",
+                id=slate_id,
+                time=generated_at,
+                subject=slate.user_id,
+            ),
+        )
+
+    def _notes(self, result: StageResult) -> list[OutRecord]:
+        """Transitions for the item owners and examples for the ranker."""
+        records: list[OutRecord] = []
+        for source, transitions in result.transitions.items():
+            by_owner: dict[int, list[Transition]] = {}
+            for transition in transitions:
+                owners = {item_partition(item_id, self._item_partitions) for item_id in transition.previous}
+                owners.add(item_partition(transition.item_id, self._item_partitions))
+                for owner in owners:
+                    by_owner.setdefault(owner, []).append(transition)
+            for owner, rows in sorted(by_owner.items()):
+                records += [
+                    OutRecord(
+                        self.topics.transitions,
+                        str(source).encode(),
+                        encode(Transitions(source_topic=self.topic, source_partition=source, rows=part)),
+                        partition=owner,
+                    )
+                    for part in _parts(rows)
+                ]
+        for source, examples in result.examples.items():
+            records += [
+                OutRecord(
+                    self.topics.training_examples,
+                    b"default",
+                    encode(
+                        TrainingExamples(
+                            source_topic=self.topic,
+                            source_partition=source,
+                            feature_names=list(FEATURES),
+                            examples=part,
+                        )
+                    ),
+                )
+                for part in _parts(examples)
+            ]
+        return records
+
+    def _measure_freshness(self, slates: Sequence[NewSlate]) -> None:
+        now = time.time()
+        triggers = [slate.trigger for slate in slates if slate.trigger is not None]
+        self.metrics.observe_freshness(
+            event_s=[max(0.0, now - trigger.event.occurred_at.timestamp()) for trigger in triggers],
+            append_s=[max(0.0, now - trigger.appended_s) for trigger in triggers],
+            objective_s=self.settings.metrics.freshness_objective_ms / 1000,
+        )
+
+
+def _parts(rows: list[Any]) -> list[list[Any]]:
+    return [rows[start : start + _MESSAGE_ROWS] for start in range(0, len(rows), _MESSAGE_ROWS)]

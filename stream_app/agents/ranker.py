@@ -1,0 +1,97 @@
+"""The ranker's stage: examples in, weights out. One partition, so one learner; everyone else tails the weights."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from schemas.decode import decode_ranker_weights, decode_training_examples, encode
+from stream_app.agents.base import Agent
+from stream_app.delivery.publisher import OutRecord
+from stream_app.delivery.reading import read_to_end
+from stream_app.delivery.records import InRecord
+from stream_app.errors import InvalidMessage
+from stream_app.logs import get_logger
+from stream_app.ranking.softmax import OnlineSoftmax
+
+__all__ = ["RankerAgent"]
+
+_log = get_logger(__name__)
+
+
+class RankerAgent(Agent):
+    """Learns from every example once and broadcasts the weights.
+
+    The broadcast is also the durable state: it says through which source offsets it is complete, so examples
+    that are delivered again are skipped.
+    """
+
+    role: ClassVar[str] = "ranker"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._model: OnlineSoftmax | None = None
+        self._held: deque[Any] = deque()
+        self._changed = False
+
+    @property
+    def topic(self) -> str:
+        return self.topics.training_examples
+
+    async def start(self) -> None:
+        await super().start()
+        self._run("publish", self._publish_for_ever())
+
+    async def partitions_changed(self) -> None:
+        self._model = None
+        self._held = deque()
+        self._changed = False
+
+    async def handle(self, events: Sequence[Any]) -> None:
+        held = self._held
+        if self._model is None:
+            model = await self._take_over()
+            if held is not self._held:
+                return  # The partition moved meanwhile.
+            self._model = model
+        letters: list[OutRecord] = []
+        for event in events:
+            record = InRecord.from_faust(event)
+            try:
+                self._changed |= bool(self._model.learn(decode_training_examples(record.value)))
+            except InvalidMessage as error:
+                letters.append(self.letter(record, error))
+            held.append(event)
+        await self.publisher.publish(letters)
+
+    async def _take_over(self) -> OnlineSoftmax:
+        model = OnlineSoftmax(self.settings)
+        async for record in read_to_end(self.settings, self.topics.ranker_weights):
+            try:
+                _, weights = decode_ranker_weights(record.key, record.value)
+                if weights is not None:
+                    model.load(weights)
+            except (InvalidMessage, ValueError) as error:
+                _log.warning("weights left out", offset=record.offset, error=str(error))
+        self.metrics.ranker_examples.set(model.examples)
+        _log.info("took over the ranker", examples=model.examples)
+        return model
+
+    async def _publish_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.ranker.publish_interval_s)
+            model, held = self._model, self._held
+            if model is None or not held:
+                continue
+            through = len(held)
+            if self._changed:
+                self._changed = False
+                weights = model.export()
+                await self.publisher.publish(
+                    [OutRecord(self.topics.ranker_weights, weights.variant.encode(), encode(weights))]
+                )
+                self.metrics.ranker_examples.set(weights.examples)
+            for _ in range(through):
+                held.popleft().ack()

@@ -1,0 +1,161 @@
+"""The composition root: builds the parts a process needs for its roles, starts them in order, watches them, stops
+them in order. Importing anything starts nothing; this does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from typing import Literal
+
+from stream_app.agents.base import Agent
+from stream_app.agents.catalogue import CatalogueAgent
+from stream_app.agents.interactions import InteractionsAgent
+from stream_app.agents.items import ItemsAgent
+from stream_app.agents.ranker import RankerAgent
+from stream_app.delivery.admin import create_topics
+from stream_app.delivery.publisher import Publisher
+from stream_app.delivery.retry import until_it_works
+from stream_app.errors import TailraceError
+from stream_app.logs import get_logger
+from stream_app.metrics import Metrics, serve_metrics
+from stream_app.ranking.recommender import Recommender
+from stream_app.replicas.replica import Replica
+from stream_app.serving import ServingState
+from stream_app.settings import Settings
+from stream_app.stores.embedding_cache import EmbeddingCache
+from stream_app.stores.users import REDIS_TRANSIENT, UserStore, connect_redis
+from stream_app.users.stage import UserStage
+from workers.models import describe_model
+from workers.pool import EncoderPool
+
+__all__ = ["ROLES", "Role", "Tailrace"]
+
+Role = Literal["catalogue", "interactions", "items", "ranker"]
+ROLES: tuple[Role, ...] = ("catalogue", "items", "ranker", "interactions")
+"""In the order they are started: what feeds the others first."""
+
+_log = get_logger(__name__)
+
+
+class Tailrace:
+    """One process of Tailrace, with one or more roles.
+
+    Attributes:
+        ready: set when every role takes events (a replica is caught up, the consumers have joined).
+        metrics_port: where ``/metrics`` is served, None when it is switched off.
+    """
+
+    def __init__(self, settings: Settings, roles: Sequence[Role]) -> None:
+        self.settings = settings
+        self.roles = [role for role in ROLES if role in roles]
+        self.metrics = Metrics()
+        self.metrics_port: int | None = None
+        self.ready = asyncio.Event()
+        self.agents: list[Agent] = []
+        self.replica: Replica | None = None
+        self._stack = contextlib.AsyncExitStack()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Start, work until ``stop`` is set, stop. Waits for a broker or Redis that is not there yet.
+
+        Raises:
+            TailraceError: when a part failed; nothing it held was acknowledged, so starting again continues.
+        """
+        stopping = asyncio.create_task(stop.wait())
+        working = asyncio.create_task(self._work())
+        try:
+            await asyncio.wait([stopping, working], return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+        finally:
+            for task in (stopping, working):
+                task.cancel()
+            await asyncio.gather(stopping, working, return_exceptions=True)
+            await self._stack.aclose()
+
+    async def _work(self) -> None:
+        settings, metrics = self.settings, self.metrics
+        served = serve_metrics(metrics, settings.metrics)
+        if served is not None:
+            server, self.metrics_port = served
+            self._stack.callback(_close_server, server)
+            _log.info("metrics", url=f"http://{settings.metrics.host}:{self.metrics_port}/metrics")
+        publisher = Publisher(settings, metrics)
+        await publisher.start()
+        self._stack.push_async_callback(publisher.stop)
+        if settings.topics.create:
+            await create_topics(settings)
+        needs_redis = {"catalogue", "interactions"} & set(self.roles)
+        pool: EncoderPool | None = None
+        redis = connect_redis(settings)
+        self._stack.push_async_callback(redis.aclose)
+        if needs_redis:
+            await until_it_works(
+                redis.ping, what="Redis", transient=REDIS_TRANSIENT, settings=settings.delivery, metrics=metrics
+            )
+            pool = EncoderPool(settings.encoder, cache=EmbeddingCache(redis, settings))
+            await pool.start()
+            self._stack.push_async_callback(pool.close)
+        for role in self.roles:
+            agent = await self._agent(role, publisher, redis, pool)
+            await agent.start()
+            self._stack.push_async_callback(agent.stop)
+            self.agents.append(agent)
+            _log.info("role started", started=role)
+        self.ready.set()
+        await self._watch()
+
+    async def _agent(self, role: Role, publisher: Publisher, redis, pool: EncoderPool | None) -> Agent:  # type: ignore[no-untyped-def]
+        settings, metrics = self.settings, self.metrics
+        if role == "items":
+            return ItemsAgent(settings, publisher, metrics)
+        if role == "ranker":
+            return RankerAgent(settings, publisher, metrics)
+        assert pool is not None  # noqa: S101 - made for these roles
+        if role == "catalogue":
+            return CatalogueAgent(settings, publisher, metrics, pool)
+        serving = ServingState(settings, space=describe_model(settings.encoder.model).space)
+        self.replica = replica = Replica(settings, metrics, serving)
+        await replica.start()
+        self._stack.push_async_callback(replica.stop)
+        await replica.ready.wait()
+        return InteractionsAgent(
+            settings,
+            publisher,
+            metrics,
+            users=UserStore(redis, settings, metrics),
+            stage=UserStage(settings, serving, Recommender(settings, serving)),
+            serving=serving,
+            pool=pool,
+        )
+
+    async def _watch(self) -> None:
+        """Until a part fails."""
+        await asyncio.wait([agent.failed for agent in self.agents], return_when=asyncio.FIRST_COMPLETED)
+        for agent in self.agents:
+            if agent.failed.done() and (error := agent.failed.exception()) is not None:
+                raise TailraceError(f"the {agent.role} role failed: {type(error).__name__}: {error}") from error
+
+
+def _close_server(server: object) -> None:
+    # shutdown() waits for the serving thread, so it must not run on it; ours is the event loop's.
+    threading.Thread(target=server.shutdown, daemon=True).start()  # type: ignore[attr-defined]
+    server.server_close()  # type: ignore[attr-defined]
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """SIGINT and SIGTERM set ``stop``; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+
+    def handler(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, handler, number)
