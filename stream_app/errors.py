@@ -5,6 +5,7 @@
     ├── InvalidMessage         a record cannot be processed as it is; goes to the dead letter topic
     ├── EncodeError            a text could not be embedded
     │   └── PoisonText         it ended the encoder process every time it was tried
+    ├── DatasetError           a data set's file cannot be read; names the file and the line
     ├── EmbeddedStackError     the embedded broker or Redis could not be started
     ├── SnapshotError          a snapshot on disk cannot be used; the replica reads the topics instead
     └── Unavailable            a broker, Redis or encoder is not there at the moment; worth trying again
@@ -13,6 +14,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "DatasetError",
     "EmbeddedStackError",
     "EncodeError",
     "InvalidMessage",
@@ -51,6 +53,10 @@ class EncodeError(TailraceError):
 
 class PoisonText(EncodeError):
     """A text ended the encoder process each time it was tried."""
+
+
+class DatasetError(TailraceError):
+    """A data set's file cannot be read as what it should be."""
 
 
 class EmbeddedStackError(TailraceError):
