@@ -1,0 +1,171 @@
+"""Folding events into user state: what counts, what repeats, what is remembered, and for how long."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.messages import Interaction
+from stream_app.settings import DEFAULT_EVENT_TYPES, ItemSettings, UserSettings
+from stream_app.users.fold import Folder
+from stream_app.users.state import UserState, decode_state, encode_state, id_hash
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+FOLD = Folder(DEFAULT_EVENT_TYPES, UserSettings(), ItemSettings())
+
+
+def event(number: int, item: str | None = "a", kind: str = "purchase", minutes: int | None = None, **more) -> Interaction:
+    return Interaction(
+        event_id=f"e{number}",
+        user_id="u",
+        type=kind,
+        item_id=item,
+        occurred_at=START + timedelta(minutes=number if minutes is None else minutes),
+        **more,
+    )
+
+
+def run(events, fold=FOLD):
+    state = UserState("u")
+    folds = [fold(state, one, partition=0, offset=offset) for offset, one in enumerate(events)]
+    return state, folds
+
+
+def test_a_purchase_moves_history_is_consumed_and_teaches():
+    state, [fold] = run([event(1)])
+    assert [entry.item_id for entry in state.history] == ["a"]
+    assert state.excludes(id_hash("a"))
+    assert fold.teaches
+    assert fold.refreshes
+    assert fold.transition is not None
+    assert fold.transition.count == 1
+    assert fold.transition.previous == []
+
+
+def test_a_consumed_item_bought_again_does_not_teach_but_counts():
+    _, [_, again] = run([event(1), event(2)])
+    assert not again.teaches
+    assert again.transition is not None
+
+
+def test_an_event_id_seen_before_has_no_effect_under_a_new_offset():
+    state, folds = run([event(1), event(1, item="b")])
+    assert [fold.outcome for fold in folds] == ["applied", "duplicate"]
+    assert len(state.history) == 1
+    assert state.applied == {0: 1}
+
+
+def test_a_visit_refreshes_and_leaves_no_trace_in_the_history():
+    state, [fold] = run([event(1, item=None, kind="visit")])
+    assert fold.refreshes
+    assert fold.transition is None
+    assert state.history == ()
+    assert state.events == 1
+
+
+def test_hidden_items_are_excluded_for_good_and_say_nothing_about_items():
+    state, [fold] = run([event(1, kind="hide")])
+    assert state.excludes(id_hash("a"))
+    assert fold.transition is None
+    assert state.history[0].weight < 0
+
+
+def test_a_low_rating_is_a_dislike():
+    state, [fold] = run([event(1, kind="rating", value=1.0)])
+    assert state.history[0].weight < 0
+    assert fold.transition is None
+    assert not fold.teaches
+    state, [fold] = run([event(1, kind="rating", value=5.0)])
+    assert state.history[0].weight > 0
+    assert fold.teaches
+
+
+def test_a_search_is_kept_as_shortened_text():
+    state, _ = run([event(1, item=None, kind="search", text="  lamp " + "x" * 1_000)])
+    assert state.history[0].text.startswith("lamp x")
+    assert len(state.history[0].text) == UserSettings().text_history_chars
+
+
+def test_items_of_one_basket_are_linked_without_direction_and_earlier_ones_with_decay():
+    _, folds = run([event(1, "old"), event(2, "x", minutes=9), event(3, "y", minutes=9), event(4, "z", minutes=9)])
+    last = folds[-1].transition
+    assert last is not None
+    assert last.previous == ["y", "x", "old"]
+    assert last.symmetric == pytest.approx([1, 1, 0.9])
+    assert last.directed == pytest.approx([0, 0, 0.7])
+
+
+def test_an_earlier_item_is_linked_once_at_its_latest_place():
+    _, folds = run([event(1, "a", "click"), event(2, "b", "click"), event(3, "a", "click"), event(4, "c", "click")])
+    transition = folds[-1].transition
+    assert transition is not None
+    assert transition.previous == ["a", "b"]
+
+
+def test_everything_kept_is_bounded():
+    users = UserSettings(history=5, consumed=3, hidden=2, recent_event_ids=4)
+    fold = Folder(DEFAULT_EVENT_TYPES, users, ItemSettings())
+    state, _ = run([event(n, f"i{n}", "purchase" if n % 2 else "hide") for n in range(100)], fold)
+    assert len(state.history) == 5
+    assert len(state.consumed) == 3
+    assert len(state.hidden) == 2
+    assert len(state.recent_event_ids) == 4
+    assert state.excludes(id_hash("i99"))
+
+
+kinds = st.sampled_from(["view", "click", "purchase", "hide", "search", "visit", "rating", "dislike"])
+streams = st.lists(
+    st.builds(
+        lambda number, item, kind, minutes: event(
+            number, item, kind, minutes, text="lamp" if kind == "search" else None, value=2.0
+        ),
+        st.integers(0, 30),
+        st.sampled_from("abcdef"),
+        kinds,
+        st.integers(0, 50),
+    ),
+    max_size=40,
+)
+
+
+@given(streams, st.data())
+def test_replaying_any_suffix_changes_nothing(events, data):
+    state, _ = run(events)
+    expected = encode_state(state)
+    start = data.draw(st.integers(0, len(events)))
+    for offset in range(start, len(events)):
+        assert FOLD(state, events[offset], partition=0, offset=offset).outcome == "replayed"
+    assert encode_state(state) == expected
+
+
+@given(streams, st.data())
+def test_a_crash_at_any_moment_and_a_replay_give_the_same_state_and_the_same_outputs(events, data):
+    """State is written now and then; after a crash the fold goes on from the last written state."""
+    whole, folds = run(events)
+    crash = data.draw(st.integers(0, len(events)))
+    written = data.draw(st.integers(0, crash))
+    state, _ = run(events[:written])
+    state = decode_state("u", encode_state(state))
+    outputs = [FOLD(state, events[offset], partition=0, offset=offset) for offset in range(written, len(events))]
+    assert encode_state(state) == encode_state(whole)
+    assert outputs == folds[written:]
+
+
+def test_offsets_of_different_partitions_are_apart():
+    state = UserState("u")
+    assert FOLD(state, event(1), partition=0, offset=7).outcome == "applied"
+    assert FOLD(state, event(2), partition=1, offset=3).outcome == "applied"
+    assert FOLD(state, event(2), partition=1, offset=3).outcome == "replayed"
+    assert state.applied == {0: 7, 1: 3}
+
+
+def test_a_state_of_an_unknown_version_is_refused():
+    packed = bytearray(encode_state(UserState("u")))
+    packed[1] = 99
+    with pytest.raises(ValueError, match="version 99"):
+        decode_state("u", bytes(packed))
+    with pytest.raises(ValueError, match="cannot be read"):
+        decode_state("u", b"\x00nonsense")
