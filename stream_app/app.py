@@ -25,7 +25,6 @@ from stream_app.logs import get_logger
 from stream_app.metrics import Metrics, serve_metrics
 from stream_app.ranking.recommender import Recommender
 from stream_app.replicas.replica import Replica
-from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.stores.embedding_cache import EmbeddingCache
 from stream_app.stores.users import REDIS_TRANSIENT, UserStore, connect_redis
@@ -119,11 +118,12 @@ class Tailrace:
         assert pool is not None  # noqa: S101 - made for these roles
         if role == "catalogue":
             return CatalogueAgent(settings, publisher, metrics, pool)
-        serving = ServingState(settings, space=describe_model(settings.encoder.model).space)
-        self.replica = replica = Replica(settings, metrics, serving)
+        model = describe_model(settings.encoder.model)
+        self.replica = replica = Replica(settings, metrics, space=model.space, dimensions=model.dimensions)
         await replica.start()
         self._stack.push_async_callback(replica.stop)
-        await replica.ready.wait()
+        await self._caught_up(replica)
+        serving = replica.serving
         return InteractionsAgent(
             settings,
             publisher,
@@ -134,9 +134,24 @@ class Tailrace:
             pool=pool,
         )
 
+    @staticmethod
+    async def _caught_up(replica: Replica) -> None:
+        ready = asyncio.create_task(replica.ready.wait())
+        try:
+            await asyncio.wait([ready, replica.failed], return_when=asyncio.FIRST_COMPLETED)
+            if replica.failed.done():
+                replica.failed.result()
+        finally:
+            ready.cancel()
+
     async def _watch(self) -> None:
         """Until a part fails."""
-        await asyncio.wait([agent.failed for agent in self.agents], return_when=asyncio.FIRST_COMPLETED)
+        parts = [agent.failed for agent in self.agents]
+        if self.replica is not None:
+            parts.append(self.replica.failed)
+        await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        if self.replica is not None and self.replica.failed.done():
+            self.replica.failed.result()
         for agent in self.agents:
             if agent.failed.done() and (error := agent.failed.exception()) is not None:
                 raise TailraceError(f"the {agent.role} role failed: {type(error).__name__}: {error}") from error

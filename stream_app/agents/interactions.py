@@ -27,7 +27,7 @@ from stream_app.errors import EncodeError, InvalidMessage, TailraceError
 from stream_app.items.partitions import item_partition
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
-from stream_app.ranking.features import FEATURES
+from stream_app.ranking.features import feature_names
 from stream_app.replicas.replica import ItemChange
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
@@ -69,6 +69,7 @@ class InteractionsAgent(Agent):
         self._oldest = datetime.fromisoformat(settings.events.oldest).timestamp()
         self._item_partitions = settings.topics.partitions
         self._busy = asyncio.Lock()
+        self._feature_names = list(feature_names(settings.items))
 
     @property
     def topic(self) -> str:
@@ -237,7 +238,7 @@ class InteractionsAgent(Agent):
                         TrainingExamples(
                             source_topic=self.topic,
                             source_partition=source,
-                            feature_names=list(FEATURES),
+                            feature_names=self._feature_names,
                             examples=part,
                         )
                     ),

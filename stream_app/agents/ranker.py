@@ -14,7 +14,8 @@ from stream_app.delivery.reading import read_to_end
 from stream_app.delivery.records import InRecord
 from stream_app.errors import InvalidMessage
 from stream_app.logs import get_logger
-from stream_app.ranking.softmax import OnlineSoftmax
+from stream_app.ranking.features import feature_names
+from stream_app.ranking.softmax import SoftmaxRanker
 
 __all__ = ["RankerAgent"]
 
@@ -32,7 +33,7 @@ class RankerAgent(Agent):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._model: OnlineSoftmax | None = None
+        self._model: SoftmaxRanker | None = None
         self._held: deque[Any] = deque()
         self._changed = False
 
@@ -66,13 +67,13 @@ class RankerAgent(Agent):
             held.append(event)
         await self.publisher.publish(letters)
 
-    async def _take_over(self) -> OnlineSoftmax:
-        model = OnlineSoftmax(self.settings)
+    async def _take_over(self) -> SoftmaxRanker:
+        model = SoftmaxRanker(feature_names(self.settings.items), self.settings.ranker)
         async for record in read_to_end(self.settings, self.topics.ranker_weights):
             try:
                 _, weights = decode_ranker_weights(record.key, record.value)
                 if weights is not None:
-                    model.load(weights)
+                    model.restore(weights)
             except (InvalidMessage, ValueError) as error:
                 _log.warning("weights left out", offset=record.offset, error=str(error))
         self.metrics.ranker_examples.set(model.examples)
@@ -88,7 +89,7 @@ class RankerAgent(Agent):
             through = len(held)
             if self._changed:
                 self._changed = False
-                weights = model.export()
+                weights = model.weights_message()
                 await self.publisher.publish(
                     [OutRecord(self.topics.ranker_weights, weights.variant.encode(), encode(weights))]
                 )

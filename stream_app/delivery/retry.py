@@ -47,7 +47,8 @@ async def until_it_works(
                 metrics.retries.labels(what).inc()
             if not reported or now - reported >= _REPORT_EVERY_S:
                 reported = now
-                _log.warning("waiting", what=what, for_s=round(now - started, 1), error=f"{type(error).__name__}: {error}")
+                why = f"{type(error).__name__}: {error}"
+                _log.warning("waiting", what=what, for_s=round(now - started, 1), error=why)
         else:
             if reported:
                 _log.info("resumed", what=what, after_s=round(loop.time() - started, 1))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
@@ -22,7 +22,7 @@ from aiokafka.structs import ConsumerRecord
 from schemas.decode import decode_item, decode_item_signals, decode_item_vector, decode_ranker_weights
 from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.retry import until_it_works
-from stream_app.errors import InvalidMessage, SnapshotError
+from stream_app.errors import InvalidMessage, SnapshotError, TailraceError
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
 from stream_app.replicas.snapshots import Snapshots
@@ -48,26 +48,39 @@ class ItemChange:
     offset: int
 
 
-@dataclass(slots=True)
 class Replica:
-    """Tails the compacted topics into ``serving``.
+    """Tails the compacted topics into a serving state.
+
+    Args:
+        settings: of this process.
+        metrics: of this process.
+        space: the vector space served.
+        dimensions: of its vectors.
 
     Attributes:
-        serving: what ranking reads; replaced only before the first record is applied.
+        serving: what ranking reads; final once :attr:`ready` is set.
         on_withdrawn: called when an item that could be recommended no longer can.
         ready: set when caught up for the first time.
+        failed: completes with what ended the tail.
     """
 
-    settings: Settings
-    metrics: Metrics
-    serving: ServingState
-    on_withdrawn: Callable[[ItemChange], None] | None = None
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
-    positions: dict[TopicPartition, int] = field(default_factory=dict)
-    _task: asyncio.Task[None] | None = None
-    _targets: dict[TopicPartition, int] = field(default_factory=dict)
-    _snapshots: Snapshots | None = None
-    _skipped: int = 0
+    def __init__(self, settings: Settings, metrics: Metrics, *, space: str, dimensions: int) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.on_withdrawn: Callable[[ItemChange], None] | None = None
+        self.ready = asyncio.Event()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.positions: dict[TopicPartition, int] = {}
+        self._space = space
+        self._dimensions = dimensions
+        self.serving = self._empty()
+        self._task: asyncio.Task[None] | None = None
+        self._targets: dict[TopicPartition, int] = {}
+        self._snapshots: Snapshots | None = None
+        self._left_out = 0
+
+    def _empty(self) -> ServingState:
+        return ServingState(self.settings, space=self._space, dimensions=self._dimensions)
 
     async def start(self) -> None:
         """Load the newest snapshot and begin to tail; :attr:`ready` says when it has caught up."""
@@ -76,6 +89,13 @@ class Replica:
             self._snapshots = Snapshots(directory, self.settings)
             await self._load_snapshot()
         self._task = asyncio.create_task(self._run(), name="replica")
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            self.failed.cancel()
+        elif (error := task.exception()) is not None and not self.failed.done():
+            self.failed.set_exception(error)
 
     async def stop(self) -> None:
         """End tailing; writes a last snapshot when there is something new and a place for it."""
@@ -87,23 +107,17 @@ class Replica:
         if self._snapshots is not None and self.ready.is_set():
             await self._write_snapshot()
 
-    def failure(self) -> BaseException | None:
-        """What ended the tail, if anything did."""
-        if self._task is not None and self._task.done() and not self._task.cancelled():
-            return self._task.exception()
-        return None
-
     async def _load_snapshot(self) -> None:
         assert self._snapshots is not None  # noqa: S101 - only called with one
         try:
-            loaded = await asyncio.to_thread(self._snapshots.load, self.serving)
+            loaded = await asyncio.to_thread(self._snapshots.load, space=self._space, dimensions=self._dimensions)
         except SnapshotError as error:
-            _log.warning("snapshot not used", error=str(error))
-            self.serving.reset()
+            _log.warning("snapshot not used, reading the topics", error=str(error))
             return
         if loaded is not None:
-            self.positions = {TopicPartition(t, p): offset for (t, p), offset in loaded.items()}
-            _log.info("snapshot loaded", items=len(self.serving.index), offsets=sum(self.positions.values()))
+            self.serving, offsets = loaded
+            self.positions = {TopicPartition(t, p): offset for (t, p), offset in offsets.items()}
+            _log.info("snapshot loaded", vectors=len(self.serving.index))
 
     async def _run(self) -> None:
         topics = Topics(self.settings)
@@ -113,10 +127,7 @@ class Replica:
             try:
                 await self._tail(consumer, topics)
             except OffsetOutOfRangeError as error:
-                # The topic is younger than our copy (made again, or retention): what we hold may be wrong.
-                _log.warning("replica starts over", error=str(error))
-                self.positions.clear()
-                self.serving.reset()
+                self._start_over(str(error))
             except (KafkaError, OSError) as error:
                 _log.warning("replica reader interrupted", error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(self.settings.delivery.retry_max_s)
@@ -172,10 +183,20 @@ class Replica:
         """Start over when a position cannot be continued from: the topic was made again or cleaned up."""
         for partition, position in self.positions.items():
             if partition not in beginning or position < beginning[partition]:
-                _log.warning("snapshot does not fit the topics", topic=partition.topic, partition=partition.partition)
-                self.positions.clear()
-                self.serving.reset()
+                self._start_over(f"{partition.topic}[{partition.partition}] has no offset {position} any more")
                 return
+
+    def _start_over(self, why: str) -> None:
+        """The topics are not those our copy was made from. What it holds may be wrong: read everything again.
+
+        Raises:
+            TailraceError: when the copy is in use already; the process must be started again.
+        """
+        if self.ready.is_set():
+            raise TailraceError(f"the topics were made again while this process ran ({why}); start it again")
+        _log.warning("replica starts over", why=why)
+        self.positions.clear()
+        self.serving = self._empty()
 
     async def _tail(self, consumer: AIOKafkaConsumer, topics: Topics) -> None:
         apply = {
@@ -187,9 +208,7 @@ class Replica:
         last_snapshot = time.monotonic()
         loop_time = time.perf_counter
         while True:
-            fetched = await consumer.getmany(
-                timeout_ms=_POLL_MS, max_records=self.settings.replica.apply_slice
-            )
+            fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=self.settings.replica.apply_slice)
             started = loop_time()
             newest = 0
             for partition, records in fetched.items():
@@ -199,22 +218,19 @@ class Replica:
                         apply_record(record)
                     except (InvalidMessage, ValueError) as error:
                         # The stage that owns the topic dead-letters what is wrong in items.v1; here it is left out.
-                        self._skipped += 1
+                        self._left_out += 1
                         _log.debug("record left out", topic=record.topic, offset=record.offset, error=str(error))
                     self.positions[partition] = record.offset + 1
                     newest = max(newest, record.timestamp)
                     if loop_time() - started > _SLICE_S:
-                        self.serving.settle()
                         await asyncio.sleep(0)
                         started = loop_time()
                 self.metrics.replica_records.labels(partition.topic).inc(len(records))
-            self.serving.settle()
             if newest:
                 self.metrics.replica_offset_age.set(max(0.0, time.time() - newest / 1000))
-            if not self.ready.is_set() and not fetched:
-                # A broker may state an end that is too low; an empty poll beyond it settles the matter.
-                if all(consumer_at >= self._targets[p] for p, consumer_at in await self._reached(consumer)):
-                    self._became_ready()
+            # A broker may state an end that is too low; an empty poll beyond it settles the matter.
+            if not self.ready.is_set() and not fetched and await self._reached_targets(consumer):
+                self._became_ready()
             if self.ready.is_set():
                 self._measure()
                 if (
@@ -224,8 +240,11 @@ class Replica:
                     await self._write_snapshot()
                     last_snapshot = time.monotonic()
 
-    async def _reached(self, consumer: AIOKafkaConsumer) -> list[tuple[TopicPartition, int]]:
-        return [(partition, await consumer.position(partition)) for partition in self._targets]
+    async def _reached_targets(self, consumer: AIOKafkaConsumer) -> bool:
+        for partition, target in self._targets.items():
+            if await consumer.position(partition) < target:
+                return False
+        return True
 
     def _became_ready(self) -> None:
         self.ready.set()
@@ -234,7 +253,7 @@ class Replica:
             "replica ready",
             items=len(self.serving.catalogue),
             vectors=len(self.serving.index),
-            left_out=self._skipped,
+            left_out=self._left_out,
         )
 
     def _measure(self) -> None:
@@ -255,10 +274,14 @@ class Replica:
             item_id, item = decode_item(record.key, record.value, record.headers)
         except InvalidMessage:
             return
-        was_servable = self.serving.is_listed(item_id)
+        listed = self._listed(item_id)
         self.serving.apply_item(item_id, item)
-        if was_servable and not self.serving.is_listed(item_id) and self.on_withdrawn is not None:
+        if listed and not self._listed(item_id) and self.on_withdrawn is not None:
             self.on_withdrawn(ItemChange(item_id, record.topic, record.partition, record.offset))
+
+    def _listed(self, item_id: str) -> bool:
+        row = self.serving.catalogue.row(item_id)
+        return row >= 0 and bool(self.serving.catalogue.servable(time.time())[row])
 
     def _apply_vector(self, record: ConsumerRecord) -> None:
         item_id, vector = decode_item_vector(record.key, record.value)

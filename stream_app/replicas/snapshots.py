@@ -1,7 +1,7 @@
 """Snapshots of a replica on disk: the serving state and the offsets it is complete through.
 
 A snapshot is a folder, written under a temporary name, synced and renamed: it is there whole or not at all. A
-manifest carries the format version, what the state depends on (topic prefix, vector space, half-lives), the
+manifest carries the format version, what the state depends on (topic prefix, half-lives, index settings), the
 offsets, and a checksum of every file. What does not fit is left alone and the topics are read instead.
 """
 
@@ -47,12 +47,12 @@ class Snapshots:
         self._directory = directory / settings.topics.prefix
         self._settings = settings
 
-    def _fits(self, serving: ServingState) -> str:
+    def _fits(self) -> str:
+        """What must be the same for a snapshot to be of use, besides what the serving state checks itself."""
         settings = self._settings
         return orjson.dumps(
             [
                 settings.topics.prefix,
-                serving.space,
                 settings.items.half_lives_days,
                 settings.items.transition_half_life_days,
                 settings.items.neighbours,
@@ -76,7 +76,7 @@ class Snapshots:
             files = {path.name: _checksum(path) for path in sorted(building.iterdir())}
             manifest = _Manifest(
                 FORMAT,
-                self._fits(serving),
+                self._fits(),
                 [(topic, partition, offset) for (topic, partition), offset in sorted(offsets.items())],
                 files,
             )
@@ -92,8 +92,8 @@ class Snapshots:
         self._clean()
         return self._directory / name
 
-    def load(self, serving: ServingState) -> Offsets | None:
-        """Fill ``serving`` from the newest usable snapshot; None when there is none.
+    def load(self, *, space: str, dimensions: int) -> tuple[ServingState, Offsets] | None:
+        """The newest usable snapshot of this vector space; None when there is none.
 
         Raises:
             SnapshotError: when snapshots are there and none can be used; says why for the newest.
@@ -101,25 +101,24 @@ class Snapshots:
         first_problem: SnapshotError | None = None
         for folder in self._folders():
             try:
-                return self._load(folder, serving)
-            except (OSError, ValueError, msgspec.MsgspecError, RuntimeError, KeyError) as error:
-                first_problem = first_problem or SnapshotError(f"{folder}: {error}; the topics are read instead")
-                serving.reset()
+                return self._load(folder, space, dimensions)
+            except (OSError, ValueError, msgspec.MsgspecError, RuntimeError, KeyError, SnapshotError) as error:
+                first_problem = first_problem or SnapshotError(f"{folder}: {error}")
         if first_problem is not None:
             raise first_problem
         return None
 
-    def _load(self, folder: Path, serving: ServingState) -> Offsets:
+    def _load(self, folder: Path, space: str, dimensions: int) -> tuple[ServingState, Offsets]:
         manifest = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=_Manifest)
         if manifest.format != FORMAT:
             raise ValueError(f"format {manifest.format}, this code reads {FORMAT}")
-        if manifest.fits != self._fits(serving):
+        if manifest.fits != self._fits():
             raise ValueError(f"made with other settings ({manifest.fits})")
         for name, checksum in manifest.files.items():
             if _checksum(folder / name) != checksum:
                 raise ValueError(f"{name} is damaged (checksum)")
-        serving.load(folder)
-        return {(topic, partition): offset for topic, partition, offset in manifest.offsets}
+        serving = ServingState.load(folder, self._settings, space=space, dimensions=dimensions)
+        return serving, {(topic, partition): offset for topic, partition, offset in manifest.offsets}
 
     def _folders(self) -> list[Path]:
         if not self._directory.is_dir():

@@ -165,9 +165,7 @@ class UserStage:
         texts: Mapping[str, NDArray[np.float32]],
         before: float | None = None,
     ) -> RankRequest:
-        return RankRequest(
-            user=state, at=at, now=now, n=self._settings.slate.size, before=before, extra_vectors=texts
-        )
+        return RankRequest(user=state, at=at, now=now, n=self._settings.slate.size, before=before, extra_vectors=texts)
 
     def _refresh(
         self,

@@ -17,7 +17,9 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 FOLD = Folder(DEFAULT_EVENT_TYPES, UserSettings(), ItemSettings())
 
 
-def event(number: int, item: str | None = "a", kind: str = "purchase", minutes: int | None = None, **more) -> Interaction:
+def event(
+    number: int, item: str | None = "a", kind: str = "purchase", minutes: int | None = None, **more
+) -> Interaction:
     return Interaction(
         event_id=f"e{number}",
         user_id="u",
