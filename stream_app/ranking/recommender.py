@@ -1,0 +1,447 @@
+"""From a user's state to a slate: retrieve candidates, score them, pick. And from a choice to a training example.
+
+Everything is an array operation over a batch of requests or over one request's candidates; nothing depends on the
+size of the catalogue. Results depend only on what the serving state holds: candidates are ordered by id hash before
+anything is computed, so replicas that number their rows differently agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.messages import SlateItem
+from stream_app.ranking.features import RawFeatures, Scaled, feature_names, scale
+from stream_app.ranking.reasons import kind_matrix, phrase, strongest_kind
+from stream_app.ranking.slate import choose
+from stream_app.retrieval.cold import mixed
+from stream_app.retrieval.interests import FAST, SLOW, Interests, derive_interests, history_view
+from stream_app.retrieval.links import Links, Scratch, link_scores
+from stream_app.retrieval.source import Context
+from stream_app.retrieval.sources import default_sources
+from stream_app.serving import ServingState
+from stream_app.settings import Settings
+from stream_app.users.state import HistoryEntry, UserState, id_hash
+
+__all__ = ["Choice", "RankRequest", "Ranking", "Recommender"]
+
+_CHUNK = 32
+"""Requests computed together: enough to share the overhead, few enough to stay in the processor's cache."""
+_TIE_RESERVE = 8
+"""Neighbours searched beyond those wanted, so that ties at the end are decided by id and not by the index."""
+_DAY = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankRequest:
+    """A user to rank for.
+
+    Attributes:
+        user: the state; it is read during the call only.
+        at: event time (seconds since 1970); popularity and transitions are decayed to it.
+        now: wall clock (seconds since 1970); decides which items are published and not expired.
+        n: items wanted.
+        before: only events before this time count (see ``history_view``); None: all.
+        extra_vectors: unit vectors of free texts in the history, by text.
+    """
+
+    user: UserState
+    at: float
+    now: float
+    n: int
+    before: float | None = None
+    extra_vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What a user took, to learn from.
+
+    Attributes:
+        request: the user as known at the choice; ``before`` cuts the basket off.
+        row: the taken item.
+        seed: decides which negatives are drawn; the event's offset.
+        candidates: int32 rows to compare with; None: what retrieval proposes.
+    """
+
+    request: RankRequest
+    row: int
+    seed: int
+    candidates: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """The ranked answer to one request.
+
+    Attributes:
+        rows: int32 [n], the slate, best first.
+        scores: float64 [n], log-odds against each other, rounded to 1e-6.
+        sources: uint32 [n], bit ``i`` says that source ``i`` proposed the item.
+        reserved: bool [n], the place was kept for a new item.
+        values: float64 [n, features], scaled.
+        middle: float64 [features], medians over the candidates.
+        weights: float64 [features] the scores were made with.
+        candidates: int32 [k], everything that was scored, best first.
+        candidate_sources: uint32 [k].
+        interests: what was derived of the user.
+        history: the history it was derived from.
+        links: transition scores.
+    """
+
+    rows: NDArray[np.int32]
+    scores: NDArray[np.float64]
+    sources: NDArray[np.uint32]
+    reserved: NDArray[np.bool_]
+    values: NDArray[np.float64]
+    middle: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    candidates: NDArray[np.int32]
+    candidate_sources: NDArray[np.uint32]
+    interests: Interests
+    history: tuple[HistoryEntry, ...]
+    links: Links
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """A request on its way: what was derived, the candidates (by id hash), and their vectors."""
+
+    request: RankRequest
+    history: tuple[HistoryEntry, ...]
+    interests: Interests
+    links: Links
+    rows: NDArray[np.int32]
+    sources: NDArray[np.uint32]
+    basis: int
+    vectors: NDArray[np.float32]
+    raw: RawFeatures
+
+
+class Recommender:
+    """Ranks over a serving state. Not safe for use from several threads.
+
+    Args:
+        settings: bounds of sources, slate, language.
+        serving: what is ranked with; read on every call, so it may change in between.
+    """
+
+    def __init__(self, settings: Settings, serving: ServingState) -> None:
+        self._settings = settings
+        self._serving = serving
+        self.sources = default_sources(settings)
+        self.feature_names = feature_names(settings.items)
+        self._kinds = kind_matrix(self.feature_names)
+        self._scratch = Scratch()
+
+    def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
+        """Rank a batch. A slate never holds an item that may not be served, is consumed or hidden."""
+        rankings: list[Ranking] = []
+        for start in range(0, len(requests), _CHUNK):
+            chunk = self._retrieve(requests[start : start + _CHUNK])
+            scaled = self._scaled(chunk)
+            scores = self._serving.ranker.score(scaled.values)
+            for place, prepared in enumerate(chunk):
+                length = len(prepared.rows)
+                rankings.append(self._ranking(prepared, scaled.values[place, :length], scores[place, :length]))
+        return rankings
+
+    def slate_items(self, ranking: Ranking) -> list[SlateItem]:
+        """The slate with provenance and reasons, to be made before the serving state changes."""
+        catalogue = self._serving.catalogue
+        names = [source.name for source in self.sources]
+        reasons = self._reasons(ranking)
+        return [
+            SlateItem(
+                item_id=catalogue.item_id(row),
+                rank=rank,
+                score=score,
+                sources=[name for bit, name in enumerate(names) if mask >> bit & 1],
+                reason=reason,
+            )
+            for rank, (row, score, mask, reason) in enumerate(
+                zip(ranking.rows.tolist(), ranking.scores.tolist(), ranking.sources.tolist(), reasons, strict=True),
+                start=1,
+            )
+        ]
+
+    def example(
+        self, request: RankRequest, candidates: NDArray[np.int32] | None, row: int, *, seed: int
+    ) -> NDArray[np.float32] | None:
+        """Features of one choice; see :meth:`examples`."""
+        return self.examples([Choice(request=request, row=row, seed=seed, candidates=candidates)])[0]
+
+    def examples(self, choices: Sequence[Choice]) -> list[NDArray[np.float32] | None]:
+        """What the ranker learns from each choice.
+
+        Choices of one user with the same history are prepared together, and none of what was taken there counts as
+        turned down.
+
+        Returns:
+            per choice float32 [1 + negatives, features], the taken item first: half of the negatives are the best
+            of the ranking, half a sample of the rest. None when there is nothing to compare with.
+        """
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for place, choice in enumerate(choices):
+            request = choice.request
+            view = history_view(request.user.history, request.before)
+            key = (request.user.user_id, request.at, len(view), view[-1].offset if view else -1)
+            groups.setdefault(key, []).append(place)
+        examples: list[NDArray[np.float32] | None] = [None] * len(choices)
+        members = list(groups.values())
+        for start in range(0, len(members), _CHUNK):
+            part = members[start : start + _CHUNK]
+            chunk = self._prepare_choices([[choices[place] for place in group] for group in part])
+            scaled = self._scaled(chunk)
+            scores = self._serving.ranker.score(scaled.values)
+            for number, (group, prepared) in enumerate(zip(part, chunk, strict=True)):
+                length = len(prepared.rows)
+                values, ranked = scaled.values[number, :length], scores[number, :length]
+                taken = [choices[place].row for place in group]
+                for place in group:
+                    examples[place] = self._example(choices[place], prepared, values, ranked, taken)
+        return examples
+
+    def _retrieve(self, requests: Sequence[RankRequest]) -> list[_Prepared]:
+        """Candidates of each request from every source."""
+        serving, settings = self._serving, self._settings
+        self._scratch.reserve(serving.catalogue.rows)
+        views = [history_view(request.user.history, request.before) for request in requests]
+        interests = [
+            derive_interests(view, serving.catalogue, serving.index, settings, request.extra_vectors)
+            for request, view in zip(requests, views, strict=True)
+        ]
+        near, similarity = self._near(requests, interests)
+        cold_rows = serving.cold.rows(serving.catalogue, serving.index)
+        slow = np.stack([part.vectors[SLOW] for part in interests])
+        cold_similarity = slow @ serving.cold.matrix(serving.catalogue, serving.index).T
+        return [
+            self._candidates(request, view, part, near[place], similarity[place], cold_rows, cold_similarity[place])
+            for place, (request, view, part) in enumerate(zip(requests, views, interests, strict=True))
+        ]
+
+    def _near(
+        self, requests: Sequence[RankRequest], interests: Sequence[Interests]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Neighbours of all slow and fast vectors in one search: rows and similarities [requests, 2, k]."""
+        retrieval = self._settings.retrieval
+        wanted = max(retrieval.slow, retrieval.fast)
+        # What the user consumed lies around the interest vectors and is taken out afterwards.
+        spare = max(min(len(request.user.consumed) + len(request.user.hidden), wanted) for request in requests)
+        count = wanted + spare + _TIE_RESERVE if wanted else 0
+        queries = np.concatenate([part.vectors[[SLOW, FAST]] for part in interests])
+        rows = np.full((len(queries), count), -1, np.int32)
+        similarity = np.full((len(queries), count), -np.inf, np.float32)
+        asked = np.flatnonzero(queries.any(axis=1))
+        if len(asked) and count:
+            rows[asked], similarity[asked] = self._serving.index.search(queries[asked], count)
+        shape = (len(interests), 2, count)
+        return rows.reshape(shape), similarity.reshape(shape)
+
+    def _candidates(
+        self,
+        request: RankRequest,
+        history: tuple[HistoryEntry, ...],
+        interests: Interests,
+        near: NDArray[np.int32],
+        similarity: NDArray[np.float32],
+        cold_rows: NDArray[np.int32],
+        cold_similarity: NDArray[np.float32],
+    ) -> _Prepared:
+        serving, settings, scratch = self._serving, self._settings, self._scratch
+        catalogue = serving.catalogue
+        self._block(request.user)
+        links = link_scores(interests, serving.signals, settings.items, at=request.at, scratch=scratch)
+        context = Context(
+            interests=interests,
+            links=links,
+            near=near,
+            near_similarity=similarity,
+            cold_rows=cold_rows,
+            cold_similarity=cold_similarity,
+            catalogue=catalogue,
+            signals=serving.signals,
+            cold=serving.cold,
+            settings=settings.retrieval,
+            servable=catalogue.servable(request.now),
+            scratch=scratch,
+            request=scratch.request,
+            seed=id_hash(request.user.user_id),
+        )
+        proposed = [source.propose(context) for source in self.sources]
+        rows = np.concatenate(proposed)
+        for bit, part in enumerate(proposed):
+            scratch.bits[part] |= np.uint32(1 << bit)
+        places = np.arange(len(rows), dtype=np.int32)
+        scratch.slot[rows] = places
+        distinct = rows[scratch.slot[rows] == places]
+        scratch.slot[rows] = -1
+        distinct = distinct[np.argsort(catalogue.id_hash[distinct])]
+        sources = scratch.bits[distinct]
+        scratch.bits[rows] = 0
+        return self._prepared(request, history, interests, links, distinct, sources, len(distinct))
+
+    def _block(self, user: UserState) -> None:
+        """Number the request and mark what the user consumed or hid."""
+        scratch = self._scratch
+        scratch.request += 1
+        row_of = self._serving.catalogue.row_of_hash
+        for excluded in (user.consumed, user.hidden):
+            if excluded:
+                rows = np.fromiter(map(row_of, excluded), np.int32, len(excluded))
+                scratch.blocked[rows[rows >= 0]] = scratch.request
+
+    def _prepared(
+        self,
+        request: RankRequest,
+        history: tuple[HistoryEntry, ...],
+        interests: Interests,
+        links: Links,
+        rows: NDArray[np.int32],
+        sources: NDArray[np.uint32],
+        basis: int,
+    ) -> _Prepared:
+        serving = self._serving
+        vectors = serving.index.vectors(rows)
+        symmetric, directed = links.at(rows, self._scratch)
+        counts = serving.signals.popularity(request.at, rows)
+        published = serving.catalogue.published_at[rows]
+        raw = RawFeatures(
+            text=vectors @ interests.vectors.T,
+            has_vector=serving.index.has(rows),
+            symmetric=symmetric,
+            directed=directed,
+            counts=counts,
+            age_days=np.where(np.isfinite(published), (request.now - published) / _DAY, np.nan),
+            cold=counts[:, -1] < self._settings.retrieval.cold_events,
+        )
+        return _Prepared(request, history, interests, links, rows, sources, basis, vectors, raw)
+
+    def _scaled(self, chunk: Sequence[_Prepared]) -> Scaled:
+        return scale(
+            [prepared.raw for prepared in chunk],
+            [prepared.interests for prepared in chunk],
+            [prepared.basis for prepared in chunk],
+        )
+
+    def _ranking(self, prepared: _Prepared, values: NDArray[np.float64], scores: NDArray[np.float64]) -> Ranking:
+        scores = np.round(scores, 6)
+        cold = np.flatnonzero(prepared.raw.cold & prepared.raw.has_vector)
+        closeness = prepared.raw.text[cold, SLOW] + prepared.raw.text[cold, FAST]
+        cold_order = cold[np.argsort(-np.round(closeness, 5), kind="stable")]
+        chosen = choose(scores, prepared.vectors, cold_order, size=prepared.request.n, settings=self._settings.slate)
+        ranked = np.argsort(-scores, kind="stable")
+        return Ranking(
+            rows=prepared.rows[chosen.order],
+            scores=scores[chosen.order],
+            sources=prepared.sources[chosen.order],
+            reserved=chosen.reserved,
+            values=values[chosen.order],
+            middle=np.median(values, axis=0) if len(values) else np.zeros(len(self.feature_names)),
+            weights=self._serving.ranker.weights,
+            candidates=prepared.rows[ranked],
+            candidate_sources=prepared.sources[ranked],
+            interests=prepared.interests,
+            history=prepared.history,
+            links=prepared.links,
+        )
+
+    def _reasons(self, ranking: Ranking) -> list[Any]:
+        language = self._settings.slate.language
+        codes = strongest_kind(ranking.values, ranking.middle, ranking.weights, self._kinds)
+        symmetric, directed = ranking.links.strongest_origin(ranking.rows, len(ranking.interests.recent), self._scratch)
+        recent = ranking.interests.recent
+        likest = self._likest(ranking)
+        reasons = []
+        for place, (code, reserved) in enumerate(zip(codes, ranking.reserved.tolist(), strict=True)):
+            params: dict[str, Any] = {}
+            if reserved:
+                code = "new_for_you"
+            elif code == "taken_together":
+                params = self._named(int(recent[symmetric[place]]))
+            elif code == "taken_after":
+                params = self._named(int(recent[directed[place]]))
+            elif code == "similar" and likest is not None:
+                params = self._named(int(recent[likest[place]]))
+            reasons.append(phrase(code, params, language))
+        return reasons
+
+    def _likest(self, ranking: Ranking) -> NDArray[np.intp] | None:
+        """For each slate item the recent item closest to it in text; None when there is none."""
+        recent = ranking.interests.recent
+        if not len(recent):
+            return None
+        index = self._serving.index
+        likeness = index.vectors(ranking.rows) @ index.vectors(recent).T
+        closest: NDArray[np.intp] = np.round(likeness, 5).argmax(axis=1)
+        return closest
+
+    def _named(self, row: int) -> dict[str, Any]:
+        facts = self._serving.catalogue.facts(row)
+        params: dict[str, Any] = {"item_id": self._serving.catalogue.item_id(row)}
+        if facts is not None:
+            params["title"] = facts.title
+        return params
+
+    def _prepare_choices(self, groups: Sequence[Sequence[Choice]]) -> list[_Prepared]:
+        """One prepared request per group; taken items that were not proposed are appended."""
+        open_places = [place for place, group in enumerate(groups) if group[0].candidates is None]
+        proposed = (
+            dict(zip(open_places, self._retrieve([groups[place][0].request for place in open_places]), strict=True))
+            if open_places
+            else {}
+        )
+        self._scratch.reserve(self._serving.catalogue.rows)
+        prepared = []
+        for place, group in enumerate(groups):
+            taken = np.array(sorted({choice.row for choice in group}), np.int32)
+            held = proposed.get(place)
+            if held is None:
+                held = self._given(group[0])
+            missing = taken[~np.isin(taken, held.rows)]
+            if len(missing):
+                rows = np.concatenate([held.rows, missing])
+                sources = np.concatenate([held.sources, np.zeros(len(missing), np.uint32)])
+                held = self._prepared(held.request, held.history, held.interests, held.links, rows, sources, held.basis)
+            prepared.append(held)
+        return prepared
+
+    def _given(self, choice: Choice) -> _Prepared:
+        """A request whose candidates are given: those that can still be served, and are not the user's already."""
+        serving, request = self._serving, choice.request
+        history = history_view(request.user.history, request.before)
+        interests = derive_interests(history, serving.catalogue, serving.index, self._settings, request.extra_vectors)
+        links = link_scores(interests, serving.signals, self._settings.items, at=request.at, scratch=self._scratch)
+        self._block(request.user)
+        rows = choice.candidates if choice.candidates is not None else np.zeros(0, np.int32)
+        rows = rows[
+            serving.catalogue.servable(request.now)[rows] & (self._scratch.blocked[rows] != self._scratch.request)
+        ]
+        rows = rows[np.argsort(serving.catalogue.id_hash[rows])]
+        return self._prepared(request, history, interests, links, rows, np.zeros(len(rows), np.uint32), len(rows))
+
+    def _example(
+        self,
+        choice: Choice,
+        prepared: _Prepared,
+        values: NDArray[np.float64],
+        scores: NDArray[np.float64],
+        taken: Sequence[int],
+    ) -> NDArray[np.float32] | None:
+        rows = prepared.rows[: prepared.basis]
+        others = np.flatnonzero(~np.isin(rows, taken))
+        if not len(others):
+            return None
+        wanted = min(self._settings.ranker.negatives, len(others))
+        order = others[np.argsort(-np.round(scores[others], 6), kind="stable")]
+        hard, rest = order[: (wanted + 1) // 2], order[(wanted + 1) // 2 :]
+        shuffled = mixed(self._serving.catalogue.id_hash[prepared.rows[rest]], choice.seed)
+        drawn = rest[np.argsort(shuffled)[: wanted - len(hard)]]
+        positive = np.flatnonzero(prepared.rows == choice.row)
+        picked = np.concatenate([positive[:1], hard, drawn])
+        features: NDArray[np.float32] = values[picked].astype(np.float32)
+        return features

@@ -1,0 +1,33 @@
+"""Items close in text to what the user liked: nearest neighbours of the slow or the fast interest vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_app.retrieval.interests import FAST, SLOW
+from stream_app.retrieval.source import Context, best
+
+__all__ = ["NearInterests"]
+
+
+@dataclass(frozen=True, slots=True)
+class NearInterests:
+    """Neighbours of one of the interest vectors (``SLOW`` or ``FAST``)."""
+
+    vector: int
+
+    @property
+    def name(self) -> str:
+        return {SLOW: "text_slow", FAST: "text_fast"}[self.vector]
+
+    def propose(self, context: Context) -> NDArray[np.int32]:
+        count = context.settings.slow if self.vector == SLOW else context.settings.fast
+        rows = context.near[self.vector]
+        found = rows >= 0
+        if not found.all():
+            rows = rows[found]
+        kept = context.servable[rows] & (context.scratch.blocked[rows] != context.request)
+        return best(rows[kept], context.near_similarity[self.vector][found][kept], count, context.catalogue)

@@ -1,0 +1,108 @@
+"""What a user wants, derived from the event history when it is needed: vectors and recent items.
+
+Interests are exponentially weighted sums of item vectors, newest first, signed by the polarity of the event. They
+are never stored: an item whose vector arrives after its events counts from then on, and a new vector space needs no
+migration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_app.index.hnsw import VectorIndex
+from stream_app.items.catalogue import Catalogue
+from stream_app.settings import Settings
+from stream_app.users.state import HistoryEntry
+
+__all__ = ["FAST", "LAST", "NEGATIVE", "SLOW", "Interests", "derive_interests", "history_view"]
+
+SLOW, FAST, LAST, NEGATIVE = range(4)
+"""Rows of :attr:`Interests.vectors`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interests:
+    """A user's interests at one time.
+
+    Attributes:
+        vectors: float32 [4, dimensions]: slow, fast, last item, negative; unit length, or zeros where the history
+            says nothing.
+        recent: int32 [r], distinct rows of the last items with a positive event, newest first.
+        lag: float64 [r], how many distinct items are newer (0 for the newest).
+        events: entries in the history.
+    """
+
+    vectors: NDArray[np.float32]
+    recent: NDArray[np.int32]
+    lag: NDArray[np.float64]
+    events: int
+
+
+def history_view(history: tuple[HistoryEntry, ...], before: float | None) -> tuple[HistoryEntry, ...]:
+    """The history as it was before event time ``before`` (seconds); all of it for None.
+
+    Events of one user with the same time are one basket: items of a basket must not teach the ranker about each
+    other, so an example for an event at ``t`` is made from what happened strictly before ``t``.
+    """
+    if before is None:
+        return history
+    return tuple(entry for entry in history if entry.at < before)
+
+
+def derive_interests(
+    history: tuple[HistoryEntry, ...],
+    catalogue: Catalogue,
+    index: VectorIndex,
+    settings: Settings,
+    text_vectors: Mapping[str, NDArray[np.float32]],
+) -> Interests:
+    """Interests of a history (oldest first).
+
+    An entry with a text and no item counts with the text's vector, any other with its item's; entries without a
+    vector contribute nothing to the vectors.
+
+    Args:
+        history: a view of the user's history.
+        catalogue: rows of the items.
+        index: their vectors.
+        settings: decays, and how many recent items are looked at.
+        text_vectors: unit vectors of free texts, by text.
+    """
+    count = len(history)
+    if not count:
+        return Interests(np.zeros((4, index.dimensions), np.float32), np.zeros(0, np.int32), np.zeros(0, np.float64), 0)
+    newest_first = history[::-1]
+    row_of = catalogue.row
+    rows = np.array([row_of(entry.item_id) for entry in newest_first], np.int32)
+    weights = np.array([entry.weight for entry in newest_first])
+    vectors = index.vectors(np.maximum(rows, 0))
+    missing = rows < 0
+    if missing.any():
+        vectors[missing] = 0.0
+        for place in np.flatnonzero(missing).tolist():
+            text_vector = text_vectors.get(newest_first[place].text) if newest_first[place].text else None
+            if text_vector is not None:
+                vectors[place] = text_vector
+    age = np.arange(count)
+    signs = np.stack(
+        [
+            weights * settings.users.slow_decay**age,
+            weights * settings.users.fast_decay**age,
+            np.zeros(count),
+            np.where(weights < 0, -weights, 0.0) * settings.users.slow_decay**age,
+        ]
+    )
+    present = np.einsum("rd,rd->r", vectors, vectors) > 0
+    positive = np.flatnonzero(present & (weights > 0))
+    if len(positive):
+        signs[LAST, positive[0]] = 1.0
+    sums = signs.astype(np.float32) @ vectors
+    lengths = np.sqrt(np.einsum("rd,rd->r", sums, sums))
+    sums /= np.where(lengths > 1e-6, lengths, np.inf)[:, None].astype(np.float32)
+
+    recent = list(dict.fromkeys(rows[(weights > 0) & ~missing].tolist()))[: settings.retrieval.recent_items]
+    return Interests(sums, np.array(recent, np.int32), np.arange(len(recent), dtype=np.float64), count)

@@ -1,0 +1,189 @@
+"""Everything ranking reads, in one place: a replica fills it from the compacted topics, evaluation in process.
+
+The order in which topics interleave does not matter: an item's entry, vector and statistics may come in any order,
+and what came before the entry takes effect with it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from schemas.arrays import unpack_float32
+from schemas.messages import Item, ItemSignals, ItemVector, RankerWeights, Versions
+from stream_app.errors import SnapshotError
+from stream_app.index.hnsw import VectorIndex
+from stream_app.items.catalogue import Catalogue
+from stream_app.items.cold import ColdItems
+from stream_app.items.signals import Signals
+from stream_app.ranking.softmax import OnlineSoftmax
+from stream_app.settings import Settings
+
+__all__ = ["ServingState"]
+
+_FORMAT = 1
+
+
+class ServingState:
+    """Catalogue, index, statistics and ranker of one process.
+
+    Not safe for use from several threads.
+
+    Args:
+        settings: bounds, half-lives, learning.
+        space: the vector space served; vectors of another one are ignored.
+        dimensions: length of its vectors.
+
+    Attributes:
+        counters: what was applied and what was ignored, by name.
+    """
+
+    def __init__(self, settings: Settings, *, space: str, dimensions: int) -> None:
+        self.settings = settings
+        self.space = space
+        self._dimensions = dimensions
+        self.reset()
+        self.counters: Counter[str] = Counter()
+
+    def reset(self) -> None:
+        """Forget everything; the topics will be read from their beginning."""
+        settings = self.settings
+        self.catalogue = Catalogue(unknown_items=settings.replica.unknown_items)
+        self.index = VectorIndex(self._dimensions, settings.index)
+        self.signals = Signals(settings.items)
+        self.cold = ColdItems()
+        self.ranker = OnlineSoftmax(settings)
+
+    def settle(self) -> None:
+        """Let work that is done in the background take effect; called after each slice of records."""
+        self.index.maybe_rebuild(wait=False)
+
+    def is_listed(self, item_id: str) -> bool:
+        """Whether the item is in the catalogue and available; its dates are not looked at."""
+        return self.catalogue.listed(item_id)
+
+    @property
+    def versions(self) -> Versions:
+        """What a slate made now was made by."""
+        return Versions(
+            space=self.space,
+            index=f"{len(self.index)}.{self.index.version}",
+            ranker=f"{self.ranker.variant}.{self.ranker.version}",
+        )
+
+    def apply_item(self, item_id: str, item: Item | None) -> None:
+        """An entry of ``items.v1``; None deletes the item, which leaves index and slates at once."""
+        if item is None:
+            row = self.catalogue.remove(item_id)
+            if row >= 0:
+                self.index.remove(np.array([row], np.int32))
+                self.cold.set(row, cold=False)
+            self.counters["items_removed"] += 1
+            return
+        row = self.catalogue.put(item)
+        self._update_cold(row, changed=True)
+        self.counters["items"] += 1
+
+    def apply_vector(self, item_id: str, vector: ItemVector | None) -> None:
+        """A vector of ``item-vectors.v1``; None takes it out. Vectors of another space are ignored.
+
+        Raises:
+            ValueError: when the vector has the wrong length or is not of unit length.
+        """
+        if vector is None:
+            row = self.catalogue.row(item_id)
+            if row >= 0:
+                self.index.remove(np.array([row], np.int32))
+            self.counters["vectors_removed"] += 1
+            return
+        if vector.space != self.space:
+            self.counters["vectors_of_other_spaces"] += 1
+            return
+        values = unpack_float32(vector.vector)
+        row = self._intern(item_id)
+        if row < 0:
+            self.counters["vectors_without_place"] += 1
+            return
+        self.index.upsert(np.array([row], np.int32), values[None, :])
+        self._update_cold(row, changed=True)
+        self.counters["vectors"] += 1
+
+    def apply_signals(self, item_id: str, signals: ItemSignals | None) -> bool:
+        """A row of ``item-signals.v1``; None says that its owner dropped it. False when it was older than ours.
+
+        Raises:
+            ValueError: when its arrays do not fit together.
+        """
+        if signals is not None:
+            self._intern(item_id)
+        applied = self.signals.apply(item_id, signals, self.catalogue)
+        row = self.catalogue.row(item_id)
+        if applied and row >= 0:
+            self._update_cold(row)
+        self.counters["signals" if applied else "signals_ignored"] += 1
+        return applied
+
+    def apply_weights(self, weights: RankerWeights) -> bool:
+        """Weights of ``ranker-weights.v1``; False when they are older than ours or another variant's."""
+        applied = self.ranker.load(weights)
+        self.counters["weights" if applied else "weights_ignored"] += 1
+        return applied
+
+    def _intern(self, item_id: str) -> int:
+        """A row for the id; makes room by freeing rows nothing refers to when there is none."""
+        row = self.catalogue.intern(item_id)
+        if row < 0:
+            referenced = self.signals.referenced(self.catalogue.rows)
+            referenced |= self.index.has(np.arange(self.catalogue.rows, dtype=np.int32))
+            if len(self.catalogue.reclaim(referenced)):
+                row = self.catalogue.intern(item_id)
+        return row
+
+    def _update_cold(self, row: int, *, changed: bool = False) -> None:
+        threshold = self.settings.retrieval.cold_events
+        cold = bool(self.catalogue.known[row]) and self.signals.total(np.array([row]))[0] < threshold
+        self.cold.set(row, cold=cold, changed=changed)
+
+    def save(self, directory: Path) -> None:
+        """Write a snapshot into ``directory`` (made when missing)."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.catalogue.save(directory)
+        self.index.save(directory)
+        self.signals.save(directory)
+        meta = _Meta(format=_FORMAT, space=self.space, dimensions=self.index.dimensions, ranker=self.ranker.export())
+        (directory / "serving.json").write_bytes(msgspec.json.encode(meta))
+
+    def load(self, directory: Path) -> None:
+        """Take over the state that :meth:`save` wrote; on failure nothing is changed.
+
+        Raises:
+            SnapshotError: when it cannot be read, or is of another vector space, format or set of half-lives.
+        """
+        try:
+            meta = msgspec.json.decode((directory / "serving.json").read_bytes(), type=_Meta)
+        except (OSError, msgspec.DecodeError) as error:
+            raise SnapshotError(f"the snapshot in {directory} cannot be read: {error}") from error
+        wanted = (_FORMAT, self.space, self.index.dimensions)
+        if (meta.format, meta.space, meta.dimensions) != wanted:
+            raise SnapshotError(
+                f"the snapshot in {directory} is of format {meta.format}, space {meta.space!r} with "
+                f"{meta.dimensions} dimensions; this process needs {wanted}"
+            )
+        catalogue = Catalogue.load(directory, unknown_items=self.settings.replica.unknown_items)
+        index = VectorIndex.load(directory, self.settings.index)
+        signals = Signals.load(directory, self.settings.items)
+        self.reset()
+        self.catalogue, self.index, self.signals = catalogue, index, signals
+        self.ranker.load(meta.ranker)
+        for row in np.flatnonzero(catalogue.known).tolist():
+            self._update_cold(row)
+
+
+class _Meta(msgspec.Struct):
+    format: int
+    space: str
+    dimensions: int
+    ranker: RankerWeights
