@@ -19,7 +19,8 @@ from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
 from stream_app.items.cold import ColdItems
 from stream_app.items.signals import Signals
-from stream_app.ranking.softmax import OnlineSoftmax
+from stream_app.ranking.features import feature_names
+from stream_app.ranking.softmax import SoftmaxRanker
 from stream_app.settings import Settings
 
 __all__ = ["ServingState"]
@@ -44,26 +45,12 @@ class ServingState:
     def __init__(self, settings: Settings, *, space: str, dimensions: int) -> None:
         self.settings = settings
         self.space = space
-        self._dimensions = dimensions
-        self.reset()
-        self.counters: Counter[str] = Counter()
-
-    def reset(self) -> None:
-        """Forget everything; the topics will be read from their beginning."""
-        settings = self.settings
         self.catalogue = Catalogue(unknown_items=settings.replica.unknown_items)
-        self.index = VectorIndex(self._dimensions, settings.index)
+        self.index = VectorIndex(dimensions, settings.index)
         self.signals = Signals(settings.items)
         self.cold = ColdItems()
-        self.ranker = OnlineSoftmax(settings)
-
-    def settle(self) -> None:
-        """Let work that is done in the background take effect; called after each slice of records."""
-        self.index.maybe_rebuild(wait=False)
-
-    def is_listed(self, item_id: str) -> bool:
-        """Whether the item is in the catalogue and available; its dates are not looked at."""
-        return self.catalogue.listed(item_id)
+        self.ranker = SoftmaxRanker(feature_names(settings.items), settings.ranker)
+        self.counters: Counter[str] = Counter()
 
     @property
     def versions(self) -> Versions:
@@ -128,7 +115,7 @@ class ServingState:
 
     def apply_weights(self, weights: RankerWeights) -> bool:
         """Weights of ``ranker-weights.v1``; False when they are older than ours or another variant's."""
-        applied = self.ranker.load(weights)
+        applied = self.ranker.restore(weights)
         self.counters["weights" if applied else "weights_ignored"] += 1
         return applied
 
@@ -153,11 +140,14 @@ class ServingState:
         self.catalogue.save(directory)
         self.index.save(directory)
         self.signals.save(directory)
-        meta = _Meta(format=_FORMAT, space=self.space, dimensions=self.index.dimensions, ranker=self.ranker.export())
+        meta = _Meta(
+            format=_FORMAT, space=self.space, dimensions=self.index.dimensions, ranker=self.ranker.weights_message()
+        )
         (directory / "serving.json").write_bytes(msgspec.json.encode(meta))
 
-    def load(self, directory: Path) -> None:
-        """Take over the state that :meth:`save` wrote; on failure nothing is changed.
+    @classmethod
+    def load(cls, directory: Path, settings: Settings, *, space: str, dimensions: int) -> ServingState:
+        """The state that :meth:`save` wrote.
 
         Raises:
             SnapshotError: when it cannot be read, or is of another vector space, format or set of half-lives.
@@ -166,20 +156,19 @@ class ServingState:
             meta = msgspec.json.decode((directory / "serving.json").read_bytes(), type=_Meta)
         except (OSError, msgspec.DecodeError) as error:
             raise SnapshotError(f"the snapshot in {directory} cannot be read: {error}") from error
-        wanted = (_FORMAT, self.space, self.index.dimensions)
-        if (meta.format, meta.space, meta.dimensions) != wanted:
+        if (meta.format, meta.space, meta.dimensions) != (_FORMAT, space, dimensions):
             raise SnapshotError(
                 f"the snapshot in {directory} is of format {meta.format}, space {meta.space!r} with "
-                f"{meta.dimensions} dimensions; this process needs {wanted}"
+                f"{meta.dimensions} dimensions; this process needs {_FORMAT}, {space!r}, {dimensions}"
             )
-        catalogue = Catalogue.load(directory, unknown_items=self.settings.replica.unknown_items)
-        index = VectorIndex.load(directory, self.settings.index)
-        signals = Signals.load(directory, self.settings.items)
-        self.reset()
-        self.catalogue, self.index, self.signals = catalogue, index, signals
-        self.ranker.load(meta.ranker)
-        for row in np.flatnonzero(catalogue.known).tolist():
-            self._update_cold(row)
+        state = cls(settings, space=space, dimensions=dimensions)
+        state.catalogue = Catalogue.load(directory, unknown_items=settings.replica.unknown_items)
+        state.index = VectorIndex.load(directory, settings.index)
+        state.signals = Signals.load(directory, settings.items)
+        state.ranker.restore(meta.ranker)
+        for row in np.flatnonzero(state.catalogue.known).tolist():
+            state._update_cold(row)
+        return state
 
 
 class _Meta(msgspec.Struct):

@@ -11,15 +11,17 @@ learning the same examples again changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.arrays import unpack_float32
 from schemas.messages import RankerWeights, TrainingExample, TrainingExamples
-from stream_app.ranking.features import feature_names, start_weights
-from stream_app.settings import Settings
+from stream_app.ranking.features import start_weights
+from stream_app.settings import RankerSettings
 
-__all__ = ["OnlineSoftmax"]
+__all__ = ["SoftmaxRanker"]
 
 _GRADIENT_LIMIT = 4.0
 _WEIGHT_LIMIT = 4.0
@@ -27,18 +29,19 @@ _FIRST_ACCUMULATOR = 1.0
 """AdaGrad's sum starts here: the first steps are as careful as if one unit gradient had been seen."""
 
 
-class OnlineSoftmax:
+class SoftmaxRanker:
     """Weights by feature, and how they learn.
 
     Args:
-        settings: learning rate and pull towards the start; half-lives, which name features.
+        names: features, in the order of the columns.
+        settings: learning rate and pull towards the start.
         variant: which of several rankers this is; the key of its weights.
     """
 
-    def __init__(self, settings: Settings, *, variant: str = "default") -> None:
-        self.names = feature_names(settings.items)
+    def __init__(self, names: Sequence[str], settings: RankerSettings, *, variant: str = "default") -> None:
+        self.names = tuple(names)
         self.variant = variant
-        self._settings = settings.ranker
+        self._settings = settings
         self._start = start_weights(self.names)
         self.weights: NDArray[np.float64] = self._start.copy()
         self._accumulators = np.full(len(self.names), _FIRST_ACCUMULATOR)
@@ -92,7 +95,7 @@ class OnlineSoftmax:
         self.examples += 1
         return float(-np.log(max(likelihoods[0], 1e-300)))
 
-    def export(self) -> RankerWeights:
+    def weights_message(self) -> RankerWeights:
         """The whole state."""
         return RankerWeights(
             variant=self.variant,
@@ -104,7 +107,7 @@ class OnlineSoftmax:
             applied=dict(self._applied),
         )
 
-    def load(self, message: RankerWeights) -> bool:
+    def restore(self, message: RankerWeights) -> bool:
         """Take over a state; False when it is another variant's or holds less than ours.
 
         Features the message does not know keep their start weights, features it alone knows are dropped.
