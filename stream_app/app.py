@@ -107,6 +107,7 @@ class Tailrace:
             self.agents.append(agent)
             _log.info("role started", started=role)
         self.ready.set()
+        metrics.ready.set(1)
         await self._watch()
 
     async def _agent(self, role: Role, publisher: Publisher, redis, pool: EncoderPool | None) -> Agent:  # type: ignore[no-untyped-def]

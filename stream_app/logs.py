@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections import OrderedDict
-from typing import Any, cast
+from typing import Any
 
 import structlog
 
@@ -97,4 +97,5 @@ def configure_logs(settings: LogSettings, *, role: str = "") -> None:
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """A structured logger; configured by :func:`configure_logs` whenever that is called."""
-    return cast(structlog.stdlib.BoundLogger, structlog.stdlib.get_logger(name))
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger

@@ -55,6 +55,7 @@ class Metrics:
     replica_records: Counter = field(init=False)
     users_cached: Gauge = field(init=False)
     ranker_examples: Gauge = field(init=False)
+    ready: Gauge = field(init=False)
     build: Gauge = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,6 +102,7 @@ class Metrics:
         self.replica_records = Counter("tailrace_replica_records", "Records applied.", ["topic"], registry=r)
         self.users_cached = Gauge("tailrace_users_cached", "User states in memory.", registry=r)
         self.ranker_examples = Gauge("tailrace_ranker_examples", "Examples in the weights in use.", registry=r)
+        self.ready = Gauge("tailrace_ready", "1 when every role of the process takes events.", registry=r)
         self.build = Gauge("tailrace_build", "Version, as a label.", ["version"], registry=r)
         self.build.labels(__version__).set(1)
 

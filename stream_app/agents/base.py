@@ -58,7 +58,7 @@ class Agent(ABC):
     async def handle(self, events: Sequence[Any]) -> None:
         """Process a natural batch of Faust events and acknowledge what is durable."""
 
-    async def partitions_changed(self) -> None:
+    async def partitions_changed(self) -> None:  # noqa: B027 - most hold nothing
         """Partitions were taken or given: drop what is held for them. Called before new events arrive."""
 
     async def start(self) -> None:

@@ -62,10 +62,10 @@ class CatalogueAgent(Agent):
         vectors = await self._embed(texts)
         for (record, item), text, vector in zip(items, texts, vectors, strict=True):
             if isinstance(vector, EncodeError):
-                error = InvalidMessage(
+                problem = InvalidMessage(
                     "not_embeddable", f"item {item.item_id!r} could not be embedded: {vector}; change its text"
                 )
-                out.append(self.letter(record, error))
+                out.append(self.letter(record, problem))
             else:
                 out.append(self._vector(item, text, vector))
         await self.publisher.publish(out)

@@ -31,19 +31,19 @@ FAUST_VERSION = "0.15.3"
 """The version whose internals :class:`_ConsumerThread` and :func:`batches` rely on."""
 
 
-class _ConsumerThread(driver.AIOKafkaConsumerThread):
+class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # faust is not typed
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = self.app.tailrace_fetch_max_wait_ms
         return consumer
 
 
-class _Consumer(driver.Consumer):
+class _Consumer(driver.Consumer):  # type: ignore[misc]
     def _new_consumer_thread(self) -> Any:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
 
-class _Transport(driver.Transport):
+class _Transport(driver.Transport):  # type: ignore[misc]
     Consumer = _Consumer
 
 

@@ -180,9 +180,9 @@ class Publisher:
             await asyncio.wait([future for _, future in waiting])
         done: dict[str, int] = {}
         for record, future in waiting:
-            error = future.exception()
-            if error is not None:
-                failure(record, error)
+            problem = future.exception()
+            if problem is not None:
+                failure(record, problem)
             else:
                 done[record.topic] = done.get(record.topic, 0) + 1
         for topic, count in done.items():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from schemas.arrays import pack_float32
 from schemas.messages import Interaction, SlateItem, TrainingExample, Transition
-from stream_app.ranking.recommender import RankRequest, Recommender
+from stream_app.ranking.recommender import Choice, RankRequest, Recommender
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.users.fold import Folder
@@ -113,13 +113,14 @@ class UserStage:
         texts = text_vectors or {}
         result = StageResult()
         refreshed: dict[str, SourcedEvent] = {}
+        choices: list[tuple[SourcedEvent, Choice]] = []
         for sourced in events:
             event = sourced.event
             user_id = event.user_id
             state = result.states.get(user_id)
             if state is None:
                 state = states[user_id].copy()
-            before = UserState(user_id, state.history)
+            history = state.history
             fold = self._fold(state, event, partition=sourced.partition, offset=sourced.offset)
             if fold.outcome != "applied":
                 result.skipped[fold.outcome] = result.skipped.get(fold.outcome, 0) + 1
@@ -130,12 +131,16 @@ class UserStage:
             if fold.transition is not None:
                 result.transitions[sourced.partition].append(fold.transition)
             if fold.teaches:
-                example = self._example(sourced, before, now, texts)
-                if example is not None:
-                    result.examples[sourced.partition].append(example)
+                # What was excluded is taken as of the batch: a copy per event would cost more than it teaches.
+                known = UserState(user_id, history, states[user_id].consumed, states[user_id].hidden)
+                choice = self._choice(sourced, known, now, texts)
+                if choice is not None:
+                    choices.append((sourced, choice))
             if fold.refreshes:
                 refreshed.pop(user_id, None)
                 refreshed[user_id] = sourced
+        # Learning first: the candidates of the last slates are those from before these events.
+        self._note_examples(choices, result)
         self._refresh(refreshed, result, now, texts)
         return result
 
@@ -205,30 +210,36 @@ class UserStage:
             return None
         return seen.before_rows if seen.at == at else seen.rows
 
-    def _example(
+    def _choice(
         self,
         sourced: SourcedEvent,
-        before: UserState,
+        known: UserState,
         now: float,
         texts: Mapping[str, NDArray[np.float32]],
-    ) -> TrainingExample | None:
+    ) -> Choice | None:
+        """What the event teaches; None when the catalogue does not know the item."""
         event = sourced.event
         row = self._serving.catalogue.row(event.item_id or "")
         if row < 0:
             return None
         at = event.occurred_at.timestamp()
-        features = self._recommender.example(
-            self._request(before, at, now, texts, before=at),
-            self._candidates(event.user_id, at),
-            row,
+        return Choice(
+            request=self._request(known, at, now, texts, before=at),
+            row=row,
             seed=sourced.offset,
+            candidates=self._candidates(event.user_id, at),
         )
-        if features is None:
-            return None
-        return TrainingExample(
-            offset=sourced.offset,
-            at=at,
-            weight=1.0,
-            rows=len(features),
-            features=pack_float32(features),
-        )
+
+    def _note_examples(self, choices: Sequence[tuple[SourcedEvent, Choice]], result: StageResult) -> None:
+        found = self._recommender.examples([choice for _, choice in choices])
+        for (sourced, choice), features in zip(choices, found, strict=True):
+            if features is not None:
+                result.examples[sourced.partition].append(
+                    TrainingExample(
+                        offset=sourced.offset,
+                        at=choice.request.at,
+                        weight=1.0,
+                        rows=len(features),
+                        features=pack_float32(features),
+                    )
+                )

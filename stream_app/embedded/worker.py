@@ -1,0 +1,94 @@
+"""``tailrace up`` as a child process: for the demo, the benchmarks and the fault tests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from stream_app.embedded.processes import LOOPBACK, Command, Server
+
+__all__ = ["WorkerProcess", "environment"]
+
+
+def environment(overrides: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as environment variables (nested groups as JSON), for :func:`stream_app.settings.load_settings`."""
+    variables = {}
+    for name, value in overrides.items():
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        variables[f"TAILRACE_{name.upper()}"] = text
+    return variables
+
+
+class WorkerProcess(Server):
+    """One process of Tailrace.
+
+    Ready when every role takes events; asked over its metrics endpoint.
+
+    Args:
+        roles: what it does, for example ``["interactions"]``.
+        overrides: settings that differ from the defaults, as for ``load_settings``.
+        directory: working directory.
+    """
+
+    start_timeout_s = 180.0
+    stop_grace_s = 30.0
+    probe_interval_s = 0.05
+
+    def __init__(self, roles: Sequence[str], *, overrides: Mapping[str, Any], directory: Path) -> None:
+        super().__init__(directory=directory)
+        self.roles = list(roles)
+        self.name = f"tailrace {','.join(roles)}"
+        self._overrides = dict(overrides)
+
+    def _command(self) -> Command:
+        overrides = {**self._overrides, "metrics": {"host": LOOPBACK, "port": self.port}}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TAILRACE_")}
+        return Command(
+            argv=[sys.executable, "-m", "stream_app.cli", "up", "--role", ",".join(self.roles)],
+            env={**inherited, **environment(overrides)},
+            cwd=self.directory,
+        )
+
+    async def _answers(self) -> bool:
+        return await self.metric("tailrace_ready") == 1
+
+    async def metric(self, name: str) -> float | None:
+        """The sum of a metric's samples over its labels; None when the process does not answer."""
+        found = await self.metrics()
+        if found is None:
+            return None
+        values = [value for sample, value in found.items() if sample.partition("{")[0] == name]
+        return sum(values) if values else None
+
+    async def metrics(self) -> dict[str, float] | None:
+        """Every sample of the process's metrics; None when it does not answer."""
+        return await asyncio.to_thread(self._scrape)
+
+    def _scrape(self) -> dict[str, float] | None:
+        try:
+            with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=2) as answer:
+                lines = answer.read().decode().splitlines()
+        except (OSError, urllib.error.URLError):
+            return None
+        samples = {}
+        for line in lines:
+            if line and not line.startswith("#"):
+                sample, _, value = line.rpartition(" ")
+                samples[sample] = float(value)
+        return samples
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """Resident memory of the process itself, and of its children (encoder processes)."""
+        if self.pid is None:
+            return 0, 0
+        process = psutil.Process(self.pid)
+        return process.memory_info().rss, sum(child.memory_info().rss for child in process.children(recursive=True))
