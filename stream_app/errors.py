@@ -1,14 +1,15 @@
 """The errors of Tailrace, one small tree.
 
-    TailraceError
-    ├── SettingsError          a setting is wrong; names it, its value and what is allowed
-    ├── InvalidMessage         a record cannot be processed as it is; goes to the dead letter topic
-    ├── EncodeError            a text could not be embedded
-    │   └── PoisonText         it ended the encoder process every time it was tried
-    ├── DatasetError           a data set's file cannot be read; names the file and the line
-    ├── EmbeddedStackError     the embedded broker or Redis could not be started
-    ├── SnapshotError          a snapshot on disk cannot be used; the replica reads the topics instead
-    └── Unavailable            a broker, Redis or encoder is not there at the moment; worth trying again
+TailraceError
+├── SettingsError          a setting is wrong; names it, its value and what is allowed
+├── InvalidMessage         a record cannot be processed as it is; goes to the dead letter topic
+├── EncodeError            a text could not be embedded
+│   └── PoisonText         it ended the encoder process every time it was tried
+├── DatasetError           a data set's file cannot be read; names the file and the line
+├── EmbeddedStackError     the embedded broker or Redis could not be started
+├── SnapshotError          a snapshot on disk cannot be used; the replica reads the topics instead
+├── TopicError             a topic is not there, or the broker refuses to create it
+└── Unavailable            a broker, Redis or encoder is not there at the moment; worth trying again
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = [
     "SettingsError",
     "SnapshotError",
     "TailraceError",
+    "TopicError",
     "Unavailable",
 ]
 
@@ -65,6 +67,10 @@ class EmbeddedStackError(TailraceError):
 
 class SnapshotError(TailraceError):
     """A snapshot on disk cannot be used."""
+
+
+class TopicError(TailraceError):
+    """A topic is not there, or the broker refuses to create it."""
 
 
 class Unavailable(TailraceError):

@@ -1,0 +1,233 @@
+"""Creating the topics of the registry, and telling how those on the broker differ from it.
+
+Existing topics are never changed: partitions cannot be taken back, and an operator may have had reasons.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from stream_app.delivery.connections import kafka_options
+from stream_app.errors import TopicError, Unavailable
+from stream_app.settings import Settings
+from stream_app.topics import Topic, Topics
+
+__all__ = ["Difference", "TopicState", "copartition_difference", "create_topics", "describe_topics"]
+
+_VISIBLE_WITHIN_S = 15.0
+_ASK_EVERY_S = 0.1
+_CREATE_COMMAND = "tailrace topics create"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One way a topic is not as the registry has it. ``wrong``: Tailrace loses data or stops on it; ``differs``:
+    it works, and somebody should know."""
+
+    severity: Literal["wrong", "differs"]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopicState:
+    """A topic of the registry as the broker has it.
+
+    Attributes:
+        name: full name, with prefix.
+        partitions: how many there are; None when the topic is not there.
+        config: what the broker says of it, empty where it does not tell.
+        created: whether this call created it.
+    """
+
+    topic: Topic
+    name: str
+    partitions: int | None
+    wanted_partitions: int
+    wanted_config: Mapping[str, str]
+    config: Mapping[str, str] = field(default_factory=dict)
+    created: bool = False
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """What is not as it should be, with what to do; worst first."""
+        if self.partitions is None:
+            return (Difference(severity="wrong", text=f"is not there; create it with: {_CREATE_COMMAND}"),)
+        return tuple(sorted(self._differences(), key=lambda one: one.severity, reverse=True))
+
+    def _differences(self) -> Iterable[Difference]:
+        if policy := self._policy_difference():
+            yield policy
+        if self.partitions != self.wanted_partitions:
+            yield Difference(
+                severity="wrong" if self.topic.partitions else "differs",
+                text=f"has {self.partitions} partitions, the registry says {self.wanted_partitions}; "
+                "the number that is there counts, the setting only acts on creation",
+            )
+        for name in ("message.timestamp.type", "max.message.bytes"):
+            wanted, said = self.wanted_config.get(name), self.config.get(name)
+            if wanted is None or said is None or wanted == said:
+                continue
+            if name == "max.message.bytes" and int(said) > int(wanted):
+                continue
+            yield Difference(
+                severity="differs", text=f"{name} is {said}, the registry says {wanted}; alter it with kafka-configs"
+            )
+
+    def _policy_difference(self) -> Difference | None:
+        said = self.config.get("cleanup.policy")
+        if said is None:
+            return None
+        policies = {policy.strip() for policy in said.split(",")}
+        if self.topic.compacted and "compact" not in policies:
+            harm = "rows that did not change for the retention time would be lost"
+        elif not self.topic.compacted and "compact" in policies:
+            harm = "compaction would drop all but the last record of a key"
+        elif self.topic.compacted and "delete" in policies:
+            return Difference(
+                severity="differs", text=f"cleanup.policy is {said}: rows older than the retention time are dropped"
+            )
+        else:
+            return None
+        wanted = self.wanted_config["cleanup.policy"]
+        return Difference(
+            severity="wrong", text=f"cleanup.policy is {said}, must be {wanted}: {harm}; alter it with kafka-configs"
+        )
+
+
+def copartition_difference(states: Iterable[TopicState]) -> Difference | None:
+    """Statistics of an item are broadcast on the partition its transitions came from: both need as many."""
+    counts = {
+        state.topic.name: state.partitions
+        for state in states
+        if state.topic.name in ("transitions.v1", "item-signals.v1") and state.partitions is not None
+    }
+    if len(set(counts.values())) <= 1:
+        return None
+    said = " and ".join(f"{name} has {count}" for name, count in sorted(counts.items()))
+    return Difference(
+        severity="wrong", text=f"{said} partitions and they must have as many; recreate the smaller one while stopped"
+    )
+
+
+async def create_topics(settings: Settings) -> list[TopicState]:
+    """Create the topics of the registry that are not there, and wait until the broker shows them.
+
+    Safe to call from several processes at once.
+
+    Raises:
+        Unavailable: when no broker answers; worth trying again.
+        TopicError: when the broker refuses a topic; says why.
+    """
+    async with _client(settings) as client:
+        before = await _describe(client, settings)
+        missing = [state for state in before if state.partitions is None]
+        if not missing:
+            return before
+        created = await _create(client, settings, missing)
+        after = await _until_visible(client, settings)
+        return [replace(state, created=state.name in created) for state in after]
+
+
+async def describe_topics(settings: Settings) -> list[TopicState]:
+    """The topics of the registry as the broker has them, in the registry's order.
+
+    Raises:
+        Unavailable: when no broker answers.
+    """
+    async with _client(settings) as client:
+        return await _describe(client, settings)
+
+
+@asynccontextmanager
+async def _client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    client = AIOKafkaAdminClient(**kafka_options(settings))
+    try:
+        await client.start()
+        yield client
+    except (KafkaError, OSError) as error:
+        raise Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}") from error
+    finally:
+        await client.close()
+
+
+async def _describe(client: AIOKafkaAdminClient, settings: Settings) -> list[TopicState]:
+    topics = Topics(settings)
+    # All topics, never by name: asking for a name creates the topic on a broker that creates them on demand.
+    there = {entry["topic"]: len(entry["partitions"]) for entry in await client.describe_topics()}
+    configs = await _configs(client, [name for name in topics.by_full_name if name in there])
+    return [
+        TopicState(
+            topic=topic,
+            name=name,
+            partitions=there.get(name),
+            wanted_partitions=topics.partitions(topic),
+            wanted_config=topics.config(topic),
+            config=configs.get(name, {}),
+        )
+        for name, topic in topics.by_full_name.items()
+    ]
+
+
+async def _configs(client: AIOKafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:
+    """Topic configurations by name; leaves out what the broker does not tell us."""
+    if not names:
+        return {}
+    # No key filter: one broker in use closes the connection on it.
+    responses = await client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names])
+    found: dict[str, dict[str, str]] = {}
+    for response in responses:
+        for resource in response.to_object()["resources"]:
+            if resource["error_code"] == 0:
+                entries: list[dict[str, Any]] = resource["config_entries"]
+                found[resource["resource_name"]] = {
+                    entry["config_names"]: entry["config_value"]
+                    for entry in entries
+                    if entry["config_value"] is not None
+                }
+    return found
+
+
+async def _create(client: AIOKafkaAdminClient, settings: Settings, states: list[TopicState]) -> set[str]:
+    """The names that did not exist and were created."""
+    new = []
+    for state in states:
+        topic = NewTopic(state.name, state.wanted_partitions, 1, topic_configs=dict(state.wanted_config))
+        # Set afterwards: the constructor refuses -1 (the broker's default), which brokers know since 2.4.
+        topic.replication_factor = settings.connection.replication_factor
+        new.append(topic)
+    response = await client.create_topics(new)
+    created: set[str] = set()
+    for entry in response.to_object()["topic_errors"]:
+        if entry["error_code"] == 0:
+            created.add(entry["topic"])
+            continue
+        error = for_code(entry["error_code"])
+        if error is not TopicAlreadyExistsError:
+            said = entry.get("error_message") or error.description
+            raise TopicError(
+                f"Kafka at {settings.kafka} refused to create {entry['topic']}: {said} ({error.__name__}); create the "
+                "topics as deploy/ lists them and set topics.create = false, or grant the right to create them"
+            )
+    return created
+
+
+async def _until_visible(client: AIOKafkaAdminClient, settings: Settings) -> list[TopicState]:
+    """A broker acknowledges a topic before every broker knows it."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _VISIBLE_WITHIN_S
+    while True:
+        states = await _describe(client, settings)
+        unseen = [state.name for state in states if not state.partitions]
+        if not unseen:
+            return states
+        if loop.time() > deadline:
+            raise Unavailable(f"Kafka at {settings.kafka} created {', '.join(unseen)} and does not show them yet")
+        await asyncio.sleep(_ASK_EVERY_S)

@@ -1,0 +1,237 @@
+"""Reading topics without a consumer group: a whole topic to its end, one record at a known place, or the tail.
+
+Where a topic ends is asked twice, because end offsets alone are not dependable on every broker (the embedded one
+reports its last batch's first offset + 1): the end of a partition is the larger of the end offset asked for at the
+start and the high watermark that comes with its first fetch. When every partition is there, reading goes on until a
+poll comes back empty, though not for long: a busy topic never falls silent.
+
+Consumers here use ``auto_offset_reset="earliest"`` and explicit positions. With ``latest`` aiokafka reads nothing
+after ``end_offsets`` followed by ``seek_to_beginning``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.structs import ConsumerRecord
+
+from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.retry import until_it_works
+from stream_app.errors import TopicError, Unavailable
+from stream_app.settings import Settings
+
+__all__ = ["read_at", "read_to_end", "tail"]
+
+T = TypeVar("T")
+
+_POLL_MS = 200
+_RETRY_S = 0.25
+_SETTLE_S = 1.0
+"""How long a topic that keeps growing is read beyond where it ended when reading started."""
+_MAX_RECORDS = 2_000
+"""Records held per poll; bounds memory together with the fetch size."""
+
+
+async def read_to_end(
+    settings: Settings,
+    topic: str,
+    *,
+    partitions: Sequence[int] | None = None,
+    patience_s: float | None = None,
+) -> AsyncGenerator[ConsumerRecord, None]:
+    """Every record of the topic from its beginning to its end, in order per partition.
+
+    The end is where the topic ended when reading started, or later. A caller that may break off early wraps the
+    generator in ``contextlib.aclosing``, so that the connection closes at once.
+
+    Args:
+        partitions: which; None: all.
+        patience_s: give up after this long without a broker or without progress (seconds); None: wait for as
+            long as it takes, logging what is waited for.
+
+    Raises:
+        Unavailable: when patience ran out.
+        TopicError: when the topic is not there (with ``patience_s``) or lacks one of ``partitions``.
+    """
+    async with _consumer(settings, patience_s) as consumer:
+        assigned = await _assign(consumer, settings, topic, partitions, patience_s)
+        beginning, end = await _offsets(consumer, assigned, settings, patience_s)
+        for partition in assigned:
+            consumer.seek(partition, beginning[partition])
+        loop = asyncio.get_running_loop()
+        progress_at = loop.time()
+        reached_at: float | None = None
+        ends = _Ends(end)
+        while True:
+            polled = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MAX_RECORDS)
+            for records in polled.values():
+                for record in records:
+                    yield record
+            now = loop.time()
+            if reached_at is None and await ends.reached(consumer):
+                reached_at = now
+            if reached_at is not None and (not polled or now - reached_at > _SETTLE_S):
+                return
+            if polled:
+                progress_at = now
+            elif patience_s is not None and now - progress_at > patience_s:
+                raise Unavailable(
+                    f"{topic} on Kafka at {settings.kafka}: nothing came for {patience_s:g} s, and it has more"
+                )
+
+
+async def read_at(
+    settings: Settings, topic: str, partition: int, offset: int, *, patience_s: float = 10.0
+) -> ConsumerRecord | None:
+    """The record at this place; None when it is not there any more (retention, compaction) or not yet.
+
+    Raises:
+        Unavailable: when no broker answers within ``patience_s`` seconds.
+        TopicError: when there is no such topic or partition.
+    """
+    async with _consumer(settings, patience_s) as consumer:
+        (place,) = await _assign(consumer, settings, topic, [partition], patience_s)
+        beginning, _ = await _offsets(consumer, [place], settings, patience_s)
+        if offset < beginning[place]:
+            return None
+        consumer.seek(place, offset)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience_s
+        while loop.time() < deadline:
+            polled = await consumer.getmany(timeout_ms=_POLL_MS, max_records=1)
+            for records in polled.values():
+                return records[0] if records[0].offset == offset else None
+            highwater = consumer.highwater(place)
+            if highwater is not None and offset >= highwater:
+                return None
+        raise Unavailable(f"{topic}[{partition}]@{offset} did not come within {patience_s:g} s from {settings.kafka}")
+
+
+async def tail(
+    settings: Settings, topic: str, *, from_start: bool = False, patience_s: float | None = None
+) -> AsyncGenerator[ConsumerRecord, None]:
+    """Records of the topic as they come, for ever; from the end, or from the beginning.
+
+    Partitions added while reading are not seen. A broker that goes away is waited for.
+
+    Raises:
+        Unavailable, TopicError: at the start, as :func:`read_to_end`.
+    """
+    async with _consumer(settings, patience_s) as consumer:
+        assigned = await _assign(consumer, settings, topic, None, patience_s)
+        beginning, end = await _offsets(consumer, assigned, settings, patience_s)
+        for partition in assigned:
+            consumer.seek(partition, (beginning if from_start else end)[partition])
+        while True:
+            polled = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MAX_RECORDS)
+            for records in polled.values():
+                for record in records:
+                    yield record
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """Where each partition ends; raised once to the high watermark that comes with its first fetch."""
+
+    offsets: dict[TopicPartition, int]
+    confirmed: set[TopicPartition] = field(default_factory=set)
+
+    async def reached(self, consumer: AIOKafkaConsumer) -> bool:
+        """Whether every position has passed its partition's end."""
+        reached = True
+        for partition, offset in self.offsets.items():
+            highwater = consumer.highwater(partition)
+            if highwater is not None and partition not in self.confirmed:
+                self.confirmed.add(partition)
+                self.offsets[partition] = max(offset, highwater)
+            reached = reached and await consumer.position(partition) >= self.offsets[partition]
+        return reached
+
+
+@asynccontextmanager
+async def _consumer(settings: Settings, patience_s: float | None) -> AsyncIterator[AIOKafkaConsumer]:
+    async def start() -> AIOKafkaConsumer:
+        consumer = AIOKafkaConsumer(
+            **kafka_options(settings),
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=min(settings.connection.fetch_max_wait_ms, _POLL_MS // 2),
+            max_partition_fetch_bytes=max(settings.connection.max_message_bytes, 1_048_576),
+        )
+        try:
+            await consumer.start()
+        except BaseException:
+            await consumer.stop()
+            raise
+        return consumer
+
+    consumer = await _patiently(start, settings, patience_s)
+    try:
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def _assign(
+    consumer: AIOKafkaConsumer,
+    settings: Settings,
+    topic: str,
+    partitions: Sequence[int] | None,
+    patience_s: float | None,
+) -> list[TopicPartition]:
+    async def known() -> set[int]:
+        # All topics, never by name: that would create the topic on a broker that creates them on demand.
+        metadata = await consumer._client.fetch_all_metadata()
+        found: set[int] | None = metadata.partitions_for_topic(topic)
+        if found:
+            return found
+        missing = f"topic {topic} is not on Kafka at {settings.kafka}; create it with: tailrace topics create"
+        if patience_s is None:
+            raise Unavailable(missing)
+        raise TopicError(missing)
+
+    there = await _patiently(known, settings, patience_s)
+    wanted: Iterable[int] = sorted(there) if partitions is None else partitions
+    if lacking := [number for number in wanted if number not in there]:
+        raise TopicError(f"topic {topic} has {len(there)} partitions, there is no {lacking[0]}")
+    assigned = [TopicPartition(topic, number) for number in wanted]
+    consumer.assign(assigned)
+    return assigned
+
+
+async def _offsets(
+    consumer: AIOKafkaConsumer, partitions: list[TopicPartition], settings: Settings, patience_s: float | None
+) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+    """The beginning and the end of each partition."""
+
+    async def ask() -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        return await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
+
+    return await _patiently(ask, settings, patience_s)
+
+
+async def _patiently(attempt: Callable[[], Awaitable[T]], settings: Settings, patience_s: float | None) -> T:
+    """The result of ``attempt``, tried again while no broker answers: for ever and logged, or for ``patience_s``."""
+    if patience_s is None:
+        return await until_it_works(
+            attempt,
+            what=f"Kafka at {settings.kafka}",
+            transient=(KafkaError, OSError, Unavailable),
+            settings=settings.delivery,
+        )
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + patience_s
+    while True:
+        try:
+            return await attempt()
+        except (KafkaError, OSError, Unavailable) as error:
+            if loop.time() + _RETRY_S > deadline:
+                raise Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}") from error
+        await asyncio.sleep(_RETRY_S)
