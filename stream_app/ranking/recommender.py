@@ -120,6 +120,7 @@ class _Prepared:
     basis: int
     vectors: NDArray[np.float32]
     raw: RawFeatures
+    proposed: Sequence[NDArray[np.int32]] = ()
 
 
 class Recommender:
@@ -206,6 +207,12 @@ class Recommender:
                     examples[place] = self._example(choices[place], prepared, values, ranked, taken)
         return examples
 
+    def propose(self, request: RankRequest) -> dict[str, NDArray[np.int32]]:
+        """What each source proposes on its own, best first: int32 rows by source name, for evaluation."""
+        return {
+            source.name: rows for source, rows in zip(self.sources, self._retrieve([request])[0].proposed, strict=True)
+        }
+
     def _retrieve(self, requests: Sequence[RankRequest]) -> list[_Prepared]:
         """Candidates of each request from every source."""
         serving, settings = self._serving, self._settings
@@ -283,7 +290,9 @@ class Recommender:
         distinct = distinct[np.argsort(catalogue.id_hash[distinct])]
         sources = scratch.bits[distinct]
         scratch.bits[rows] = 0
-        return self._prepared(request, history, interests, links, distinct, sources, len(distinct))
+        prepared = self._prepared(request, history, interests, links, distinct, sources, len(distinct))
+        prepared.proposed = proposed
+        return prepared
 
     def _block(self, user: UserState) -> None:
         """Number the request and mark what the user consumed or hid."""
