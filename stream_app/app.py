@@ -10,7 +10,9 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
+
+from redis.asyncio import Redis
 
 from stream_app.agents.base import Agent
 from stream_app.agents.catalogue import CatalogueAgent
@@ -20,7 +22,7 @@ from stream_app.agents.ranker import RankerAgent
 from stream_app.delivery.admin import create_topics
 from stream_app.delivery.publisher import Publisher
 from stream_app.delivery.retry import until_it_works
-from stream_app.errors import TailraceError
+from stream_app.errors import TailraceError, Unavailable
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics, serve_metrics
 from stream_app.ranking.recommender import Recommender
@@ -32,7 +34,7 @@ from stream_app.users.stage import UserStage
 from workers.models import describe_model
 from workers.pool import EncoderPool
 
-__all__ = ["ROLES", "Role", "Tailrace"]
+__all__ = ["ROLES", "Role", "Tailrace", "stop_on_signals"]
 
 Role = Literal["catalogue", "interactions", "items", "ranker"]
 ROLES: tuple[Role, ...] = ("catalogue", "items", "ranker", "interactions")
@@ -88,7 +90,13 @@ class Tailrace:
         await publisher.start()
         self._stack.push_async_callback(publisher.stop)
         if settings.topics.create:
-            await create_topics(settings)
+            await until_it_works(
+                lambda: create_topics(settings),
+                what=f"Kafka at {settings.kafka}",
+                transient=(Unavailable,),
+                settings=settings.delivery,
+                metrics=metrics,
+            )
         needs_redis = {"catalogue", "interactions"} & set(self.roles)
         pool: EncoderPool | None = None
         redis = connect_redis(settings)
@@ -97,20 +105,32 @@ class Tailrace:
             await until_it_works(
                 redis.ping, what="Redis", transient=REDIS_TRANSIENT, settings=settings.delivery, metrics=metrics
             )
-            pool = EncoderPool(settings.encoder, cache=EmbeddingCache(redis, settings))
+            model = describe_model(settings.encoder.model)
+            cache = EmbeddingCache(
+                redis,
+                prefix=settings.topics.prefix,
+                space=model.space,
+                dimensions=model.dimensions,
+                ttl_s=settings.encoder.cache_ttl_s,
+                memory=settings.encoder.cache,
+            )
+            pool = EncoderPool(settings.encoder, cache=cache)
             await pool.start()
             self._stack.push_async_callback(pool.close)
-        for role in self.roles:
-            agent = await self._agent(role, publisher, redis, pool)
-            await agent.start()
-            self._stack.push_async_callback(agent.stop)
-            self.agents.append(agent)
-            _log.info("role started", started=role)
+        # Together: joining a consumer group takes a broker up to half a session.
+        await asyncio.gather(*(self._start_role(role, publisher, redis, pool) for role in self.roles))
         self.ready.set()
         metrics.ready.set(1)
         await self._watch()
 
-    async def _agent(self, role: Role, publisher: Publisher, redis, pool: EncoderPool | None) -> Agent:  # type: ignore[no-untyped-def]
+    async def _start_role(self, role: Role, publisher: Publisher, redis: Redis, pool: EncoderPool | None) -> None:
+        agent = await self._agent(role, publisher, redis, pool)
+        self._stack.push_async_callback(agent.stop)
+        self.agents.append(agent)
+        await agent.start()
+        _log.info("role started", started=role)
+
+    async def _agent(self, role: Role, publisher: Publisher, redis: Redis, pool: EncoderPool | None) -> Agent:
         settings, metrics = self.settings, self.metrics
         if role == "items":
             return ItemsAgent(settings, publisher, metrics)
@@ -137,9 +157,10 @@ class Tailrace:
 
     @staticmethod
     async def _caught_up(replica: Replica) -> None:
-        ready = asyncio.create_task(replica.ready.wait())
+        ready = asyncio.ensure_future(replica.ready.wait())
+        parts: list[asyncio.Future[Any]] = [ready, replica.failed]
         try:
-            await asyncio.wait([ready, replica.failed], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             if replica.failed.done():
                 replica.failed.result()
         finally:

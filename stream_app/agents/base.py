@@ -39,6 +39,8 @@ class Agent(ABC):
     """
 
     role: ClassVar[str]
+    batch: ClassVar[int | None] = None
+    """Events per batch at most, where the role wants fewer than ``delivery.batch``."""
 
     def __init__(self, settings: Settings, publisher: Publisher, metrics: Metrics) -> None:
         self.settings = settings
@@ -129,8 +131,9 @@ class Agent(ABC):
             self.failed.set_exception(error)
 
     async def _consume(self, stream: Any) -> None:
+        limit = self.settings.delivery.batch
         try:
-            async for events in batches(stream, self.settings.delivery.batch):
+            async for events in batches(stream, min(self.batch or limit, limit)):
                 self.metrics.events_in.labels(self.role).inc(len(events))
                 self.metrics.batch_events.labels(self.role).observe(len(events))
                 started = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ from schemas.messages import Item, ItemVector
 from stream_app.agents.base import Agent
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.records import InRecord
-from stream_app.errors import EncodeError, InvalidMessage, PoisonText
+from stream_app.errors import EncodeError, InvalidMessage
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
 from stream_app.textify import item_text, text_hash
@@ -32,6 +31,7 @@ class CatalogueAgent(Agent):
     """
 
     role: ClassVar[str] = "catalogue"
+    batch: ClassVar[int | None] = 64  # Vectors leave when their batch is done: the first ones soon.
 
     def __init__(self, settings: Settings, publisher: Publisher, metrics: Metrics, pool: EncoderPool) -> None:
         super().__init__(settings, publisher, metrics)
@@ -59,8 +59,9 @@ class CatalogueAgent(Agent):
         ]
         items = [(record, item) for record, item in latest.values() if item is not None]
         texts = [item_text(item) for _, item in items]
-        vectors = await self._embed(texts)
-        for (record, item), text, vector in zip(items, texts, vectors, strict=True):
+        # One poisonous text costs the others nothing: each has an outcome of its own.
+        outcomes = await self._pool.encode_each(texts, Priority.CATALOGUE)
+        for (record, item), text, vector in zip(items, texts, outcomes, strict=True):
             if isinstance(vector, EncodeError):
                 problem = InvalidMessage(
                     "not_embeddable", f"item {item.item_id!r} could not be embedded: {vector}; change its text"
@@ -71,17 +72,6 @@ class CatalogueAgent(Agent):
         await self.publisher.publish(out)
         for event in events:
             event.ack()
-
-    async def _embed(self, texts: list[str]) -> list[NDArray[np.float32] | EncodeError]:
-        """A vector for each text, or why there is none. One poisonous text costs the others nothing."""
-        if not texts:
-            return []
-        try:
-            return list(await self._pool.encode(texts, priority=Priority.CATALOGUE))
-        except PoisonText as error:
-            if len(texts) == 1:
-                return [error]
-        return [result for [result] in await asyncio.gather(*(self._embed([text]) for text in texts))]
 
     def _vector(self, item: Item, text: str, vector: NDArray[np.float32]) -> OutRecord:
         message = ItemVector(

@@ -165,11 +165,17 @@ class InteractionsAgent(Agent):
         wanted = sorted(texts)
         try:
             async with asyncio.timeout(_EVENT_TEXT_WAIT_S):
-                vectors = await self._pool.encode(wanted, priority=Priority.EVENT)
-        except (EncodeError, TimeoutError) as error:
-            _log.warning("texts of events left out", texts=len(wanted), error=f"{type(error).__name__}: {error}")
+                outcomes = await self._pool.encode_each(wanted, Priority.EVENT)
+        except TimeoutError:
+            _log.warning("texts of events left out", texts=len(wanted), waited_s=_EVENT_TEXT_WAIT_S)
             return {}
-        return dict(zip(wanted, vectors, strict=True))
+        vectors = {}
+        for text, outcome in zip(wanted, outcomes, strict=True):
+            if isinstance(outcome, EncodeError):
+                _log.warning("text of an event left out", text=text[:80], error=str(outcome))
+            else:
+                vectors[text] = outcome
+        return vectors
 
     async def withdrawn(self, changes: Sequence[ItemChange]) -> None:
         """Items that may not be recommended any more: publish the slates that show them again, without them."""

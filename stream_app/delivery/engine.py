@@ -47,6 +47,11 @@ class _Transport(driver.Transport):  # type: ignore[misc]
     Consumer = _Consumer
 
 
+# A service logs under the module of its class; these are Faust's, and logged as such.
+for _service in (_ConsumerThread, _Consumer):
+    _service.logger = driver.logger
+
+
 def _credentials(settings: Settings) -> Any:
     connection = settings.connection
     protocol = connection.security_protocol
