@@ -52,6 +52,8 @@ __all__ = [
     "decode_training_examples",
     "decode_transitions",
     "encode",
+    "parse_interaction",
+    "parse_item",
 ]
 
 MAX_VALUE_BYTES: Final = 16 * 1_048_576
@@ -105,12 +107,22 @@ def decode_item(key: bytes | None, value: bytes | None, headers: Headers = None)
     if value is None:
         return item_id, None
     expect_type(headers, _ITEM)
-    item = _public(value, Item, "items")
+    item = parse_item(value)
     if item.item_id != item_id:
         raise _key_mismatch(item_id, "item_id", item.item_id)
+    return item_id, item
+
+
+def parse_item(value: bytes) -> Item:
+    """The item in the value of a record, without regard to its key.
+
+    Raises:
+        InvalidMessage: see :data:`REASONS`.
+    """
+    item = _public(value, Item, "items")
     if item.attributes:
         _limit_depth("attributes", item.attributes)
-    return item_id, item
+    return item
 
 
 def decode_interaction(
@@ -123,12 +135,29 @@ def decode_interaction(
     oldest: float,
     future_tolerance_s: float,
 ) -> Interaction:
-    """A record of ``interactions.v1``.
+    """A record of ``interactions.v1``. Arguments and errors as for :func:`parse_interaction`."""
+    user_id = _key(key, "user_id")
+    if value is None:
+        raise InvalidMessage("null_value", "an interaction cannot be deleted by a null value; send an event instead")
+    expect_type(headers, _INTERACTION)
+    event = parse_interaction(
+        value, event_types=event_types, now=now, oldest=oldest, future_tolerance_s=future_tolerance_s
+    )
+    if event.user_id != user_id:
+        raise _key_mismatch(user_id, "user_id", event.user_id)
+    return event
+
+
+def parse_interaction(
+    value: bytes, *, event_types: Container[str], now: float, oldest: float, future_tolerance_s: float
+) -> Interaction:
+    """The interaction in the value of a record, without regard to its key.
 
     Beyond the types it checks what an event needs to mean anything: an impression lists ``items``, a search has
     ``text``, a visit needs neither, every other type names its ``item_id``.
 
     Args:
+        value: the record's value.
         event_types: the configured types (settings, ``event_types``).
         now: our clock, seconds since 1970.
         oldest: the earliest ``occurred_at`` accepted, seconds since 1970.
@@ -137,13 +166,7 @@ def decode_interaction(
     Raises:
         InvalidMessage: see :data:`REASONS`.
     """
-    user_id = _key(key, "user_id")
-    if value is None:
-        raise InvalidMessage("null_value", "an interaction cannot be deleted by a null value; send an event instead")
-    expect_type(headers, _INTERACTION)
     event = _public(value, Interaction, "interactions")
-    if event.user_id != user_id:
-        raise _key_mismatch(user_id, "user_id", event.user_id)
     if event.type not in event_types:
         raise _unknown_type(event.type, event_types)
     at = event.occurred_at.timestamp()
@@ -236,7 +259,7 @@ def decode_training_examples(value: bytes | None) -> TrainingExamples:
 
 
 def encode(message: msgspec.Struct) -> bytes:
-    """The message as JSON, fields in the order of their declaration, instants in UTC with ``Z``.
+    """The message as JSON, fields in the order of their declaration, instants with their zone.
 
     NaN and infinities become null, which no numeric field accepts when read: do not let them get here.
     """

@@ -98,16 +98,18 @@ class Interaction(Struct, frozen=True, kw_only=True):
 class Reason(Struct, frozen=True, kw_only=True):
     """Why an item is in a slate: what weighed most in its score, as a code, its parameters and a sentence."""
 
-    code: str
-    params: dict[str, Any] = {}
-    text: str = ""
+    code: Annotated[str, Meta(description="A stable code, for programs.")]
+    params: Annotated[dict[str, Any], Meta(description="What the code refers to, for example an item.")] = {}
+    text: Annotated[str, Meta(description="A sentence for people, in the configured language.")] = ""
 
 
 class SlateItem(Struct, frozen=True, kw_only=True):
+    """One place of a slate."""
+
     item_id: str
-    rank: Annotated[int, Meta(ge=1)]
-    score: float
-    sources: list[str]
+    rank: Annotated[int, Meta(ge=1, description="Place in the slate, from 1.")]
+    score: Annotated[float, Meta(description="The ranker's score; comparable within one slate only.")]
+    sources: Annotated[list[str], Meta(description="The candidate sources that proposed the item.")]
     reason: Reason
 
 
@@ -132,13 +134,13 @@ class Versions(Struct, frozen=True, kw_only=True):
 class Slate(Struct, frozen=True, kw_only=True):
     """A user's current recommendations, on ``recommendations.v1`` with key = ``user_id``; null: no slate any more."""
 
-    slate_id: str
+    slate_id: Annotated[str, Meta(description="Unique; interactions with the slate may carry it.")]
     user_id: Identifier
     generated_at: Instant
-    items: list[SlateItem]
+    items: Annotated[list[SlateItem], Meta(description="Best first.")]
     trigger: Trigger
     versions: Versions
-    variant: str = "default"
+    variant: Annotated[str, Meta(description="Which ranker's weights made it.")] = "default"
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
@@ -146,13 +148,13 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
 
     reason: Annotated[str, Meta(description="A stable code, for example not_json or unknown_event_type.")]
     detail: Annotated[str, Meta(description="What was wrong and what to do, for a person.")]
-    attempts: Annotated[int, Meta(ge=1)]
+    attempts: Annotated[int, Meta(ge=1, description="How often it was tried.")]
     stage: Annotated[str, Meta(description="The role that gave up: catalogue, interactions, items or ranker.")]
-    topic: str
-    partition: int
-    offset: int
+    topic: Annotated[str, Meta(description="Topic of the original record.")]
+    partition: Annotated[int, Meta(description="Partition of the original record.")]
+    offset: Annotated[int, Meta(description="Offset of the original record.")]
     failed_at: Instant
-    timestamp_ms: int | None = None
+    timestamp_ms: Annotated[int, Meta(description="Timestamp of the original record, ms since 1970.")] | None = None
     key: Annotated[str, Meta(description="Base64 of the original key.")] | None = None
     value: Annotated[str, Meta(description="Base64 of the original value.")] | None = None
     headers: Annotated[list[tuple[str, str]], Meta(description="Original headers; values in base64.")] = []
