@@ -115,7 +115,8 @@ class Tailrace:
                 memory=settings.encoder.cache,
             )
             pool = EncoderPool(settings.encoder, cache=cache)
-            await pool.start()
+            if settings.encoder.eager or "catalogue" in self.roles:
+                await pool.start()
             self._stack.push_async_callback(pool.close)
         # Together: joining a consumer group takes a broker up to half a session.
         await asyncio.gather(*(self._start_role(role, publisher, redis, pool) for role in self.roles))

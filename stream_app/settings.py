@@ -243,6 +243,9 @@ class EncoderSettings(_Group):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 where the processor has it in hardware, else float32."
     )
+    eager: bool = Field(
+        True, description="Start the processes with ours; off: with the first text (which then waits for them)."
+    )
     nice: int = Field(
         5, ge=0, le=19, description="Lowers the encoder processes' priority, so that events are not starved (nice value)."
     )
@@ -250,9 +253,6 @@ class EncoderSettings(_Group):
     max_tokens: int = Field(128, ge=8, le=8_192, description="Longer texts are cut (tokens).")
     queue: int = Field(1_024, ge=1, le=1_000_000, description="Texts waiting at most; then callers wait (count).")
     cache: int = Field(8_192, ge=0, le=10_000_000, description="Embeddings kept in memory per process (count).")
-    cache: int = Field(
-        20_000, ge=0, le=10_000_000, description="Embeddings kept in memory (count); 1.5 KB each at 384 dimensions."
-    )
     cache_ttl_s: int = Field(
         7 * 86_400, ge=60, le=31_536_000, description="Embeddings stay in the Redis cache this long (seconds)."
     )

@@ -163,6 +163,8 @@ class InteractionsAgent(Agent):
         if not texts:
             return {}
         wanted = sorted(texts)
+        if not self._pool.started:
+            await self._pool.start()
         try:
             async with asyncio.timeout(_EVENT_TEXT_WAIT_S):
                 outcomes = await self._pool.encode_each(wanted, Priority.EVENT)

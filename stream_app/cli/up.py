@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from stream_app.app import Role
     from stream_app.settings import Settings
 
-__all__ = ["parse_roles", "run_roles"]
+__all__ = ["parse_roles", "run_roles", "up"]
 
 
 def parse_roles(text: str) -> list[Role]:
@@ -48,3 +48,22 @@ def run_roles(settings: Settings, roles: list[Role]) -> None:
         await Tailrace(settings, roles).run(stop)
 
     uvloop.run(main())
+
+
+@click.command("up")
+@click.option(
+    "--role",
+    "roles",
+    default="all",
+    show_default=True,
+    help="catalogue, interactions, items, ranker, several with commas, or all.",
+)
+def up(roles: str) -> None:
+    """Run one process of Tailrace. Scale by starting more."""
+    from stream_app.settings import load_settings
+
+    run_roles(load_settings(), parse_roles(roles))
+
+
+if __name__ == "__main__":
+    up()

@@ -1,0 +1,221 @@
+"""The encoder pool, from the callers' side: text in, vectors out, whatever happens to the processes in between.
+
+A text is looked up in the cache, joined with others who want the same one, queued by priority, and encoded by
+whichever process is free next; see ``workers.driver`` for how processes are kept running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_app.errors import EncodeError, PoisonText, TailraceError, Unavailable
+from stream_app.settings import EncoderSettings
+from stream_app.textify import text_hash
+from workers.child import DEFAULT_COMMAND
+from workers.driver import Driver, PoolStats
+from workers.models import describe_model
+from workers.waiting import Priority, Ticket, WaitingTexts, same_error
+
+__all__ = ["EncoderPool", "PoolStats", "Priority", "VectorCache"]
+
+CHARS_PER_TOKEN = 32
+"""A text is cut to this many characters per token the model may read: more than any language needs, and a bound on
+what is sent to a process."""
+REMEMBERED_POISON = 1_024
+"""Texts known to end processes: a redelivered record must not end four more."""
+
+
+class VectorCache(Protocol):
+    """Where vectors are looked up by text hash and kept; see ``stream_app.stores.embedding_cache``."""
+
+    async def get_many(self, hashes: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Those that are known. Never raises for a cache that is not reachable."""
+        ...
+
+    async def put_many(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Keep these. Never raises for a cache that is not reachable."""
+        ...
+
+
+class EncoderPool:
+    """Encoder processes behind one coroutine.
+
+    Use from one event loop. ``settings`` are the encoder's. ``cache`` is asked before a process is. ``command`` starts
+    a process; it gets ``--fd`` and ``--parent`` appended and speaks :mod:`workers.frames`.
+
+    Raises:
+        SettingsError: at once, when the model in the settings cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: EncoderSettings,
+        *,
+        cache: VectorCache | None = None,
+        command: Sequence[str] = DEFAULT_COMMAND,
+    ) -> None:
+        self._cache = cache
+        info = describe_model(settings.model)
+        self.space = info.space
+        self.dimensions = info.dimensions
+        self.stats = PoolStats()
+        self._max_chars = CHARS_PER_TOKEN * min(settings.max_tokens, info.max_tokens)
+        self._waiting = WaitingTexts(limit=settings.queue)
+        self._ready = asyncio.Event()
+        self._over: TailraceError | None = None
+        self._poison: dict[str, PoisonText] = {}
+        self._drivers = [
+            Driver(
+                index,
+                settings=settings,
+                space=info.space,
+                command=tuple(command),
+                waiting=self._waiting,
+                stats=self.stats,
+                ready=self._ready,
+            )
+            for index in range(settings.processes)
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the processes that are ready, by index."""
+        return tuple(driver.child.pid for driver in self._drivers if driver.child)
+
+    @property
+    def started(self) -> bool:
+        """Whether :meth:`start` was called."""
+        return bool(self._tasks)
+
+    @property
+    def queue_length(self) -> int:
+        """Texts that wait for a process."""
+        return len(self._waiting)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Device and precision of each ready process, for example ``("cpu bfloat16",)``."""
+        ready = (driver.child.ready for driver in self._drivers if driver.child)
+        return tuple(f"{process.device} {process.precision}" for process in ready)
+
+    async def start(self) -> None:
+        """Start the processes in the background. Texts may be given at once; they wait."""
+        if self._tasks or self._over:
+            raise RuntimeError("an encoder pool is started once")
+        self._tasks = [asyncio.create_task(self._run(driver)) for driver in self._drivers]
+
+    async def ready(self) -> None:
+        """Wait until a process is ready.
+
+        Raises:
+            SettingsError: when the processes say that they cannot work as configured.
+            Unavailable: when none could be started, or the pool was closed.
+        """
+        await self._ready.wait()
+        if self._over:
+            raise same_error(self._over)
+
+    async def encode(self, texts: Sequence[str], priority: Priority) -> NDArray[np.float32]:
+        """The vectors of ``texts``: float32 [n, dimensions], unit length, in the order given; any text has one.
+
+        Waits for as long as it takes while processes are restarted.
+
+        Raises:
+            PoisonText: when one of the texts ends every process that tries it (see :meth:`encode_each`).
+            Unavailable, SettingsError: when the pool is closed or could not start a process.
+        """
+        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        for row, outcome in enumerate(await self.encode_each(texts, priority)):
+            if isinstance(outcome, EncodeError):
+                raise same_error(outcome)
+            vectors[row] = outcome
+        return vectors
+
+    async def encode_each(self, texts: Sequence[str], priority: Priority) -> list[NDArray[np.float32] | EncodeError]:
+        """As :meth:`encode`, but each text has its own outcome: a vector, float32 [dimensions], or the error.
+
+        Raises:
+            Unavailable, SettingsError: when the pool is closed or could not start a process.
+        """
+        prepared = [_sendable(text, self._max_chars) for text in texts]
+        hashes = [text_hash(text) for text in prepared]
+        wanted = dict(zip(hashes, prepared, strict=True))
+        outcomes: dict[str, NDArray[np.float32] | EncodeError] = {}
+        if self._cache is not None and wanted:
+            outcomes.update(await self._cache.get_many(list(wanted)))
+            self.stats.cache_hits += len(outcomes)
+            self.stats.cache_misses += len(wanted) - len(outcomes)
+        outcomes.update((key, same_error(self._poison[key])) for key in self._poison.keys() & wanted.keys())
+        missing = {key: text for key, text in wanted.items() if key not in outcomes}
+        if missing:
+            outcomes.update(await self._encode_missing(missing, priority))
+        return [outcomes[key] for key in hashes]
+
+    async def close(self) -> None:
+        """End the processes. Who waits gets :class:`Unavailable`. Safe to call twice."""
+        self._give_up(Unavailable("the encoder pool is closed"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _encode_missing(
+        self, texts: Mapping[str, str], priority: Priority
+    ) -> dict[str, NDArray[np.float32] | EncodeError]:
+        tickets: list[Ticket] = []
+        made: set[str] = set()
+        try:
+            for key, text in texts.items():
+                ticket, is_new = await self._waiting.ask(key, text, priority)
+                tickets.append(ticket)
+                if is_new:
+                    made.add(key)
+                else:
+                    self.stats.texts_shared += 1
+            # wait() leaves the futures alone when this call is cancelled: others may wait for them too.
+            await asyncio.wait([ticket.outcome for ticket in tickets])
+        finally:
+            for ticket in tickets:
+                self._waiting.leave(ticket)
+        outcomes: dict[str, NDArray[np.float32] | EncodeError] = {}
+        for ticket in tickets:
+            outcome = ticket.outcome.result()
+            if isinstance(outcome, PoisonText):
+                self._remember_poison(ticket.text_hash, outcome)
+            elif isinstance(outcome, TailraceError) and not isinstance(outcome, EncodeError):
+                raise same_error(outcome)
+            outcomes[ticket.text_hash] = outcome
+        if self._cache is not None:
+            # Only the call that made a ticket stores its vector: one write per vector.
+            fresh = {key: vector for key in made if not isinstance(vector := outcomes[key], EncodeError)}
+            await self._cache.put_many(fresh)
+        return outcomes
+
+    def _remember_poison(self, key: str, error: PoisonText) -> None:
+        self._poison[key] = error
+        while len(self._poison) > REMEMBERED_POISON:
+            del self._poison[next(iter(self._poison))]
+
+    async def _run(self, driver: Driver) -> None:
+        try:
+            await driver.run()
+        except TailraceError as error:
+            self._give_up(error)
+        except Exception as error:  # a mistake in this code must not leave callers waiting for ever
+            self._give_up(Unavailable(f"the encoder pool failed: {error!r}"))
+            raise
+
+    def _give_up(self, error: TailraceError) -> None:
+        self._over = self._over or error
+        self._waiting.close(self._over)
+        self._ready.set()
+
+
+def _sendable(text: str, max_chars: int) -> str:
+    """``text`` as the process gets it: bounded, and without lone surrogates, which UTF-8 cannot carry."""
+    return text[:max_chars].encode("utf-8", "replace").decode("utf-8")
