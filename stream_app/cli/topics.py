@@ -1,0 +1,80 @@
+"""``tailrace topics``: create the topics of the contract, and compare those on the broker with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from stream_app.delivery.admin import TopicState
+
+__all__ = ["topics"]
+
+
+@click.group()
+def topics() -> None:
+    """Create topics, and compare them with the contract."""
+
+
+@topics.command()
+def create() -> None:
+    """Create the topics that are missing. Existing ones are left as they are."""
+    from stream_app.cli.console import run
+    from stream_app.delivery.admin import create_topics
+    from stream_app.settings import load_settings
+
+    settings = load_settings()
+    _print(run(create_topics(settings)), kafka=settings.kafka)
+
+
+@topics.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per topic.")
+def list_(as_json: bool) -> None:
+    """Show the topics, and where they differ from the contract."""
+    from stream_app.cli.console import run, to_json
+    from stream_app.delivery.admin import describe_topics
+    from stream_app.settings import load_settings
+
+    settings = load_settings()
+    states = run(describe_topics(settings))
+    if not as_json:
+        _print(states, kafka=settings.kafka)
+        return
+    for state in states:
+        click.echo(
+            to_json(
+                {
+                    "name": state.name,
+                    "partitions": state.partitions,
+                    "config": {name: state.config.get(name) for name in state.wanted_config},
+                    "differences": [{"severity": one.severity, "text": one.text} for one in state.differences],
+                }
+            )
+        )
+
+
+def _print(states: list[TopicState], *, kafka: str) -> None:
+    from rich.table import Table
+
+    from stream_app.cli.console import output
+    from stream_app.delivery.admin import copartition_difference
+
+    table = Table(title=f"Topics on {kafka}", title_justify="left")
+    for column in ("topic", "partitions", "cleanup", "key", "state"):
+        table.add_column(column)
+    for state in states:
+        worst = state.differences[0].severity if state.differences else None
+        style = {"wrong": "red", "differs": "yellow", None: "green"}[worst]
+        said = "; ".join(one.text for one in state.differences) or ("created" if state.created else "ok")
+        table.add_row(
+            state.name,
+            str(state.partitions or "-"),
+            state.config.get("cleanup.policy", "?") if state.partitions else "-",
+            state.topic.key,
+            f"[{style}]{said}[/]",
+        )
+    console = output()
+    console.print(table)
+    if unequal := copartition_difference(states):
+        console.print(unequal.text, style="red")
