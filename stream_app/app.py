@@ -59,6 +59,7 @@ class Tailrace:
         self.ready = asyncio.Event()
         self.agents: list[Agent] = []
         self.replica: Replica | None = None
+        self.pool: EncoderPool | None = None
         self._stack = contextlib.AsyncExitStack()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -98,7 +99,7 @@ class Tailrace:
                 metrics=metrics,
             )
         needs_redis = {"catalogue", "interactions"} & set(self.roles)
-        pool: EncoderPool | None = None
+        pool = None
         redis = connect_redis(settings)
         self._stack.push_async_callback(redis.aclose)
         if needs_redis:
@@ -114,7 +115,7 @@ class Tailrace:
                 ttl_s=settings.encoder.cache_ttl_s,
                 memory=settings.encoder.cache,
             )
-            pool = EncoderPool(settings.encoder, cache=cache)
+            self.pool = pool = EncoderPool(settings.encoder, cache=cache)
             if settings.encoder.eager or "catalogue" in self.roles:
                 await pool.start()
             self._stack.push_async_callback(pool.close)
@@ -146,7 +147,7 @@ class Tailrace:
         self._stack.push_async_callback(replica.stop)
         await self._caught_up(replica)
         serving = replica.serving
-        return InteractionsAgent(
+        agent = InteractionsAgent(
             settings,
             publisher,
             metrics,
@@ -155,6 +156,8 @@ class Tailrace:
             serving=serving,
             pool=pool,
         )
+        replica.on_withdrawn = agent.withdraw
+        return agent
 
     @staticmethod
     async def _caught_up(replica: Replica) -> None:

@@ -52,7 +52,9 @@ class Metrics:
     index_deleted: Gauge = field(init=False)
     replica_offset_age: Gauge = field(init=False)
     replica_ready: Gauge = field(init=False)
+    replica_position: Gauge = field(init=False)
     replica_records: Counter = field(init=False)
+    slates_replaced: Counter = field(init=False)
     users_cached: Gauge = field(init=False)
     ranker_examples: Gauge = field(init=False)
     ready: Gauge = field(init=False)
@@ -99,7 +101,13 @@ class Metrics:
             "tailrace_replica_age_seconds", "Age of the newest record the replica applied.", registry=r
         )
         self.replica_ready = Gauge("tailrace_replica_ready", "1 when the replica has caught up.", registry=r)
+        self.replica_position = Gauge(
+            "tailrace_replica_position", "Sum of the next offsets the replica will read.", ["topic"], registry=r
+        )
         self.replica_records = Counter("tailrace_replica_records", "Records applied.", ["topic"], registry=r)
+        self.slates_replaced = Counter(
+            "tailrace_slates_replaced", "Slates made again because an item in them was withdrawn.", registry=r
+        )
         self.users_cached = Gauge("tailrace_users_cached", "User states in memory.", registry=r)
         self.ranker_examples = Gauge("tailrace_ranker_examples", "Examples in the weights in use.", registry=r)
         self.ready = Gauge("tailrace_ready", "1 when every role of the process takes events.", registry=r)

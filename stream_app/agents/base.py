@@ -84,6 +84,13 @@ class Agent(ABC):
         if not self.failed.done():
             self.failed.cancel()
 
+    def assignment(self) -> set[int]:
+        """The partitions of the agent's topic that are this process's now."""
+        app = self._app
+        if app is None or app._consumer is None:
+            return set()
+        return {place.partition for place in app.consumer.assignment()}
+
     def lag(self) -> int:
         """Records between what was delivered to the agent and the end of its partitions, as last heard."""
         app = self._app

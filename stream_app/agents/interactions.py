@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.cloudevents import event_type, headers
-from schemas.decode import decode_interaction, encode
+from schemas.decode import decode_interaction, decode_slate, encode
 from schemas.messages import Slate, TrainingExamples, Transition, Transitions, Trigger
 from stream_app.agents.base import Agent
 from stream_app.delivery.publisher import OutRecord, Publisher
+from stream_app.delivery.reading import read_to_end
 from stream_app.delivery.records import InRecord
 from stream_app.errors import EncodeError, InvalidMessage, TailraceError
 from stream_app.items.partitions import item_partition
@@ -32,6 +33,7 @@ from stream_app.replicas.replica import ItemChange
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.stores.users import UserStore
+from stream_app.users.showing import Showing
 from stream_app.users.stage import NewSlate, SourcedEvent, StageResult, UserStage
 from stream_app.users.state import UserState
 from workers.pool import EncoderPool, Priority
@@ -41,6 +43,8 @@ __all__ = ["InteractionsAgent"]
 _log = get_logger(__name__)
 _EVENT_TEXT_WAIT_S = 10.0
 """An event waits this long for its text's embedding, then goes on without; the text counts from the next event."""
+_REPLACED_AT_ONCE = 64
+"""Slates made again in one go when an item is withdrawn; events wait for no more than these."""
 _MESSAGE_ROWS = 512
 """Transitions or examples per message, so that one stays far below the broker's limit."""
 
@@ -69,6 +73,9 @@ class InteractionsAgent(Agent):
         self._oldest = datetime.fromisoformat(settings.events.oldest).timestamp()
         self._item_partitions = settings.topics.partitions
         self._busy = asyncio.Lock()
+        self._showing = Showing(limit=settings.users.cache)
+        self._withdrawn: dict[str, ItemChange] = {}
+        self._withdrawal = asyncio.Event()
         self._feature_names = list(feature_names(settings.items))
 
     @property
@@ -78,10 +85,62 @@ class InteractionsAgent(Agent):
     async def start(self) -> None:
         self._item_partitions = await self.publisher.partitions(self.topics.transitions)
         await super().start()
+        self._run("withdrawals", self._replace_withdrawn())
+        self._run("standing", self._read_standing())
 
     async def partitions_changed(self) -> None:
         self._users.forget()
         self._stage.forget()
+
+    def withdraw(self, change: ItemChange) -> None:
+        """An item may not be recommended any more: the slates that show it are published again, without it."""
+        self._withdrawn[change.item_id] = change
+        self._withdrawal.set()
+
+    async def _replace_withdrawn(self) -> None:
+        while True:
+            await self._withdrawal.wait()
+            self._withdrawal.clear()
+            changes, self._withdrawn = self._withdrawn, {}
+            users = self._showing.showing(changes.keys(), partitions=self.assignment())
+            for start in range(0, len(users), _REPLACED_AT_ONCE):
+                async with self._busy:  # Events get their turn between slices.
+                    await self._replace(users[start : start + _REPLACED_AT_ONCE], changes)
+
+    async def _replace(self, users: Sequence[tuple[str, str]], changes: Mapping[str, ItemChange]) -> None:
+        """Fresh slates for ``users``: pairs of user and the item that must leave."""
+        now = time.time()
+        states = await self._users.load([user_id for user_id, _ in users])
+        texts = await self._text_vectors([], states)
+        slates = self._stage.rerank(states, now=now, text_vectors=texts)
+        reasons = dict(users)
+        generated_at = datetime.fromtimestamp(now, UTC)
+        await self.publisher.publish(
+            self._slate(slate, generated_at, changes[reasons[slate.user_id]]) for slate in slates
+        )
+        self._showing.replaced(slates)
+        self.metrics.slates_replaced.inc(len(slates))
+
+    async def _read_standing(self) -> None:
+        """The slates that stand from before this process: what they show may have been withdrawn meanwhile."""
+        servable = self._serving.catalogue.servable
+        before = Showing(limit=self.settings.users.cache)
+        async for record in read_to_end(self.settings, self.topics.recommendations):
+            try:
+                user_id, slate = decode_slate(record.key, record.value, record.headers)
+            except InvalidMessage:
+                continue
+            if slate is not None:
+                # An item's change says nothing of the user; the topics are partitioned alike by default.
+                by_event = slate.trigger.topic == self.topic
+                before.standing(user_id, slate, partition=slate.trigger.partition if by_event else record.partition)
+        self._showing.add_older(before)
+        row_of = self._serving.catalogue.row
+        now = time.time()
+        for item_id in self._showing.items():
+            row = row_of(item_id)
+            if row < 0 or not servable(now)[row]:
+                self.withdraw(ItemChange(item_id, self.topics.items, -1, -1))
 
     async def handle(self, events: Sequence[Any]) -> None:
         now = time.time()
@@ -145,6 +204,7 @@ class InteractionsAgent(Agent):
         records = [*letters, *self._slates(result.slates, now), *self._notes(result)]
         t2 = time.perf_counter()
         await self.publisher.publish(records)
+        self._showing.published(result.slates)
         self._measure_freshness(result.slates)
         t3 = time.perf_counter()
         await self._users.save(result.states, partitions=result.partitions)
@@ -179,29 +239,33 @@ class InteractionsAgent(Agent):
                 vectors[text] = outcome
         return vectors
 
-    async def withdrawn(self, changes: Sequence[ItemChange]) -> None:
-        """Items that may not be recommended any more: publish the slates that show them again, without them."""
-
     def _slates(self, slates: Sequence[NewSlate], now: float) -> list[OutRecord]:
         generated_at = datetime.fromtimestamp(now, UTC)
         return [self._slate(slate, generated_at) for slate in slates]
 
-    def _slate(self, slate: NewSlate, generated_at: datetime) -> OutRecord:
-        sourced = slate.trigger
-        assert sourced is not None  # noqa: S101 - narrowed by the only caller
-        slate_id = f"{sourced.partition}-{sourced.offset}"
-        message = Slate(
-            slate_id=slate_id,
-            user_id=slate.user_id,
-            generated_at=generated_at,
-            items=slate.items,
-            trigger=Trigger(
+    def _slate(self, slate: NewSlate, generated_at: datetime, change: ItemChange | None = None) -> OutRecord:
+        """The record of a slate; ``change`` is what caused it when no event did."""
+        if slate.trigger is not None:
+            sourced = slate.trigger
+            trigger = Trigger(
                 topic=self.topic,
                 partition=sourced.partition,
                 offset=sourced.offset,
                 event_id=sourced.event.event_id,
                 occurred_at=sourced.event.occurred_at,
-            ),
+            )
+            slate_id = f"{sourced.partition}-{sourced.offset}"
+        elif change is not None:
+            trigger = Trigger(topic=change.topic, partition=change.partition, offset=change.offset)
+            slate_id = f"items-{change.partition}-{change.offset}"
+        else:
+            raise ValueError("a slate is caused by an event or by an item's change")
+        message = Slate(
+            slate_id=slate_id,
+            user_id=slate.user_id,
+            generated_at=generated_at,
+            items=slate.items,
+            trigger=trigger,
             versions=self._serving.versions,
         )
         return OutRecord(

@@ -180,6 +180,11 @@ class Catalogue:
             self._changed(row)
         return row
 
+    def expiring(self) -> list[tuple[float, str]]:
+        """Items with an end: when (seconds since 1970), and which."""
+        rows = np.flatnonzero(self.known & np.isfinite(self._expires_at[: self.rows]))
+        return [(float(self._expires_at[row]), self.item_id(int(row))) for row in rows]
+
     def servable(self, now: float) -> NDArray[np.bool_]:
         """Which rows may be shown at ``now`` (wall clock, seconds since 1970): bool [rows], read-only.
 

@@ -11,6 +11,7 @@ Records are applied in slices of a few milliseconds, so events get their turn in
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class Replica:
         self._targets: dict[TopicPartition, int] = {}
         self._snapshots: Snapshots | None = None
         self._left_out = 0
+        self._expiring: list[tuple[float, str, ItemChange]] = []
 
     def _empty(self) -> ServingState:
         return ServingState(self.settings, space=self._space, dimensions=self._dimensions)
@@ -117,6 +119,12 @@ class Replica:
         if loaded is not None:
             self.serving, offsets = loaded
             self.positions = {TopicPartition(t, p): offset for (t, p), offset in offsets.items()}
+            items = Topics(self.settings).items
+            # Which record said so is not kept in snapshots.
+            self._expiring = [
+                (at, item, ItemChange(item, items, -1, -1)) for at, item in self.serving.catalogue.expiring()
+            ]
+            heapq.heapify(self._expiring)
             _log.info("snapshot loaded", vectors=len(self.serving.index))
 
     async def _run(self) -> None:
@@ -232,6 +240,7 @@ class Replica:
             if not self.ready.is_set() and not fetched and await self._reached_targets(consumer):
                 self._became_ready()
             if self.ready.is_set():
+                self._expire()
                 self._measure()
                 if (
                     self._snapshots is not None
@@ -257,6 +266,11 @@ class Replica:
         )
 
     def _measure(self) -> None:
+        positions: dict[str, int] = {}
+        for partition, position in self.positions.items():
+            positions[partition.topic] = positions.get(partition.topic, 0) + position
+        for topic, position in positions.items():
+            self.metrics.replica_position.labels(topic).set(position)
         self.metrics.index_items.set(len(self.serving.index))
         self.metrics.index_deleted.set(self.serving.index.churn)
 
@@ -276,8 +290,23 @@ class Replica:
             return
         listed = self._listed(item_id)
         self.serving.apply_item(item_id, item)
-        if listed and not self._listed(item_id) and self.on_withdrawn is not None:
-            self.on_withdrawn(ItemChange(item_id, record.topic, record.partition, record.offset))
+        change = ItemChange(item_id, record.topic, record.partition, record.offset)
+        if listed and not self._listed(item_id):
+            self._withdraw(change)
+        if item is not None and item.expires_at is not None:
+            heapq.heappush(self._expiring, (item.expires_at.timestamp(), item_id, change))
+
+    def _withdraw(self, change: ItemChange) -> None:
+        if self.on_withdrawn is not None:
+            self.on_withdrawn(change)
+
+    def _expire(self) -> None:
+        """Items whose time is over by now, without any record saying so. Entries of changed items are ignored."""
+        now = time.time()
+        while self._expiring and self._expiring[0][0] <= now:
+            _, item_id, change = heapq.heappop(self._expiring)
+            if not self._listed(item_id):
+                self._withdraw(change)
 
     def _listed(self, item_id: str) -> bool:
         row = self.serving.catalogue.row(item_id)

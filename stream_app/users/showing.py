@@ -1,0 +1,68 @@
+"""What the published slates of a process's users show, so that a withdrawn item can be taken out of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+
+from schemas.messages import Slate
+from stream_app.users.stage import NewSlate
+
+__all__ = ["Showing"]
+
+
+class Showing:
+    """The items of each user's last slate, and the partition whose owner published it.
+
+    Holds at most ``limit`` users, the most recent: about 500 bytes each.
+    """
+
+    def __init__(self, *, limit: int) -> None:
+        self._limit = limit
+        self._users: OrderedDict[str, tuple[int, frozenset[str]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    def published(self, slates: Sequence[NewSlate]) -> None:
+        """Slates an event caused."""
+        for slate in slates:
+            if slate.trigger is not None:
+                self._put(slate.user_id, slate.trigger.partition, frozenset(item.item_id for item in slate.items))
+
+    def replaced(self, slates: Sequence[NewSlate]) -> None:
+        """Slates made again for another reason; the owner is the same."""
+        for slate in slates:
+            partition, _ = self._users.get(slate.user_id, (-1, frozenset()))
+            self._put(slate.user_id, partition, frozenset(item.item_id for item in slate.items))
+
+    def standing(self, user_id: str, slate: Slate, *, partition: int) -> None:
+        """A slate read from the topic in order of offsets, and the partition its user's events are in."""
+        self._put(user_id, partition, frozenset(item.item_id for item in slate.items))
+
+    def add_older(self, before: Showing) -> None:
+        """Take over users of whom nothing newer is known here."""
+        newer = self._users
+        self._users = before._users
+        for user_id, (partition, items) in newer.items():
+            self._put(user_id, partition, items)
+
+    def items(self) -> set[str]:
+        """Every item that is shown to anybody."""
+        return set().union(*(items for _, items in self._users.values()))
+
+    def showing(self, withdrawn: Collection[str], *, partitions: Collection[int]) -> list[tuple[str, str]]:
+        """Users of ``partitions`` whose slate shows a withdrawn item, with the first such item."""
+        gone = frozenset(withdrawn)
+        found = []
+        for user_id, (partition, items) in self._users.items():
+            shown = items & gone
+            if shown and partition in partitions:
+                found.append((user_id, min(shown)))
+        return found
+
+    def _put(self, user_id: str, partition: int, items: frozenset[str]) -> None:
+        self._users[user_id] = (partition, items)
+        self._users.move_to_end(user_id)
+        while len(self._users) > self._limit:
+            self._users.popitem(last=False)
