@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
+from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.structs import ConsumerRecord
 
 from stream_app.delivery.connections import kafka_options
@@ -26,7 +27,7 @@ from stream_app.delivery.retry import until_it_works
 from stream_app.errors import TopicError, Unavailable
 from stream_app.settings import Settings
 
-__all__ = ["read_at", "read_to_end", "tail"]
+__all__ = ["default_partition", "latest", "read_at", "read_to_end", "tail"]
 
 T = TypeVar("T")
 
@@ -84,6 +85,50 @@ async def read_to_end(
                 raise Unavailable(
                     f"{topic} on Kafka at {settings.kafka}: nothing came for {patience_s:g} s, and it has more"
                 )
+
+
+async def latest(
+    settings: Settings,
+    topic: str,
+    key: bytes,
+    *,
+    partition: Callable[[int], int] | None = None,
+    patience_s: float | None = None,
+) -> ConsumerRecord | None:
+    """The last record of the topic with this key (its value may be null), None when there is none.
+
+    Reads the whole topic, or one partition of it: give ``partition`` where it is known how the producer chooses.
+
+    Args:
+        partition: from the number of partitions to the one that holds the key, for example
+            :func:`default_partition` of it; None: the key may be anywhere.
+        patience_s: as for :func:`read_to_end`.
+
+    Raises:
+        Unavailable, TopicError: as :func:`read_to_end`.
+    """
+    async with _consumer(settings, patience_s) as consumer:
+        count = len(await _partitions(consumer, settings, topic, patience_s))
+    found: ConsumerRecord | None = None
+    only = None if partition is None else [partition(count)]
+    async for record in read_to_end(settings, topic, partitions=only, patience_s=patience_s):
+        if record.key == key and (found is None or _after(record, found)):
+            found = record
+    return found
+
+
+def _after(record: ConsumerRecord, other: ConsumerRecord) -> bool:
+    """Offsets order records of one partition; across partitions (a changed partitioner) only time does."""
+    if record.partition == other.partition:
+        return bool(record.offset > other.offset)
+    return bool(record.timestamp >= other.timestamp)
+
+
+def default_partition(key: bytes, partitions: int) -> int:
+    """The partition Kafka's own clients choose for a key: murmur2, as Tailrace's producer does."""
+    numbers = list(range(partitions))
+    chosen: int = DefaultPartitioner()(key, numbers, numbers)
+    return chosen
 
 
 async def read_at(
@@ -186,6 +231,16 @@ async def _assign(
     partitions: Sequence[int] | None,
     patience_s: float | None,
 ) -> list[TopicPartition]:
+    there = await _partitions(consumer, settings, topic, patience_s)
+    wanted: Iterable[int] = sorted(there) if partitions is None else partitions
+    if lacking := [number for number in wanted if number not in there]:
+        raise TopicError(f"topic {topic} has {len(there)} partitions, there is no {lacking[0]}")
+    assigned = [TopicPartition(topic, number) for number in wanted]
+    consumer.assign(assigned)
+    return assigned
+
+
+async def _partitions(consumer: AIOKafkaConsumer, settings: Settings, topic: str, patience_s: float | None) -> set[int]:
     async def known() -> set[int]:
         # All topics, never by name: that would create the topic on a broker that creates them on demand.
         metadata = await consumer._client.fetch_all_metadata()
@@ -197,13 +252,7 @@ async def _assign(
             raise Unavailable(missing)
         raise TopicError(missing)
 
-    there = await _patiently(known, settings, patience_s)
-    wanted: Iterable[int] = sorted(there) if partitions is None else partitions
-    if lacking := [number for number in wanted if number not in there]:
-        raise TopicError(f"topic {topic} has {len(there)} partitions, there is no {lacking[0]}")
-    assigned = [TopicPartition(topic, number) for number in wanted]
-    consumer.assign(assigned)
-    return assigned
+    return await _patiently(known, settings, patience_s)
 
 
 async def _offsets(
