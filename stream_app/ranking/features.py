@@ -87,14 +87,12 @@ class Scaled:
     lengths: NDArray[np.intp]
 
 
-def scale(raw: Sequence[RawFeatures], interests: Sequence[Interests], basis: Sequence[int]) -> Scaled:
-    """Features of each request, z-scored over its first ``basis`` candidates and clipped to ±6.
+def scale(raw: Sequence[RawFeatures], interests: Sequence[Interests]) -> Scaled:
+    """Features of each request, z-scored over its candidates and clipped to ±6.
 
     Args:
-        raw: per request, at least one candidate each.
+        raw: per request.
         interests: per request.
-        basis: per request, how many of the candidates mean and deviation are taken over (the rest are looked at
-            with the same scale: taken items that no source proposed).
     """
     lengths = np.array([len(part.cold) for part in raw], np.intp)
     columns = len(_TEXT) + len(_LINKS) + raw[0].counts.shape[1] + len(_OWN)
@@ -113,14 +111,12 @@ def scale(raw: Sequence[RawFeatures], interests: Sequence[Interests], basis: Seq
         seen[:count] = True
         seen[:count, :4] = part.has_vector[:, None]
         seen[:count, -2] = ~np.isnan(part.age_days)
-    basis_mask = np.arange(size) < np.asarray(basis)[:, None]
-    np.copyto(values, 0.0, where=~known)
-    measured = known & basis_mask[:, :, None]
-    counted = np.maximum(measured.sum(axis=1), 1)
-    mean = np.where(measured, values, 0.0).sum(axis=1) / counted
-    values -= mean[:, None, :]
-    np.copyto(values, 0.0, where=~known)
-    deviation = np.sqrt(np.where(measured, values * values, 0.0).sum(axis=1) / counted)
+    unknown = ~known
+    np.copyto(values, 0.0, where=unknown)
+    counted = np.maximum(known.sum(axis=1), 1)
+    values -= (values.sum(axis=1) / counted)[:, None, :]
+    np.copyto(values, 0.0, where=unknown)
+    deviation = np.sqrt(np.einsum("rkf,rkf->rf", values, values) / counted)
     values /= np.where(deviation > 1e-9, deviation, np.inf)[:, None, :]
     np.clip(values, -_CLIP, _CLIP, out=values)
     history = np.array([2.0 * min(np.log1p(part.events) / _FULL_HISTORY, 1.0) - 1.0 for part in interests])

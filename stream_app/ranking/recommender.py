@@ -117,7 +117,6 @@ class _Prepared:
     links: Links
     rows: NDArray[np.int32]
     sources: NDArray[np.uint32]
-    basis: int
     vectors: NDArray[np.float32]
     raw: RawFeatures
     proposed: Sequence[NDArray[np.int32]] = ()
@@ -180,11 +179,14 @@ class Recommender:
         """What the ranker learns from each choice.
 
         Choices of one user with the same history are prepared together, and none of what was taken there counts as
-        turned down.
+        turned down. Only a choice among the candidates teaches: the ranker orders candidates and nothing else, and
+        compared with them an item that no source proposed looks bad in every feature, which would teach it that
+        evidence speaks against an item (measured: hit rate .007 instead of .058).
 
         Returns:
-            per choice float32 [1 + negatives, features], the taken item first: half of the negatives are the best
-            of the ranking, half a sample of the rest. None when there is nothing to compare with.
+            per choice float32 [1 + negatives, features], the taken item first, then a sample of the other
+            candidates. The sample is uniform: with the best-ranked among them, and no correction for it, weights
+            shrink (measured: .055 instead of .058). None when the item was not a candidate, or the only one.
         """
         groups: dict[tuple[Any, ...], list[int]] = {}
         for place, choice in enumerate(choices):
@@ -198,13 +200,11 @@ class Recommender:
             part = members[start : start + _CHUNK]
             chunk = self._prepare_choices([[choices[place] for place in group] for group in part])
             scaled = self._scaled(chunk)
-            scores = self._serving.ranker.score(scaled.values)
             for number, (group, prepared) in enumerate(zip(part, chunk, strict=True)):
-                length = len(prepared.rows)
-                values, ranked = scaled.values[number, :length], scores[number, :length]
                 taken = [choices[place].row for place in group]
+                others = np.flatnonzero(~np.isin(prepared.rows, taken))
                 for place in group:
-                    examples[place] = self._example(choices[place], prepared, values, ranked, taken)
+                    examples[place] = self._example(choices[place], prepared, scaled.values[number], others)
         return examples
 
     def propose(self, request: RankRequest) -> dict[str, NDArray[np.int32]]:
@@ -215,6 +215,8 @@ class Recommender:
 
     def _retrieve(self, requests: Sequence[RankRequest]) -> list[_Prepared]:
         """Candidates of each request from every source."""
+        if not requests:
+            return []
         serving, settings = self._serving, self._settings
         self._scratch.reserve(serving.catalogue.rows)
         views = [history_view(request.user.history, request.before) for request in requests]
@@ -290,7 +292,7 @@ class Recommender:
         distinct = distinct[np.argsort(catalogue.id_hash[distinct])]
         sources = scratch.bits[distinct]
         scratch.bits[rows] = 0
-        prepared = self._prepared(request, history, interests, links, distinct, sources, len(distinct))
+        prepared = self._prepared(request, history, interests, links, distinct, sources)
         prepared.proposed = proposed
         return prepared
 
@@ -312,7 +314,6 @@ class Recommender:
         links: Links,
         rows: NDArray[np.int32],
         sources: NDArray[np.uint32],
-        basis: int,
     ) -> _Prepared:
         serving = self._serving
         vectors = serving.index.vectors(rows)
@@ -328,13 +329,12 @@ class Recommender:
             age_days=np.where(np.isfinite(published), (request.now - published) / _DAY, np.nan),
             cold=counts[:, -1] < self._settings.retrieval.cold_events,
         )
-        return _Prepared(request, history, interests, links, rows, sources, basis, vectors, raw)
+        return _Prepared(request, history, interests, links, rows, sources, vectors, raw)
 
     def _scaled(self, chunk: Sequence[_Prepared]) -> Scaled:
         return scale(
             [prepared.raw for prepared in chunk],
             [prepared.interests for prepared in chunk],
-            [prepared.basis for prepared in chunk],
         )
 
     def _ranking(self, prepared: _Prepared, values: NDArray[np.float64], scores: NDArray[np.float64]) -> Ranking:
@@ -397,27 +397,12 @@ class Recommender:
         return params
 
     def _prepare_choices(self, groups: Sequence[Sequence[Choice]]) -> list[_Prepared]:
-        """One prepared request per group; taken items that were not proposed are appended."""
+        """One prepared request per group."""
         open_places = [place for place, group in enumerate(groups) if group[0].candidates is None]
-        proposed = (
-            dict(zip(open_places, self._retrieve([groups[place][0].request for place in open_places]), strict=True))
-            if open_places
-            else {}
+        proposed = dict(
+            zip(open_places, self._retrieve([groups[place][0].request for place in open_places]), strict=True)
         )
-        self._scratch.reserve(self._serving.catalogue.rows)
-        prepared = []
-        for place, group in enumerate(groups):
-            taken = np.array(sorted({choice.row for choice in group}), np.int32)
-            held = proposed.get(place)
-            if held is None:
-                held = self._given(group[0])
-            missing = taken[~np.isin(taken, held.rows)]
-            if len(missing):
-                rows = np.concatenate([held.rows, missing])
-                sources = np.concatenate([held.sources, np.zeros(len(missing), np.uint32)])
-                held = self._prepared(held.request, held.history, held.interests, held.links, rows, sources, held.basis)
-            prepared.append(held)
-        return prepared
+        return [proposed.get(place) or self._given(group[0]) for place, group in enumerate(groups)]
 
     def _given(self, choice: Choice) -> _Prepared:
         """A request whose candidates are given: those that can still be served, and are not the user's already."""
@@ -431,26 +416,15 @@ class Recommender:
             serving.catalogue.servable(request.now)[rows] & (self._scratch.blocked[rows] != self._scratch.request)
         ]
         rows = rows[np.argsort(serving.catalogue.id_hash[rows])]
-        return self._prepared(request, history, interests, links, rows, np.zeros(len(rows), np.uint32), len(rows))
+        return self._prepared(request, history, interests, links, rows, np.zeros(len(rows), np.uint32))
 
     def _example(
-        self,
-        choice: Choice,
-        prepared: _Prepared,
-        values: NDArray[np.float64],
-        scores: NDArray[np.float64],
-        taken: Sequence[int],
+        self, choice: Choice, prepared: _Prepared, values: NDArray[np.float64], others: NDArray[np.intp]
     ) -> NDArray[np.float32] | None:
-        rows = prepared.rows[: prepared.basis]
-        others = np.flatnonzero(~np.isin(rows, taken))
-        if not len(others):
-            return None
-        wanted = min(self._settings.ranker.negatives, len(others))
-        order = others[np.argsort(-np.round(scores[others], 6), kind="stable")]
-        hard, rest = order[: (wanted + 1) // 2], order[(wanted + 1) // 2 :]
-        shuffled = mixed(self._serving.catalogue.id_hash[prepared.rows[rest]], choice.seed)
-        drawn = rest[np.argsort(shuffled)[: wanted - len(hard)]]
         positive = np.flatnonzero(prepared.rows == choice.row)
-        picked = np.concatenate([positive[:1], hard, drawn])
-        features: NDArray[np.float32] = values[picked].astype(np.float32)
+        if not len(positive) or not len(others):
+            return None
+        shuffled = mixed(self._serving.catalogue.id_hash[prepared.rows[others]], choice.seed)
+        drawn = others[np.argsort(shuffled)[: self._settings.ranker.negatives]]
+        features: NDArray[np.float32] = values[np.concatenate([positive, drawn])].astype(np.float32)
         return features
