@@ -21,6 +21,7 @@ STDIN: Final = "-"
 
 _READ_BYTES: Final = 1 << 17
 _QUEUED_READS: Final = 4
+_PIECE_BYTES: Final = 1_024
 
 Line = tuple[int, bytes | None]
 """Number, counted from 1, and the line without its end; None for one longer than any record may be."""
@@ -28,6 +29,34 @@ Line = tuple[int, bytes | None]
 
 class _Source(Protocol):
     def read(self, size: int, /) -> bytes: ...
+
+
+class _Decompressed:
+    """The content of a Zstandard file, which must be whole: the library's own reader ends silently where the file
+    was cut off. Fed in small pieces, because a piece can grow 32,000-fold."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._frame = zstandard.ZstdDecompressor().decompressobj(read_across_frames=False)
+        self._begun = False
+        self._pending = b""
+
+    def read(self, size: int, /) -> bytes:
+        out = bytearray()
+        while len(out) < size:
+            data = self._pending or self._raw.read(_PIECE_BYTES)
+            self._pending = b""
+            if not data:
+                if self._begun and not self._frame.eof:
+                    raise zstandard.ZstdError("the file ends in the middle of its compressed data")
+                break
+            if self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj(read_across_frames=False)
+            self._begun = True
+            out += self._frame.decompress(data)
+            if self._frame.eof:
+                self._pending = self._frame.unused_data
+        return bytes(out)
 
 
 class LineReader:
@@ -48,7 +77,7 @@ class LineReader:
         self._raw = self._open()
         self._source: _Source = self._raw
         if path.endswith(".zst"):
-            self._source = self._stack.enter_context(zstandard.ZstdDecompressor().stream_reader(self._raw))
+            self._source = _Decompressed(self._raw)
         self.size = None if path == STDIN else Path(path).stat().st_size
         self.position = 0
 
@@ -93,7 +122,7 @@ class LineReader:
             chunk: list[Line] = []
             for line in lines:
                 number += 1
-                if skipping:
+                if skipping or len(line) > self._max:
                     skipping = False
                     chunk.append((number, None))
                 elif stripped := line.strip():

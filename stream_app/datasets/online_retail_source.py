@@ -116,7 +116,8 @@ def read_packed(path: Path) -> Iterator[Invoice]:
     """
     decoder = msgspec.json.Decoder(_PackedInvoice)
     with _open_text(path) as file:
-        names = _header(file, path).descriptions
+        header = _header(file, path)
+        names, rows = header.descriptions, 0
         for number, text in enumerate(file, start=2):
             try:
                 packed = decoder.decode(text)
@@ -124,7 +125,10 @@ def read_packed(path: Path) -> Iterator[Invoice]:
                 at = datetime.fromisoformat(packed.at).replace(tzinfo=UTC)
             except (msgspec.MsgspecError, ValueError, IndexError) as error:
                 raise DatasetError(f"{path}, line {number:,}: {error}") from error
+            rows += len(lines)
             yield Invoice(packed.number, at, packed.customer, lines)
+        if rows != header.rows:
+            raise DatasetError(f"{path}: ends early: {rows:,} of {header.rows:,} rows; fetch the file again")
 
 
 def pack(raw: Path, target: Path) -> int:

@@ -66,6 +66,15 @@ def test_packed_file_gives_the_same_invoices(table: Path, tmp_path: Path) -> Non
     assert list(read_packed(packed)) == list(read_raw(table))
 
 
+def test_packed_file_that_was_cut_off_is_named(table: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed.jsonl.zst"
+    pack(table, packed)
+    whole = zstandard.ZstdDecompressor().stream_reader(packed.read_bytes()).read()
+    packed.write_bytes(zstandard.compress(whole[: whole.rindex(b"\n", 0, -1)]))
+    with pytest.raises(DatasetError, match="4 of 5 rows"):
+        list(read_packed(packed))
+
+
 def test_shipped_data_has_the_documented_size(shipped: Dataset) -> None:
     assert len(shipped.items) == 3_862
     assert shipped.interaction_count == 396_386
