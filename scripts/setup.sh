@@ -19,16 +19,18 @@ die() { printf '\nset-up: %s\n' "$1" >&2; shift; for line in "$@"; do printf '  
 
 supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' >/dev/null 2>&1; }
 
+version_of() { command -v "$1" >/dev/null && "$1" --version 2>&1 || echo "not there"; }
+
 choose_python() {
   if [ -n "${PYTHON:-}" ]; then
-    supported "$PYTHON" || die "PYTHON=$PYTHON is not there or not Python 3.11-3.14 ($("$PYTHON" --version 2>&1 || true))."
+    supported "$PYTHON" || die "PYTHON=$PYTHON is $(version_of "$PYTHON"), and Python 3.11-3.14 is needed."
     python=$PYTHON
     return
   fi
   for python in python3 python3.13 python3.12 python3.14 python3.11; do
     if supported "$python"; then return; fi
   done
-  die "no Python 3.11-3.14 found (python3 is $(python3 --version 2>&1 || echo 'not there'))." \
+  die "no Python 3.11-3.14 found (python3: $(version_of python3))." \
     "Debian, Ubuntu: apt-get install python3 python3-dev python3-venv" \
     "Fedora:         dnf install python3 python3-devel" \
     "or name one:    PYTHON=/path/to/python3.12 make ..."

@@ -49,7 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     embedded = stack_kind(config) == "embedded"
-    kept, left_out = [], []
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
     for item in items:
         if {"stack", "own_stack"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.stack)

@@ -6,16 +6,24 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 __all__ = ["eventually", "eventually_sync"]
 
 T = TypeVar("T")
 
 
+@overload
 async def eventually(
-    condition: Callable[[], T | Awaitable[T]], *, timeout_s: float = 20.0, interval_s: float = 0.02, what: str = ""
-) -> T:
+    condition: Callable[[], Awaitable[T]], *, timeout_s: float = ..., interval_s: float = ..., what: str = ...
+) -> T: ...
+@overload
+async def eventually(
+    condition: Callable[[], T], *, timeout_s: float = ..., interval_s: float = ..., what: str = ...
+) -> T: ...
+async def eventually(
+    condition: Callable[[], Any], *, timeout_s: float = 20.0, interval_s: float = 0.02, what: str = ""
+) -> Any:
     """The first true value of ``condition`` (a function or coroutine function), asked every ``interval_s`` seconds.
 
     Raises:

@@ -136,7 +136,7 @@ async def test_redis_keeps_every_acknowledged_write_through_kills(redis_server: 
         await redis_server.start()
         assert redis_server.port == port
         async with Redis.from_url(redis_server.url) as redis:
-            stored = int(await redis.get("counter"))
+            stored = int(await redis.get("counter") or 0)
         # A write may have been made without its reply getting out; none that was answered may be missing.
         assert acknowledged <= stored <= acknowledged + 1
         acknowledged = stored

@@ -75,7 +75,8 @@ def test_a_program_deaf_to_sigterm_is_killed_after_the_grace_time(lifeline: Life
 
 
 @pytest.mark.parametrize("lifeline", LIFELINES)
-def test_a_program_ends_with_a_killed_parent(lifeline: Lifeline) -> None:
+@pytest.mark.parametrize("how", ["killed", "ended"])
+def test_a_program_ends_with_its_parent(lifeline: Lifeline, how: str) -> None:
     code = (
         "import sys\n"
         "from tests.unit.test_embedded_processes import *\n"
@@ -90,10 +91,15 @@ def test_a_program_ends_with_a_killed_parent(lifeline: Lifeline) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         text=True,
     ) as parent:
+        assert parent.stdin is not None
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert not gone(pid)
-        parent.send_signal(signal.SIGKILL)
+        if how == "killed":
+            parent.send_signal(signal.SIGKILL)
+        else:
+            parent.stdin.close()
+    assert parent.returncode == (-signal.SIGKILL if how == "killed" else 0)
     eventually_sync(lambda: gone(pid), what=f"process {pid} ends with its parent")
 
 
