@@ -45,7 +45,7 @@ def test_stop_leaves_no_process_and_no_directory(own_stack: EmbeddedStack) -> No
     assert not directory.exists()
 
 
-def test_a_killed_parent_leaves_no_process(stack: Stack) -> None:
+def test_a_killed_parent_leaves_no_process(stack: Stack, tmp_path: Path) -> None:
     if stack.servers is None:
         pytest.skip(f"--stack={stack.kind}: its servers do not end with us")
     code = (
@@ -55,7 +55,8 @@ def test_a_killed_parent_leaves_no_process(stack: Stack) -> None:
         "    print(stack.broker.pid, stack.redis_server.pid, flush=True)\n"
         "    sys.stdin.read()\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # Nobody is left to remove the temporary directory: pytest does.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
     ) as parent:
