@@ -9,6 +9,7 @@ environment. A wrong value ends the start with the setting's name, its value and
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,6 +159,17 @@ class EventSettings(_Group):
     future_tolerance_s: float = Field(
         300.0, ge=0, le=31_536_000, description="Events further ahead of our clock are dead-lettered (seconds)."
     )
+
+    @field_validator("oldest")
+    @classmethod
+    def _instant(cls, value: str) -> str:
+        try:
+            zone = datetime.fromisoformat(value).tzinfo
+        except ValueError:
+            zone = None
+        if zone is None:
+            raise ValueError(f"{value!r} is not an instant with a zone, for example 2000-01-01T00:00:00Z")
+        return value
 
 
 class ItemSettings(_Group):
