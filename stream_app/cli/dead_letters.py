@@ -145,7 +145,9 @@ async def _list(settings: Settings, wanted: Filter, *, limit: int, as_json: bool
     console.print(
         f"{total:,} dead letters"
         + (": " if total else "")
-        + ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        + ", ".join(
+            f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda one: (-one[1], one[0]))
+        )
     )
 
 

@@ -131,8 +131,8 @@ class Letters:
 
     def marker(self, letter: Letter) -> OutRecord:
         """The record that says the letter was replayed; published after the replayed record was acknowledged."""
-        topic = Topics(self.settings).dead_letter
-        return OutRecord(topic, None, None, [(REPLAYED_MARK, str(letter.id).encode())], letter.id.partition)
+        topic, id_ = Topics(self.settings).dead_letter, str(letter.id).encode()
+        return OutRecord(topic, id_, None, [(REPLAYED_MARK, id_)], letter.id.partition)
 
     def _records(self) -> AsyncGenerator[ConsumerRecord, None]:
         return read_to_end(self.settings, Topics(self.settings).dead_letter, patience_s=self.patience_s)
@@ -168,6 +168,8 @@ async def original_record(
         key, partition = _key_from(value, _KEY_FIELDS.get(topic.name)), None
     elif key is None and topic.public:
         raise _not_replayable("it has no key and would be refused again; --rekey takes the id in the value")
+    if key is None and value is None:
+        raise _not_replayable("it has neither key nor value: there is nothing to replay")
     mine = f"{Topics(settings).dead_letter}[{letter.id.partition}]@{letter.id.offset}"
     kept = [(name, content) for name, content in headers if name != REPLAYED_FROM]
     return OutRecord(message.topic, key, value, [*kept, (REPLAYED_FROM, mine.encode())], partition)
