@@ -58,6 +58,8 @@ def main(load: Callable[[Configure], Encoder] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with socket.socket(fileno=arguments.fd) as connection:
         serve(connection, load or _load)
+    # Nothing is left to be written, and taking torch apart piece by piece would keep the pool waiting for seconds.
+    os._exit(0)
 
 
 def serve(connection: socket.socket, load: Callable[[Configure], Encoder]) -> None:

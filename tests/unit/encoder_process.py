@@ -1,0 +1,61 @@
+"""An encoder process without a language model: ``python -m tests.unit.encoder_process``, for tests of the pool.
+
+It is the real process (``workers.process``) around an encoder that is ready in a fraction of a second. The vector of
+a text is drawn from a generator seeded with the text, so a test can compute what it has to be. A text ``wait:PATH``
+makes the file ``PATH.here`` and holds the batch until there is a file ``PATH``: so a test knows that a batch is being
+worked on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_app.errors import SettingsError
+from stream_app.textify import text_hash
+from workers.faults import with_faults
+from workers.frames import Configure
+from workers.models import describe_model
+from workers.process import Encoder, main
+
+DIMENSIONS = 384
+
+
+def vector_of(text: str) -> NDArray[np.float32]:
+    """The vector this process gives ``text``: float32 [384], unit length."""
+    values = np.random.default_rng(int(text_hash(text), 16)).standard_normal(DIMENSIONS)
+    return (values / np.linalg.norm(values)).astype(np.float32)
+
+
+class SeededEncoder:
+    """Vectors out of thin air."""
+
+    dimensions = DIMENSIONS
+    device = "cpu"
+    precision = "float32"
+
+    def __init__(self, space: str) -> None:
+        self.space = space
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        for text in texts:
+            if text.startswith("wait:"):
+                path = Path(text.removeprefix("wait:"))
+                Path(f"{path}.here").touch()
+                while not path.exists():
+                    time.sleep(0.005)
+        return np.stack([vector_of(text) for text in texts])
+
+
+def load(configure: Configure) -> Encoder:
+    if configure.device == "cuda:7":
+        raise SettingsError("encoder.device = 'cuda:7': there is no such device")
+    return with_faults(SeededEncoder(describe_model(configure.model).space))
+
+
+if __name__ == "__main__":
+    main(load)

@@ -1,0 +1,133 @@
+"""What is encoded next: batches of like length, priorities, bounded lines. No processes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_app.errors import Unavailable
+from workers.batching import like_length, split_by_length
+from workers.waiting import Priority, Ticket, WaitingTexts
+
+VECTOR = np.zeros(1, dtype=np.float32)
+
+
+@given(st.lists(st.integers(1, 500), max_size=200), st.integers(1, 64))
+def test_split_by_length_covers_every_text_once_in_batches_of_like_length(lengths: list[int], rows: int) -> None:
+    batches = list(split_by_length(lengths, rows=rows))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert 1 <= len(batch) <= rows
+        assert max(lengths[i] for i in batch) <= 2 * min(lengths[i] for i in batch) + 16
+
+
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=200), st.integers(1, 64))
+def test_like_length_takes_the_first_text_and_its_nearest_in_length(lengths: list[int], count: int) -> None:
+    chosen = like_length(lengths, count)
+    assert 0 in chosen
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == min(count, len(lengths))
+    taken = [lengths[index] for index in chosen]
+    passed_over = [lengths[index] for index in set(range(len(lengths))) - set(chosen)]
+    assert not any(min(taken) < length < max(taken) for length in passed_over)
+
+
+async def asked(waiting: WaitingTexts, text: str, priority: Priority = Priority.CATALOGUE) -> Ticket:
+    ticket, _ = await waiting.ask(text, text, priority)
+    return ticket
+
+
+def taken(waiting: WaitingTexts, count: int = 8) -> list[str]:
+    batch = waiting.take(count)
+    return [ticket.text for ticket in batch.tickets] if batch else []
+
+
+async def test_a_text_wanted_more_urgently_moves_up() -> None:
+    waiting = WaitingTexts(limit=8)
+    await asked(waiting, "event", Priority.EVENT)
+    first = await asked(waiting, "both")
+    assert await waiting.ask("both", "both", Priority.QUERY) == (first, False)
+    assert len(waiting) == 2
+    assert [taken(waiting), taken(waiting), taken(waiting)] == [["both"], ["event"], []]
+
+
+async def test_nothing_waits_for_ever_below_an_endless_stream_of_queries() -> None:
+    waiting = WaitingTexts(limit=64)
+    await asked(waiting, "event", Priority.EVENT)
+    await asked(waiting, "item")
+    served: list[str] = []
+    for number in range(40):
+        await asked(waiting, f"query {number}", Priority.QUERY)
+        served += taken(waiting, 1)
+    assert {"event", "item"} <= set(served)
+    assert sum(text.startswith("query") for text in served) == 38
+
+
+async def test_a_full_line_makes_callers_wait_in_turn_until_there_is_room() -> None:
+    waiting = WaitingTexts(limit=2)
+    await asked(waiting, "a")
+    await asked(waiting, "b")
+    third, fourth = (asyncio.create_task(asked(waiting, text)) for text in "cd")
+    await asyncio.sleep(0)
+    assert not third.done()
+    assert taken(waiting, 1) == ["a"]
+    assert (await third).text == "c"
+    assert not fourth.done()
+    assert len(waiting) == 2
+    fourth.cancel()
+    assert taken(waiting) == ["b", "c"]
+    await asyncio.gather(*(asked(waiting, text) for text in "ef"))  # the cancelled caller left no hole
+
+
+async def test_who_waited_for_room_joins_a_text_that_came_meanwhile() -> None:
+    waiting = WaitingTexts(limit=1)
+    await asked(waiting, "a")
+    twins = [asyncio.create_task(asked(waiting, "b")) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert taken(waiting) == ["a"]
+    first = await twins[0]
+    assert taken(waiting) == ["b"]
+    assert await twins[1] is first
+    waiting.settle(first, VECTOR)
+    assert (await asked(waiting, "c")).text == "c"
+
+
+async def test_a_text_nobody_wants_any_more_is_dropped_and_its_room_given_back() -> None:
+    waiting = WaitingTexts(limit=1)
+    ticket = await asked(waiting, "a")
+    await asked(waiting, "a")
+    waiting.leave(ticket)
+    assert len(waiting) == 1
+    waiting.leave(ticket)
+    assert taken(waiting) == []
+    await asked(waiting, "a")
+    assert taken(waiting) == ["a"]
+
+
+async def test_batches_put_back_come_first_split_to_what_the_process_can_take() -> None:
+    waiting = WaitingTexts(limit=8)
+    for text in "abcd":
+        await asked(waiting, text)
+    batch = waiting.take(4)
+    assert batch is not None
+    await asked(waiting, "e")
+    waiting.put_back([batch])
+    assert len(waiting) == 5
+    assert [taken(waiting, 3), taken(waiting, 3), taken(waiting, 3)] == [["a", "b", "c"], ["d"], ["e"]]
+
+
+async def test_closing_tells_those_who_wait_and_those_who_come() -> None:
+    waiting = WaitingTexts(limit=1)
+    ticket = await asked(waiting, "a")
+    no_room = asyncio.create_task(asked(waiting, "b"))
+    await asyncio.sleep(0)
+    waiting.close(Unavailable("over"))
+    assert isinstance(await ticket.outcome, Unavailable)
+    for late in (no_room, asked(waiting, "c")):
+        with pytest.raises(Unavailable, match="over"):
+            await late
+    assert len(waiting) == 0
