@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from stream_app.delivery.retry import until_it_works
@@ -127,12 +127,10 @@ class UserStore:
                     )
                 try:
                     return list(await pipe.execute())
-                except ResponseError as error:
-                    if "NOSCRIPT" in str(error):
-                        # Redis was restarted and lost its script cache: load it again.
-                        self._save_sha = ""
-                        raise Unavailable("Redis lost its scripts") from error
-                    raise
+                except NoScriptError as error:
+                    # Redis was restarted and lost its script cache: load it again.
+                    self._save_sha = ""
+                    raise Unavailable("Redis lost its scripts") from error
 
         written = await self._patiently(attempt, "user states to Redis")
         for (user_id, state), result in zip(states.items(), written, strict=True):

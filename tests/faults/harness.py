@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.structs import RecordMetadata
@@ -35,6 +36,8 @@ from stream_app.embedded.worker import WorkerProcess
 from stream_app.settings import Settings, load_settings
 from stream_app.stores.users import connect_redis
 from stream_app.topics import Topics
+from stream_app.users.fold import Folder
+from stream_app.users.state import UserState, encode_state
 from tests.stacks import Stack
 from tests.waiting import eventually
 
@@ -159,12 +162,13 @@ class Pipeline:
         self.settings: Settings = load_settings(**self.overrides)
         self.topics = Topics(self.settings)
 
-    async def start(self, roles: Sequence[str] = ROLES) -> None:
-        """Start one process per role and wait until all take events."""
-        await create_topics(self.settings)
+    async def start(self, roles: Sequence[str] = ROLES, *, create: bool = True) -> None:
+        """Start one process per entry (a role, or several with commas) and wait until all take events."""
+        if create:
+            await create_topics(self.settings)
         for role in roles:
-            eager = {**self.overrides, "encoder": {**self.overrides["encoder"], "eager": role == "catalogue"}}
-            self.workers[role] = WorkerProcess([role], overrides=eager, directory=self.directory)
+            eager = {**self.overrides, "encoder": {**self.overrides["encoder"], "eager": "catalogue" in role}}
+            self.workers[role] = WorkerProcess(role.split(","), overrides=eager, directory=self.directory)
         await asyncio.gather(*(worker.start() for worker in self.workers.values()))
 
     async def close(self) -> None:
@@ -203,7 +207,7 @@ class Pipeline:
 
     async def settled(self, *, timeout_s: float = 120.0) -> None:
         """Wait until everything produced so far has had all its effects: committed, broadcast and tailed."""
-        await eventually(self._interactions_committed, timeout_s=timeout_s, interval_s=0.1, what="interactions done")
+        await self.interactions_done(timeout_s=timeout_s)
         for topic, role in ((self.topics.transitions, "items"), (self.topics.training_examples, "ranker")):
             ends = await self._ends(topic)
 
@@ -216,16 +220,20 @@ class Pipeline:
             wanted = sum((await self._ends(topic)).values())
 
             async def tailed(topic: str = topic, wanted: int = wanted) -> bool:
-                samples = await self.workers["interactions"].metrics() or {}
+                samples = await self._ranking_worker().metrics() or {}
                 return samples.get(f'tailrace_replica_position{{topic="{topic}"}}', 0) >= wanted
 
             await eventually(tailed, timeout_s=timeout_s, interval_s=0.1, what=f"replica read {topic} ({wanted})")
+
+    async def interactions_done(self, *, timeout_s: float = 120.0) -> None:
+        """Wait until every event sent is acknowledged by the interactions role."""
+        await eventually(self._interactions_committed, timeout_s=timeout_s, interval_s=0.1, what="interactions done")
 
     async def embedded(self, count: int, *, timeout_s: float = 120.0) -> None:
         """Wait until the interactions process can find ``count`` vectors."""
 
         async def there() -> bool:
-            return (await self.workers["interactions"].metric("tailrace_index_items") or 0) >= count
+            return (await self._ranking_worker().metric("tailrace_index_items") or 0) >= count
 
         await eventually(there, timeout_s=timeout_s, interval_s=0.1, what=f"{count} vectors in the index")
 
@@ -253,6 +261,23 @@ class Pipeline:
             if slate is not None:
                 found[user_id] = slate
         return found
+
+    async def expected_states(self) -> dict[str, bytes]:
+        """What the users' states must be: the topic as it is, folded here, with nothing in between."""
+        fold = Folder(self.settings.event_types, self.settings.users, self.settings.items)
+        states: dict[str, UserState] = {}
+        async for record in read_to_end(self.settings, self.topics.interactions):
+            event = msgspec.json.decode(record.value, type=Interaction)
+            state = states.setdefault(event.user_id, UserState(event.user_id))
+            fold(state, event, partition=record.partition, offset=record.offset)
+        return {user_id: encode_state(state) for user_id, state in states.items()}
+
+    async def states(self, users: Sequence[str]) -> dict[str, bytes]:
+        """The users' states in Redis, packed."""
+        return await self._states(users)
+
+    def _ranking_worker(self) -> WorkerProcess:
+        return next(worker for name, worker in self.workers.items() if "interactions" in name)
 
     async def _interactions_committed(self) -> bool:
         committed = await self._committed("interactions", self.topics.interactions)
