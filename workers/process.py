@@ -113,11 +113,8 @@ def _load(configure: Configure) -> Encoder:
 
     if configure.nice:
         os.nice(configure.nice)
-    # The libraries read these when they are loaded, so before torch is imported. Threads that wait must sleep, not
-    # spin: with the processor shared, spinning threads keep the one they wait for from running (measured on 2 cores
-    # under load: 42 texts/s and 11 CPU seconds spinning, 305 texts/s and 2.2 CPU seconds sleeping).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if configure.threads:
+        # The libraries read these when they are loaded, so before torch is imported.
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
             os.environ[variable] = str(configure.threads)
     setproctitle.setproctitle(f"tailrace-encoder {configure.index} (loading {configure.model})")

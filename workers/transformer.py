@@ -14,6 +14,10 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that wait must sleep, not spin: with the processor shared, spinning threads keep the one they wait for from
+# running (2 cores under load: 42 texts/s and 11 CPU seconds spinning, 305 texts/s and 2.2 CPU seconds sleeping).
+# Read when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
