@@ -218,7 +218,7 @@ class RetrievalSettings(_Group):
     slow: int = Field(60, ge=0, le=1_000, description="ANN around the slow interest vector.")
     fast: int = Field(60, ge=0, le=1_000, description="ANN around the fast interest vector.")
     transitions: int = Field(120, ge=0, le=1_000, description="Neighbours of the last items.")
-    recent_items: int = Field(15, ge=1, le=100, description="Last items whose neighbours are looked at.")
+    recent_items: int = Field(40, ge=1, le=100, description="Last items whose neighbours are looked at.")
     trending: int = Field(30, ge=0, le=1_000, description="Per half-life.")
     cold: int = Field(20, ge=0, le=1_000, description="New items close in text.")
     cold_events: float = Field(5.0, ge=0, le=1_000, description="An item with fewer events than this is cold.")
@@ -227,7 +227,7 @@ class RetrievalSettings(_Group):
 class RankerSettings(_Group):
     """The online ranker."""
 
-    learning_rate: float = Field(0.05, ge=0, le=10, description="AdaGrad step; 0 keeps the weights as they are.")
+    learning_rate: float = Field(0.1, ge=0, le=10, description="AdaGrad step; 0 keeps the weights as they are.")
     l2: float = Field(1e-4, ge=0, le=1, description="Pull towards the start weights.")
     negatives: int = Field(40, ge=1, le=500, description="Items the taken one is compared with (count).")
     publish_interval_s: float = Field(1.0, gt=0, le=600, description="Weights are broadcast this often (seconds).")

@@ -55,10 +55,10 @@ def _kind(name: str) -> str:
         return "unlike"
     if base.startswith("text_"):
         return "similar"
-    if base == "symmetric":
-        return "taken_together"
-    if base == "directed":
+    if base == "links_directed":
         return "taken_after"
+    if base.startswith("links_"):
+        return "taken_together"
     if base == "popularity_all":
         return "popular"
     if base.startswith("popularity_"):

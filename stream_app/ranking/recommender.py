@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.messages import SlateItem
-from stream_app.ranking.features import RawFeatures, Scaled, feature_names, scale
+from stream_app.ranking.features import RawFeatures, feature_names, raw_features, scale
 from stream_app.ranking.reasons import kind_matrix, phrase, strongest_kind
 from stream_app.ranking.slate import choose
 from stream_app.retrieval.cold import mixed
@@ -33,7 +33,6 @@ _CHUNK = 32
 """Requests computed together: enough to share the overhead, few enough to stay in the processor's cache."""
 _TIE_RESERVE = 8
 """Neighbours searched beyond those wanted, so that ties at the end are decided by id and not by the index."""
-_DAY = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +142,7 @@ class Recommender:
         rankings: list[Ranking] = []
         for start in range(0, len(requests), _CHUNK):
             chunk = self._retrieve(requests[start : start + _CHUNK])
-            scaled = self._scaled(chunk)
+            scaled = scale([prepared.raw for prepared in chunk])
             scores = self._serving.ranker.score(scaled.values)
             for place, prepared in enumerate(chunk):
                 length = len(prepared.rows)
@@ -199,7 +198,7 @@ class Recommender:
         for start in range(0, len(members), _CHUNK):
             part = members[start : start + _CHUNK]
             chunk = self._prepare_choices([[choices[place] for place in group] for group in part])
-            scaled = self._scaled(chunk)
+            scaled = scale([prepared.raw for prepared in chunk])
             for number, (group, prepared) in enumerate(zip(part, chunk, strict=True)):
                 taken = [choices[place].row for place in group]
                 others = np.flatnonzero(~np.isin(prepared.rows, taken))
@@ -264,7 +263,7 @@ class Recommender:
         serving, settings, scratch = self._serving, self._settings, self._scratch
         catalogue = serving.catalogue
         self._block(request.user)
-        links = link_scores(interests, serving.signals, settings.items, at=request.at, scratch=scratch)
+        links = link_scores(interests, serving.signals, settings, at=request.at, scratch=scratch)
         context = Context(
             interests=interests,
             links=links,
@@ -317,30 +316,22 @@ class Recommender:
     ) -> _Prepared:
         serving = self._serving
         vectors = serving.index.vectors(rows)
-        symmetric, directed = links.at(rows, self._scratch)
-        counts = serving.signals.popularity(request.at, rows)
-        published = serving.catalogue.published_at[rows]
-        raw = RawFeatures(
+        raw = raw_features(
             text=vectors @ interests.vectors.T,
             has_vector=serving.index.has(rows),
-            symmetric=symmetric,
-            directed=directed,
-            counts=counts,
-            age_days=np.where(np.isfinite(published), (request.now - published) / _DAY, np.nan),
-            cold=counts[:, -1] < self._settings.retrieval.cold_events,
+            links=links.at(rows, self._scratch),
+            counts=serving.signals.popularity(request.at, rows),
+            published_at=serving.catalogue.published_at[rows],
+            now=request.now,
+            events=interests.events,
+            cold_events=self._settings.retrieval.cold_events,
         )
         return _Prepared(request, history, interests, links, rows, sources, vectors, raw)
 
-    def _scaled(self, chunk: Sequence[_Prepared]) -> Scaled:
-        return scale(
-            [prepared.raw for prepared in chunk],
-            [prepared.interests for prepared in chunk],
-        )
-
     def _ranking(self, prepared: _Prepared, values: NDArray[np.float64], scores: NDArray[np.float64]) -> Ranking:
         scores = np.round(scores, 6)
-        cold = np.flatnonzero(prepared.raw.cold & prepared.raw.has_vector)
-        closeness = prepared.raw.text[cold, SLOW] + prepared.raw.text[cold, FAST]
+        cold = np.flatnonzero(prepared.raw.cold)
+        closeness = prepared.raw.values[cold, SLOW] + prepared.raw.values[cold, FAST]
         cold_order = cold[np.argsort(-np.round(closeness, 5), kind="stable")]
         chosen = choose(scores, prepared.vectors, cold_order, size=prepared.request.n, settings=self._settings.slate)
         ranked = np.argsort(-scores, kind="stable")
@@ -409,7 +400,7 @@ class Recommender:
         serving, request = self._serving, choice.request
         history = history_view(request.user.history, request.before)
         interests = derive_interests(history, serving.catalogue, serving.index, self._settings, request.extra_vectors)
-        links = link_scores(interests, serving.signals, self._settings.items, at=request.at, scratch=self._scratch)
+        links = link_scores(interests, serving.signals, self._settings, at=request.at, scratch=self._scratch)
         self._block(request.user)
         rows = choice.candidates if choice.candidates is not None else np.zeros(0, np.int32)
         rows = rows[

@@ -1,8 +1,14 @@
 """How strongly the user's recent items point to other items: transition scores, summed over the recent items.
 
-The score of item ``i`` given the recent items ``j`` is ``sqrt(sum_j w_j row_j[i] / sqrt(n_j n_i))`` with the lag
-weight ``w_j``, the decayed neighbour weight ``row_j[i]`` and counts ``n``: cosine-normalised co-occurrence
-(Sarwar et al. 2001, doi 10.1145/371920.372071), its square root taken because the sums are heavy-tailed.
+The score of item ``i`` given the recent items ``j`` is ``sqrt(sum_j w_j row_j[i] / sqrt(n_j n_i))`` with a weight
+``w_j`` for how recent ``j`` is, the decayed neighbour weight ``row_j[i]`` and counts ``n``: cosine-normalised
+co-occurrence (Sarwar et al. 2001, doi 10.1145/371920.372071), its square root taken because the sums are
+heavy-tailed. Four views of the same links, because domains differ in which says most:
+
+* ``symmetric``: a long memory (the decay of the slow interest vector);
+* ``recent``: a short one;
+* ``best``: the strongest single link instead of the sum, without decay;
+* ``directed``: what followed the last few items, in this order.
 """
 
 from __future__ import annotations
@@ -14,9 +20,12 @@ from numpy.typing import NDArray
 
 from stream_app.items.signals import Signals
 from stream_app.retrieval.interests import Interests
-from stream_app.settings import ItemSettings
+from stream_app.settings import Settings
 
-__all__ = ["Links", "Scratch", "link_scores"]
+__all__ = ["SCORES", "Links", "Scratch", "link_scores"]
+
+SCORES = ("symmetric", "recent", "best", "directed")
+"""Columns of :attr:`Links.scores`."""
 
 
 class Scratch:
@@ -48,30 +57,30 @@ class Links:
 
     Attributes:
         rows: int32 [u], distinct items pointed to.
-        symmetric, directed: float64 [u], their scores.
+        scores: float64 [4, u], one row per name in :data:`SCORES`.
         entry_rows: int32 [m], every single link's target.
         entry_origin: int32 [m], its recent item, as an index of ``Interests.recent``.
-        entry_symmetric, entry_directed: float64 [m], its part before the normalisation of the target.
+        entry_symmetric, entry_directed: float64 [m], its part of the sums, before the target's normalisation.
     """
 
     rows: NDArray[np.int32]
-    symmetric: NDArray[np.float64]
-    directed: NDArray[np.float64]
+    scores: NDArray[np.float64]
     entry_rows: NDArray[np.int32]
     entry_origin: NDArray[np.int32]
     entry_symmetric: NDArray[np.float64]
     entry_directed: NDArray[np.float64]
 
-    def at(self, rows: NDArray[np.int32], scratch: Scratch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Symmetric and directed scores of ``rows``; zero where nothing points to them."""
+    def at(self, rows: NDArray[np.int32], scratch: Scratch) -> NDArray[np.float64]:
+        """Scores of ``rows``, float64 [4, len(rows)]; zero where nothing points to them."""
         if not len(self.rows):
-            return np.zeros(len(rows)), np.zeros(len(rows))
+            return np.zeros((len(SCORES), len(rows)))
         slot = scratch.slot
         slot[self.rows] = np.arange(len(self.rows), dtype=np.int32)
         place = slot[rows]
         slot[self.rows] = -1
-        linked = place >= 0
-        return np.where(linked, self.symmetric[place], 0.0), np.where(linked, self.directed[place], 0.0)
+        found: NDArray[np.float64] = self.scores[:, place]
+        found[:, place < 0] = 0.0
+        return found
 
     def strongest_origin(
         self, rows: NDArray[np.int32], origins: int, scratch: Scratch
@@ -85,7 +94,7 @@ class Links:
         slot[rows] = np.arange(len(rows), dtype=np.int32)
         place = slot[self.entry_rows]
         slot[rows] = -1
-        used = place >= 0
+        used = np.flatnonzero(place >= 0)
         place, origin = place[used], self.entry_origin[used]
         parts = np.zeros((2, len(rows), max(origins, 1)))
         parts[0, place, origin] = self.entry_symmetric[used]
@@ -94,9 +103,7 @@ class Links:
         return symmetric, directed
 
 
-def link_scores(
-    interests: Interests, signals: Signals, settings: ItemSettings, *, at: float, scratch: Scratch
-) -> Links:
+def link_scores(interests: Interests, signals: Signals, settings: Settings, *, at: float, scratch: Scratch) -> Links:
     """Scores of everything the recent items point to, at event time ``at`` (seconds)."""
     parts = [signals.neighbours(row) for row in interests.recent.tolist()]
     lengths = np.array([len(part.rows) for part in parts], np.intp)
@@ -104,32 +111,37 @@ def link_scores(
     if not total:
         empty = np.zeros(0)
         no_rows = np.zeros(0, np.int32)
-        return Links(no_rows, empty, empty, no_rows, no_rows, empty, empty)
+        return Links(no_rows, np.zeros((len(SCORES), 0)), no_rows, no_rows, empty, empty)
     rows = np.concatenate([part.rows for part in parts])
-    counts = np.maximum(signals.total(interests.recent), 1.0)
-    faded = np.array([signals.decay(part.at, at) for part in parts]) / np.sqrt(counts)
-    symmetric_weight = faded * settings.symmetric_decay**interests.lag
-    directed_weight = faded * settings.directed_decay**interests.lag
-    directed_weight[interests.lag >= settings.directed_history] = 0.0
-    symmetric = np.concatenate([part.symmetric for part in parts]) * np.repeat(symmetric_weight, lengths)
-    directed = np.concatenate([part.directed for part in parts]) * np.repeat(directed_weight, lengths)
-    origin = np.repeat(np.arange(len(parts), dtype=np.int32), lengths)
+    lag = interests.lag
+    faded = np.array([signals.decay(part.at, at) for part in parts])
+    faded /= np.sqrt(np.maximum(signals.total(interests.recent), 1.0))
+    directed_weight = np.where(lag < settings.items.directed_history, settings.items.directed_decay**lag, 0.0)
+    plain = np.concatenate([part.symmetric for part in parts]) * np.repeat(faded, lengths)
+    symmetric = plain * np.repeat(settings.users.slow_decay**lag, lengths)
+    recent = plain * np.repeat(settings.items.symmetric_decay**lag, lengths)
+    directed = np.concatenate([part.directed for part in parts]) * np.repeat(faded * directed_weight, lengths)
 
-    scratch.reserve(int(rows.max()) + 1)
     slot = scratch.slot
     places = np.arange(total, dtype=np.int32)
     slot[rows] = places
     distinct = rows[slot[rows] == places]
-    slot[distinct] = places[: len(distinct)]
+    size = len(distinct)
+    slot[distinct] = places[:size]
     place = slot[rows]
     slot[distinct] = -1
-    scale = 1.0 / np.sqrt(np.maximum(signals.total(distinct), 1.0))
+    scores = np.zeros((len(SCORES), size))
+    scores[0] = np.bincount(place, weights=symmetric, minlength=size)
+    scores[1] = np.bincount(place, weights=recent, minlength=size)
+    np.maximum.at(scores[2], place, plain)
+    scores[3] = np.bincount(place, weights=directed, minlength=size)
+    scores /= np.sqrt(np.maximum(signals.total(distinct), 1.0))
+    np.sqrt(scores, out=scores)
     return Links(
         rows=distinct,
-        symmetric=np.sqrt(np.bincount(place, weights=symmetric, minlength=len(distinct)) * scale),
-        directed=np.sqrt(np.bincount(place, weights=directed, minlength=len(distinct)) * scale),
+        scores=scores,
         entry_rows=rows,
-        entry_origin=origin,
+        entry_origin=np.repeat(np.arange(len(parts), dtype=np.int32), lengths),
         entry_symmetric=symmetric,
         entry_directed=directed,
     )

@@ -14,7 +14,7 @@ __all__ = ["TakenTogether"]
 
 @dataclass(frozen=True, slots=True)
 class TakenTogether:
-    """Neighbours of the recent items by the sum of their symmetric and directed scores."""
+    """Neighbours of the recent items by the sum of their symmetric (long memory) and directed scores."""
 
     name: str = "transitions"
 
@@ -22,5 +22,5 @@ class TakenTogether:
         links = context.links
         kept = context.servable[links.rows] & (context.scratch.blocked[links.rows] != context.request)
         rows = links.rows[kept]
-        scores = links.symmetric[kept] + links.directed[kept]
+        scores = links.scores[0, kept] + links.scores[3, kept]
         return best(rows, scores, context.settings.transitions, context.catalogue)
