@@ -171,3 +171,22 @@ def test_public_fields_are_described() -> None:
                 and not any("description" in option for option in field.get("anyOf", ()))
             ]
             assert not undescribed, topic.name
+
+
+def test_contract_page_names_every_topic_and_every_reason() -> None:
+    page = (SCHEMAS.parent / "docs" / "contracts.md").read_text()
+    for topic in TOPICS:
+        assert f"`{topic.name}`" in page
+    for reason, meaning in decode.REASONS.items():
+        assert f"| `{reason}` | {meaning} |" in page
+
+
+def test_examples_of_the_contract_page_are_valid() -> None:
+    page = (SCHEMAS.parent / "docs" / "contracts.md").read_text()
+    item, interaction = (block.split("```")[0] for block in page.split("```json\n")[1:])
+    validator("items").validate(json.loads(item))
+    validator("interactions").validate(json.loads(interaction))
+    assert decode.parse_item(item.encode())
+    assert decode.parse_interaction(
+        interaction.encode(), event_types=DEFAULT_EVENT_TYPES, now=2e9, oldest=0, future_tolerance_s=0
+    )
