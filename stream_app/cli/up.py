@@ -63,7 +63,3 @@ def up(roles: str) -> None:
     from stream_app.settings import load_settings
 
     run_roles(load_settings(), parse_roles(roles))
-
-
-if __name__ == "__main__":
-    up()

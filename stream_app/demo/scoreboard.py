@@ -111,6 +111,7 @@ class Shown:
 class _User:
     bought: set[str] = field(default_factory=set)
     slate: tuple[str, ...] = ()
+    cause: str | None = None
     covered: dict[int, int] = field(default_factory=dict)
 
 
@@ -174,6 +175,7 @@ class Scoreboard:
             self.first_slate_s = since_start
         user = self._users.setdefault(slate.user_id, _User())
         user.slate = tuple(item.item_id for item in slate.items)
+        user.cause = slate.trigger.event_id
         place = (slate.trigger.partition, slate.trigger.offset)
         user.covered[place[0]] = max(place[1], user.covered.get(place[0], -1))
         found = self._sent.pop(place, None)
@@ -184,6 +186,11 @@ class Scoreboard:
             self._early[place] = (at, slate)
             while len(self._early) > 10_000:
                 self._early.popitem(last=False)
+
+    def knows(self, event: Interaction) -> bool:
+        """Whether the user's present slate was caused by ``event``."""
+        user = self._users.get(event.user_id)
+        return user is not None and user.cause == event.event_id
 
     def _measure(self, event: Interaction, slate: Slate, after_ms: float) -> None:
         self.freshness_ms.append(after_ms)

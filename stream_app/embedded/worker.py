@@ -53,7 +53,7 @@ class WorkerProcess(Server):
         overrides = {**self._overrides, "metrics": {"host": LOOPBACK, "port": self.port}}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TAILRACE_")}
         return Command(
-            argv=[sys.executable, "-m", "stream_app.cli.up", "--role", ",".join(self.roles)],
+            argv=[sys.executable, "-m", "stream_app.cli", "up", "--role", ",".join(self.roles)],
             env={**inherited, **environment(overrides)},
             cwd=self.directory,
         )

@@ -1,0 +1,122 @@
+"""A pipeline to measure: embedded stack, worker processes, a client; and what to write down about the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stream_app.datasets.dataset import Dataset
+from stream_app.datasets.online_retail import load_online_retail
+from stream_app.demo.client import ShopClient
+from stream_app.demo.scoreboard import Scoreboard
+from stream_app.embedded import EmbeddedStack
+from stream_app.embedded.stack import BrokerKind
+from stream_app.embedded.worker import WorkerProcess
+from stream_app.embedded.workspace import workspace
+from stream_app.settings import load_settings
+
+__all__ = ["Rig", "about_this_machine", "rig"]
+
+_PREFIX = "bench"
+
+
+@dataclass
+class Rig:
+    """A running pipeline with the shop's catalogue, every item embedded."""
+
+    dataset: Dataset
+    client: ShopClient
+    interactions: list[WorkerProcess]
+    others: list[WorkerProcess]
+    began: float
+
+    def memory(self) -> dict[str, float]:
+        """Resident memory in MB: the largest interactions process alone, and everything else."""
+        own = max(worker.memory_bytes()[0] for worker in self.interactions)
+        others = sum(sum(worker.memory_bytes()) for worker in self.others)
+        return {
+            "interactions_process_mb": round(own / 1e6, 1),
+            "catalogue_items_ranker_encoder_mb": round(others / 1e6),
+        }
+
+    async def follow(self, scoreboard: Scoreboard, changed: asyncio.Condition | None = None) -> None:
+        """Read slates into the scoreboard for ever; tell ``changed`` after each."""
+        async for slate, at in self.client.slates():
+            scoreboard.received(slate, at=at, since_start=at - self.began)
+            if changed is not None:
+                async with changed:
+                    changed.notify_all()
+
+    async def settle(self, scoreboard: Scoreboard, *, timeout_s: float = 120.0) -> float:
+        """Wait until a slate knows every event; the time (perf_counter) when it did, or when patience ended."""
+        await self.client.flush()
+        deadline = time.perf_counter() + timeout_s
+        while scoreboard.uncovered and time.perf_counter() < deadline:
+            await asyncio.sleep(0.02)
+        return time.perf_counter()
+
+
+@asynccontextmanager
+async def rig(
+    *, broker: BrokerKind = "embedded", workers: int = 1, embed: bool = True, **overrides: Any
+) -> AsyncIterator[Rig]:
+    """Start everything, load the catalogue, and wait until it is embedded; stop everything at the end."""
+    began = time.perf_counter()
+    dataset = load_online_retail()
+    async with contextlib.AsyncExitStack() as cleanup:
+        directory: Path = cleanup.enter_context(workspace())
+        stack = await cleanup.enter_async_context(EmbeddedStack(broker, directory=directory))
+        common = {
+            **stack.settings_overrides(),
+            "topics": {"prefix": _PREFIX},
+            "log": {"level": "warning"},
+            **overrides,
+        }
+        lazily = {**common, "encoder": {"eager": False}}
+        interactions = [WorkerProcess(["interactions"], overrides=lazily, directory=directory) for _ in range(workers)]
+        others = [WorkerProcess(["catalogue", "items", "ranker"], overrides=common, directory=directory)]
+        for worker in (*others, *interactions):
+            cleanup.push_async_callback(worker.stop)
+        await asyncio.gather(*(worker.start() for worker in (*others, *interactions)))
+        settings = load_settings(**common)
+        client = await cleanup.enter_async_context(ShopClient(settings))
+        running = Rig(dataset, client, interactions, others, began)
+        if embed:
+            await client.send_items(dataset.items)
+            while (await interactions[-1].metric("tailrace_index_items") or 0) < len(dataset.items):
+                await asyncio.sleep(0.2)
+        yield running
+        for worker in (*others, *interactions):
+            if not worker.running:
+                raise RuntimeError(f"{worker.name} ended during the measurement:\n{worker.output(40)}")
+
+
+def about_this_machine() -> dict[str, Any]:
+    """Machine, versions, commit: beside every result."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    cpu = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    names = ("faust-streaming", "aiokafka", "torch", "transformers", "hnswlib", "redis", "numpy", "orjson", "msgspec")
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+    }
