@@ -251,7 +251,7 @@ class EncoderSettings(_Group):
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     processes: int = Field(1, ge=1, le=64, description="Encoder processes (count).")
-    threads: int = Field(0, ge=0, le=256, description="Threads per encoder process; 0: all cores.")
+    threads: int = Field(0, ge=0, le=256, description="Threads per encoder process; 0: the cores are shared out.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 where the processor has it in hardware, else float32."
     )
@@ -259,7 +259,7 @@ class EncoderSettings(_Group):
         True, description="Start the processes with ours; off: with the first text (which then waits for them)."
     )
     nice: int = Field(
-        5, ge=0, le=19, description="Lowers the encoder processes' priority, so that events are not starved (nice value)."
+        5, ge=0, le=19, description="Lowers the priority of the encoder processes below that of events (nice value)."
     )
     batch: int = Field(32, ge=1, le=4_096, description="Texts per batch (count).")
     max_tokens: int = Field(128, ge=8, le=8_192, description="Longer texts are cut (tokens).")

@@ -19,9 +19,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import structlog
-
 from stream_app.errors import PoisonText, SettingsError, Unavailable
+from stream_app.logs import get_logger
 from stream_app.settings import EncoderSettings
 from workers.child import ChildDied, EncoderChild
 from workers.frames import Configure
@@ -29,7 +28,7 @@ from workers.waiting import Batch, WaitingTexts
 
 __all__ = ["Driver", "PoolStats"]
 
-log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 DEATHS_BEFORE_SPLIT = 2
 DEATHS_ALONE = 2
@@ -95,7 +94,7 @@ class Driver:
                 child = await self._start()
             except (Unavailable, OSError) as error:
                 failures += 1
-                log.warning("encoder_start_failed", index=self._index, failures=failures, error=str(error))
+                _log.warning("encoder not started", index=self._index, failures=failures, error=str(error))
                 if failures >= START_ATTEMPTS and not self._ready.is_set():
                     raise Unavailable(f"no encoder process could be started, last: {error}") from error
             else:
@@ -127,8 +126,8 @@ class Driver:
 
     async def _use(self, child: EncoderChild) -> bool:
         """Feed ``child`` until it dies. Returns whether it encoded anything."""
-        log.info(
-            "encoder_ready",
+        _log.info(
+            "encoder ready",
             index=self._index,
             pid=child.pid,
             device=child.ready.device,
@@ -147,7 +146,7 @@ class Driver:
                 else:
                     most = max(1, len(batch.tickets) // 2)
         except ChildDied as death:
-            log.warning("encoder_died", index=self._index, pid=child.pid, batches=batches, reason=str(death))
+            _log.warning("encoder ended", index=self._index, pid=child.pid, batches=batches, reason=str(death))
             return batches > 0
         finally:
             self.child = None
@@ -172,7 +171,7 @@ class Driver:
             )
         except MemoryError as error:
             self._stats.memory_failures += 1
-            log.warning("encoder_out_of_memory", index=self._index, texts=len(batch.tickets), error=str(error))
+            _log.warning("encoder out of memory", index=self._index, texts=len(batch.tickets), error=str(error))
             if len(batch.tickets) > 1:
                 self._waiting.put_back(batch.split((len(batch.tickets) + 1) // 2))
                 return False
@@ -199,7 +198,7 @@ class Driver:
         else:
             (ticket,) = batch.tickets
             self._stats.poison_texts += 1
-            log.error("encoder_poison_text", text_hash=ticket.text_hash, characters=len(ticket.text))
+            _log.error("poison text", text_hash=ticket.text_hash, characters=len(ticket.text))
             shown = ticket.text[:_SHOWN_CHARS]
             self._waiting.settle(
                 ticket,

@@ -61,7 +61,7 @@ def describe_model(name: str) -> ModelInfo:
         SettingsError: when there is no such model or Tailrace cannot run it; says why and what to do.
     """
     folder = _folder(name)
-    config = _read_json(folder / "config.json", name)
+    config = _read_object(folder / "config.json", name)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise SettingsError(
@@ -131,13 +131,17 @@ def _folder(name: str) -> Path:
     return folder.resolve()
 
 
-def _read_json(path: Path, name: str) -> dict[str, Any]:
+def _read_json(path: Path, name: str) -> Any:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise SettingsError(f"encoder.model = {name!r}: {path} is missing; not a transformers model folder") from None
     except (OSError, ValueError) as error:
         raise SettingsError(f"encoder.model = {name!r}: {path} cannot be read: {error}") from error
+
+
+def _read_object(path: Path, name: str) -> dict[str, Any]:
+    content = _read_json(path, name)
     if not isinstance(content, dict):
         raise SettingsError(f"encoder.model = {name!r}: {path} is not a JSON object")
     return content
@@ -150,13 +154,18 @@ def _pooling(folder: Path, name: str) -> Pooling:
     """
     modules = folder / "modules.json"
     if modules.is_file():
-        kinds = {str(module.get("type", "")).rpartition(".")[2] for module in json.loads(modules.read_text("utf-8"))}
+        listed = _read_json(modules, name)
+        if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
+            raise SettingsError(f"encoder.model = {name!r}: {modules} is not a list of modules")
+        kinds = {str(module.get("type", "")).rpartition(".")[2] for module in listed}
         if unknown := kinds - _KNOWN_MODULES:
             raise SettingsError(f"encoder.model = {name!r}: module {sorted(unknown)} of {modules} is not supported")
     file = folder / "1_Pooling" / "config.json"
     if not file.is_file():
         return "mean"
-    modes = {key for key, value in _read_json(file, name).items() if key.startswith("pooling_mode_") and value is True}
+    modes = {
+        key for key, value in _read_object(file, name).items() if key.startswith("pooling_mode_") and value is True
+    }
     if modes == {"pooling_mode_mean_tokens"}:
         return "mean"
     if modes == {"pooling_mode_cls_token"}:
@@ -168,7 +177,7 @@ def _max_tokens(folder: Path, name: str, config: dict[str, Any]) -> int:
     limits = [config.get("max_position_embeddings")]
     for file, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
         if (folder / file).is_file():
-            limits.append(_read_json(folder / file, name).get(key))
+            limits.append(_read_object(folder / file, name).get(key))
     known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
     return min(known, default=_DEFAULT_MAX_TOKENS)
 

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
@@ -56,7 +57,7 @@ def main(load: Callable[[Configure], Encoder] | None = None) -> None:
     # more vectors, and this process cannot outlive it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with socket.socket(fileno=arguments.fd) as connection:
+    with socket.socket(fileno=arguments.fd) as connection, suppress(ConnectionError):
         serve(connection, load or _load)
     # Nothing is left to be written, and taking torch apart piece by piece would keep the pool waiting for seconds.
     os._exit(0)

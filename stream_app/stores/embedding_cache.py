@@ -13,14 +13,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from stream_app.logs import get_logger
+
 __all__ = ["EmbeddingCache"]
 
-log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 TIMEOUT_S = 0.5
 """Longer than this and embedding the text again is quicker."""
@@ -125,8 +126,8 @@ class EmbeddingCache:
         self._retry_at = now + RETRY_AFTER_S
         if now >= self._log_at:
             self._log_at = now + LOG_INTERVAL_S
-            log.warning(
-                "embedding_cache_without_redis",
+            _log.warning(
+                "embedding cache without Redis",
                 error=str(error) or type(error).__name__,
                 effect="texts are embedded again; nothing is lost",
             )

@@ -107,6 +107,8 @@ def test_a_model_with_first_token_pooling_is_described_so(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), "safetensors"),
         (lambda folder: (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}'), "max"),
         (lambda folder: (folder / "modules.json").write_text(json.dumps([{"type": "x.Dense"}])), "Dense"),
+        (lambda folder: (folder / "modules.json").write_text("{}"), "not a list"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "not a JSON object"),
     ],
 )
 def test_a_model_that_cannot_be_used_is_refused_with_the_reason(folder: Path, change: object, said: str) -> None:
