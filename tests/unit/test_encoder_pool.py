@@ -198,7 +198,7 @@ async def test_a_poison_text_is_found_and_everybody_else_served(fault: Callable[
 
 async def test_a_text_that_hangs_the_process_is_poison_too(fault: Callable[..., None]) -> None:
     fault(hang_on="endless")
-    async with running(batch_timeout_s=0.3) as pool:
+    async with running(batch_timeout_s=1.0) as pool:
         with pytest.raises(PoisonText):
             await pool.encode(["endless"], Priority.EVENT)
         assert_vectors(await pool.encode(["a"], Priority.EVENT), ["a"])
