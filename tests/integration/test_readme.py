@@ -51,9 +51,9 @@ async def produce(text: str) -> None:
         assert not output
 
 
-def test_each_program_has_ten_lines(settings: Settings) -> None:
+def test_each_program_has_at_most_ten_lines(settings: Settings) -> None:
     for name in ("producer", "consumer"):
-        assert len(program(name, settings).splitlines()) == 10, name
+        assert len(program(name, settings).splitlines()) <= 10, name
 
 
 async def test_the_producer_and_the_consumer_of_the_readme_run(settings: Settings) -> None:
