@@ -130,7 +130,9 @@ class InteractionsAgent(Agent):
                 user_id, slate = decode_slate(record.key, record.value, record.headers)
             except InvalidMessage:
                 continue
-            if slate is not None:
+            if slate is None:
+                before.gone(user_id)
+            else:
                 # An item's change says nothing of the user; the topics are partitioned alike by default.
                 by_event = slate.trigger.topic == self.topic
                 before.standing(user_id, slate, partition=slate.trigger.partition if by_event else record.partition)

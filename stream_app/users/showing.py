@@ -40,6 +40,10 @@ class Showing:
         """A slate read from the topic in order of offsets, and the partition its user's events are in."""
         self._put(user_id, partition, frozenset(item.item_id for item in slate.items))
 
+    def gone(self, user_id: str) -> None:
+        """The user has no slate any more (a null value on the topic)."""
+        self._users.pop(user_id, None)
+
     def add_older(self, before: Showing) -> None:
         """Take over users of whom nothing newer is known here."""
         newer = self._users
