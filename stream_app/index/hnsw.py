@@ -5,9 +5,11 @@ through hnswlib) is an accelerator that can be thrown away and built again from 
 vectors no graph is kept: one pass over the matrix costs as little as a walk through a graph, needs no building,
 finds everything, and does not depend on the order of insertion, so two replicas agree to the last item.
 
-hnswlib deletes by marking and replaces in place; both leave a graph that grows and rots. When deleted and replaced
-vectors exceed ``index.rebuild_churn`` of the live ones, a new graph is built in a thread (hnswlib releases the GIL)
-from a copy of the matrix, rows touched meanwhile are applied to it, and it takes over at once.
+hnswlib deletes by marking. Replacing in place repairs the neighbourhood, which takes milliseconds per vector and still
+degrades the graph, so a replaced vector is marked and the new one added under a new label. Either way the graph
+carries the dead along: when they exceed ``index.rebuild_churn`` of the live ones, a new graph is built in a thread
+(hnswlib releases the GIL) from a copy of the matrix, rows touched meanwhile are applied to it, and it takes over at
+once.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from stream_app.settings import IndexSettings
 __all__ = ["VectorIndex"]
 
 _START_CAPACITY = 1_024
-_ABSENT, _LIVE, _DELETED = 0, 1, 2
+_NO_LABEL = -1
 _GEMM_FROM = 6
 """Queries from which one matrix product beats as many matrix-vector products (measured with OpenBLAS)."""
 _EXACT_BLOCK = 1 << 22
@@ -51,8 +53,9 @@ class VectorIndex:
         self._end = 0
         self._live = 0
         self._graph: Any = None
-        self._in_graph = np.zeros(_START_CAPACITY, np.uint8)
-        self._churn = 0
+        self._label_of = np.full(_START_CAPACITY, _NO_LABEL, np.int64)
+        self._row_of_label: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._labels = 0
         self._build: _Build | None = None
         self.rebuilds = 0
         self.version = 0
@@ -64,7 +67,7 @@ class VectorIndex:
     @property
     def churn(self) -> int:
         """Vectors deleted or replaced in the graph since it was built; 0 without a graph."""
-        return self._churn
+        return self._labels - self._live if self._graph is not None else 0
 
     @property
     def exact(self) -> bool:
@@ -111,7 +114,7 @@ class VectorIndex:
         self._present[rows] = True
         self._live += len(rows) - replaced
         self._end = max(self._end, int(rows.max()) + 1)
-        self._touched(rows, churn=replaced)
+        self._touched(rows)
         return len(rows)
 
     def remove(self, rows: NDArray[np.int32]) -> int:
@@ -122,7 +125,7 @@ class VectorIndex:
         self._present[rows] = False
         self._matrix[rows] = 0.0
         self._live -= len(rows)
-        self._touched(rows, churn=len(rows))
+        self._touched(rows)
         return len(rows)
 
     def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -181,7 +184,7 @@ class VectorIndex:
                 labels, distances = graph.knn_query(queries, k=k, num_threads=1)
             except RuntimeError:  # "Cannot return the results in a contiguous 2D array"
                 continue
-            return labels.astype(np.int32), np.float32(1.0) - distances
+            return self._row_of_label[labels], np.float32(1.0) - distances
         return None
 
     def maybe_rebuild(self, *, wait: bool = True) -> bool:
@@ -203,34 +206,47 @@ class VectorIndex:
         matrix[: self._end] = self._matrix[: self._end]
         self._matrix = matrix
         self._present = np.concatenate([self._present, np.zeros(size - len(self._present), np.bool_)])
-        self._in_graph = np.concatenate([self._in_graph, np.zeros(size - len(self._in_graph), np.uint8)])
+        self._label_of = np.concatenate([self._label_of, np.full(size - len(self._label_of), _NO_LABEL)])
 
-    def _touched(self, rows: NDArray[np.int32], *, churn: int) -> None:
+    def _touched(self, rows: NDArray[np.int32]) -> None:
         self.version += 1
         self._cut_over()
         if self._build is not None:
             self._build.touched.update(rows.tolist())
         if self._graph is not None:
-            self._churn += churn
             self._apply_to_graph(rows)
         self._start_build_if_due()
 
     def _apply_to_graph(self, rows: NDArray[np.int32]) -> None:
+        """Mark what the graph holds of ``rows`` and add their present vectors under new labels."""
         graph = self._graph
-        present = self._present[rows]
-        gone = rows[~present & (self._in_graph[rows] == _LIVE)]
-        for row in gone.tolist():
-            graph.mark_deleted(row)
-        self._in_graph[gone] = _DELETED
-        live = rows[present]
+        for label in self._label_of[rows[self._label_of[rows] != _NO_LABEL]].tolist():
+            graph.mark_deleted(label)
+        self._label_of[rows] = _NO_LABEL
+        live = rows[self._present[rows]]
         if not len(live):
             return
-        new = int(np.count_nonzero(self._in_graph[live] == _ABSENT))
-        needed = graph.get_current_count() + new
+        needed = self._labels + len(live)
         if needed > graph.get_max_elements():
             graph.resize_index(max(needed, 2 * graph.get_max_elements()))
-        graph.add_items(self._matrix[live], live, num_threads=1)
-        self._in_graph[live] = _LIVE
+        labels = np.arange(self._labels, needed)
+        graph.add_items(self._matrix[live], labels, num_threads=1)
+        self._label(live, labels)
+
+    def _label(self, rows: NDArray[np.int32], labels: NDArray[np.int64]) -> None:
+        """Note that the graph holds ``rows`` under ``labels``, which follow those it has."""
+        self._labels = int(labels[-1]) + 1 if len(labels) else self._labels
+        if self._labels > len(self._row_of_label):
+            grown = np.full(max(_START_CAPACITY, 2 * self._labels), -1, np.int32)
+            grown[: len(self._row_of_label)] = self._row_of_label
+            self._row_of_label = grown
+        self._row_of_label[labels] = rows
+        self._label_of[rows] = labels
+
+    def _drop_graph(self) -> None:
+        self._graph = None
+        self._label_of[:] = _NO_LABEL
+        self._labels = 0
 
     def _start_build_if_due(self) -> None:
         if self._build is not None:
@@ -240,12 +256,10 @@ class VectorIndex:
             due = self._live > threshold
         elif 2 * self._live <= threshold:
             # Small again (with slack, so that a catalogue at the threshold does not flip): scan.
-            self._graph = None
-            self._in_graph[:] = _ABSENT
-            self._churn = 0
+            self._drop_graph()
             due = False
         else:
-            due = self._churn > self._settings.rebuild_churn * max(self._live, 1)
+            due = self.churn > self._settings.rebuild_churn * max(self._live, 1)
         if due:
             rows = np.flatnonzero(self._present[: self._end]).astype(np.int32)
             self._build = _Build(rows, self._matrix[rows], self._settings)
@@ -259,15 +273,12 @@ class VectorIndex:
         self._build = None
         if build.error is not None:
             raise build.error
+        self._drop_graph()
         self._graph = build.graph
-        self._in_graph[:] = _ABSENT
-        self._in_graph[build.rows] = _LIVE
-        self._churn = 0
+        self._label(build.rows, np.arange(len(build.rows)))
         self.rebuilds += 1
         if build.touched:
-            touched = np.fromiter(sorted(build.touched), np.int32, len(build.touched))
-            self._churn = int(np.count_nonzero(self._in_graph[touched]))
-            self._apply_to_graph(touched)
+            self._apply_to_graph(np.fromiter(sorted(build.touched), np.int32, len(build.touched)))
 
     def save(self, directory: Path) -> None:
         """Write the index into ``directory`` (which exists): the vectors, and the graph when there is one."""
@@ -277,10 +288,11 @@ class VectorIndex:
             directory / "vectors.npz",
             dimensions=np.int64(self.dimensions),
             version=np.int64(self.version),
-            churn=np.int64(self._churn),
             rows=rows,
             vectors=self._matrix[rows],
-            in_graph=self._in_graph[: self._end] if self._graph is not None else np.zeros(0, np.uint8),
+            labels=self._label_of[rows],
+            label_count=np.int64(self._labels),
+            has_graph=np.bool_(self._graph is not None),
         )
         graph_file = directory / "graph.hnsw"
         if self._graph is not None:
@@ -298,25 +310,26 @@ class VectorIndex:
         try:
             with np.load(directory / "vectors.npz", allow_pickle=False) as arrays:
                 index = cls(int(arrays["dimensions"]), settings)
-                rows, vectors, in_graph = arrays["rows"], arrays["vectors"], arrays["in_graph"]
-                index.version, churn = int(arrays["version"]), int(arrays["churn"])
-            if vectors.shape != (len(rows), index.dimensions):
+                rows, vectors, labels = arrays["rows"], arrays["vectors"], arrays["labels"]
+                index.version, label_count = int(arrays["version"]), int(arrays["label_count"])
+                has_graph = bool(arrays["has_graph"])
+            if vectors.shape != (len(rows), index.dimensions) or labels.shape != rows.shape:
                 raise ValueError("rows and vectors differ in length")
             if len(rows):
-                index._reserve(max(int(rows.max()) + 1, len(in_graph)))
+                index._reserve(int(rows.max()) + 1)
                 index._matrix[rows] = vectors
                 index._present[rows] = True
                 index._live = len(rows)
                 index._end = int(rows.max()) + 1
-            if len(in_graph):
+            if has_graph:
                 graph = hnswlib.Index(space="ip", dim=index.dimensions)
-                graph.load_index(str(directory / "graph.hnsw"), max_elements=max(len(index._matrix), len(in_graph)))
-                if graph.get_current_count() != int(np.count_nonzero(in_graph)):
+                graph.load_index(str(directory / "graph.hnsw"), max_elements=max(_START_CAPACITY, 2 * label_count))
+                if graph.get_current_count() != label_count:
                     raise ValueError("graph and vectors differ in length")
                 index._graph = graph
-                index._reserve(len(in_graph))
-                index._in_graph[: len(in_graph)] = in_graph
-                index._churn = churn
+                order = np.argsort(labels)
+                index._label(rows[order], labels[order])
+                index._labels = label_count
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise SnapshotError(f"the index in {directory} cannot be read: {error}") from error
         return index
@@ -345,7 +358,7 @@ class _Build:
                 random_seed=1,
             )
             if len(self.rows):
-                graph.add_items(self._vectors, self.rows, num_threads=1)
+                graph.add_items(self._vectors, np.arange(len(self.rows)), num_threads=1)
             self.graph = graph
         except BaseException as error:  # handed to the owner at cut-over
             self.error = error
