@@ -1,0 +1,272 @@
+"""Interests derived from history, transition scores, and what each source proposes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from schemas.arrays import pack_float32, pack_float64
+from schemas.messages import Item, ItemSignals, ItemVector
+from stream_app.index.hnsw import VectorIndex
+from stream_app.items.catalogue import Catalogue
+from stream_app.ranking.recommender import RankRequest, Recommender
+from stream_app.retrieval.cold import mixed
+from stream_app.retrieval.interests import FAST, LAST, NEGATIVE, SLOW, derive_interests, history_view
+from stream_app.retrieval.links import SCORES, Scratch, link_scores
+from stream_app.retrieval.source import best
+from stream_app.serving import ServingState
+from stream_app.settings import IndexSettings, ItemSettings, RetrievalSettings, Settings
+from stream_app.users.state import HistoryEntry, UserState, id_hash
+
+DIMENSIONS = 8
+SPACE = "test"
+DAY = 86_400.0
+
+
+def unit(*values: float) -> NDArray[np.float32]:
+    vector = np.zeros(DIMENSIONS, np.float32)
+    vector[: len(values)] = values
+    return vector / np.linalg.norm(vector)
+
+
+def vector_message(item_id: str, vector: NDArray[np.float32]) -> ItemVector:
+    return ItemVector(item_id=item_id, space=SPACE, text_hash="", dimensions=DIMENSIONS, vector=pack_float32(vector))
+
+
+def signals_message(
+    item_id: str, count: float, links: dict[str, tuple[float, float]] | None = None, *, at: float = 0.0
+) -> ItemSignals:
+    links = links or {}
+    return ItemSignals(
+        item_id=item_id,
+        at=at,
+        counts=[count] * 4,
+        neighbours=list(links),
+        symmetric=pack_float64(np.array([symmetric for symmetric, _ in links.values()])),
+        directed=pack_float64(np.array([directed for _, directed in links.values()])),
+        applied={"0": 1},
+    )
+
+
+def history(*entries: tuple[str, float] | tuple[str, float, float]) -> tuple[HistoryEntry, ...]:
+    """Entries (item id, weight[, event time]); a text in place of an id when it has a space."""
+    made = []
+    for offset, (name, weight, *at) in enumerate(entries):
+        time = at[0] if at else float(offset)
+        item_id, text = ("", name) if " " in name else (name, "")
+        made.append(HistoryEntry(item_id, "click", time, weight, offset, text))
+    return tuple(made)
+
+
+def test_a_view_holds_what_was_strictly_before() -> None:
+    events = history(("a", 1.0, 1.0), ("b", 1.0, 2.0), ("c", 1.0, 2.0))
+    assert [entry.item_id for entry in history_view(events, 2.0)] == ["a"]
+    assert history_view(events, None) == events
+    assert history_view(events, 1.0) == ()
+
+
+class TestInterests:
+    @pytest.fixture
+    def settings(self) -> Settings:
+        return Settings()
+
+    @pytest.fixture
+    def catalogue(self) -> Catalogue:
+        catalogue = Catalogue(unknown_items=10)
+        for name in "abc":
+            catalogue.put(Item(item_id=name, title=name))
+        return catalogue
+
+    @pytest.fixture
+    def index(self) -> VectorIndex:
+        index = VectorIndex(DIMENSIONS, IndexSettings())
+        index.upsert(np.array([0, 1], np.int32), np.stack([unit(1), unit(0, 1)]))
+        return index
+
+    def test_slow_and_fast_weigh_the_newest_more(
+        self, settings: Settings, catalogue: Catalogue, index: VectorIndex
+    ) -> None:
+        interests = derive_interests(history(("a", 1.0), ("b", 1.0)), catalogue, index, settings, {})
+        assert interests.vectors[SLOW] == pytest.approx(unit(0.97, 1.0))
+        assert interests.vectors[FAST] == pytest.approx(unit(0.7, 1.0))
+        assert interests.vectors[LAST] == pytest.approx(unit(0, 1))
+        assert not interests.vectors[NEGATIVE].any()
+        assert interests.recent.tolist() == [1, 0]
+        assert interests.lag.tolist() == [0.0, 1.0]
+
+    def test_dislikes_subtract_and_are_kept_apart(
+        self, settings: Settings, catalogue: Catalogue, index: VectorIndex
+    ) -> None:
+        interests = derive_interests(history(("a", 1.0), ("b", -2.0)), catalogue, index, settings, {})
+        assert interests.vectors[SLOW] == pytest.approx(unit(0.97, -2.0))
+        assert interests.vectors[NEGATIVE] == pytest.approx(unit(0, 1))
+        assert interests.vectors[LAST] == pytest.approx(unit(1))
+        assert interests.recent.tolist() == [0]
+
+    def test_what_has_no_vector_yet_counts_when_it_arrives(
+        self, settings: Settings, catalogue: Catalogue, index: VectorIndex
+    ) -> None:
+        events = history(("unheard of", 0.5), ("c", 1.0), ("nowhere", 1.0), ("a", 1.0))
+        before = derive_interests(events, catalogue, index, settings, {})
+        assert before.vectors[SLOW] == pytest.approx(unit(1))
+        assert before.recent.tolist() == [0, 2]
+        index.upsert(np.array([2], np.int32), unit(0, 0, 1)[None])
+        after = derive_interests(events, catalogue, index, settings, {"unheard of": unit(0, 0, 0, 1)})
+        assert after.vectors[SLOW] == pytest.approx(unit(1, 0, 0.97**2, 0.5 * 0.97**3))
+
+    def test_no_history_gives_zeros(self, settings: Settings, catalogue: Catalogue, index: VectorIndex) -> None:
+        interests = derive_interests((), catalogue, index, settings, {})
+        assert not interests.vectors.any()
+        assert (len(interests.recent), interests.events) == (0, 0)
+
+    def test_an_item_seen_twice_is_recent_once(
+        self, settings: Settings, catalogue: Catalogue, index: VectorIndex
+    ) -> None:
+        interests = derive_interests(history(("a", 1.0), ("b", 1.0), ("a", 1.0)), catalogue, index, settings, {})
+        assert interests.recent.tolist() == [0, 1]
+
+
+def brute_force_links(state: ServingState, events: Sequence[HistoryEntry], at: float) -> dict[str, dict[str, float]]:
+    """The formulas of the module, written out."""
+    settings = state.settings
+    names = list(dict.fromkeys(entry.item_id for entry in reversed(events)))
+    sums: dict[str, dict[str, float]] = {name: {} for name in SCORES}
+    total = {
+        state.catalogue.item_id(row): float(state.signals.total(np.array([row]))[0])
+        for row in range(state.catalogue.rows)
+    }
+    for lag, name in enumerate(names):
+        neighbours = state.signals.neighbours(state.catalogue.row(name))
+        faded = 0.5 ** (max(at - neighbours.at, 0.0) / (settings.items.transition_half_life_days * DAY))
+        for row, symmetric, directed in zip(
+            neighbours.rows.tolist(), neighbours.symmetric.tolist(), neighbours.directed.tolist(), strict=True
+        ):
+            other = state.catalogue.item_id(row)
+            scale = faded / (max(total[name], 1.0) * max(total[other], 1.0)) ** 0.5
+            slow = settings.users.slow_decay**lag * symmetric * scale
+            short = settings.items.symmetric_decay**lag * symmetric * scale
+            after = (
+                settings.items.directed_decay**lag * directed * scale if lag < settings.items.directed_history else 0.0
+            )
+            for score, value in (("symmetric", slow), ("recent", short), ("directed", after)):
+                sums[score][other] = sums[score].get(other, 0.0) + value
+            sums["best"][other] = max(sums["best"].get(other, 0.0), symmetric * scale)
+    return {score: {other: value**0.5 for other, value in values.items()} for score, values in sums.items()}
+
+
+def test_transition_scores_are_those_of_the_formula() -> None:
+    state = ServingState(Settings(), space=SPACE, dimensions=DIMENSIONS)
+    rng = np.random.default_rng(3)
+    names = [f"i{number}" for number in range(30)]
+    for name in names:
+        state.apply_item(name, Item(item_id=name, title=name))
+        others = rng.choice([other for other in names if other != name], 12, replace=False)
+        links = {str(other): (float(rng.uniform(0.1, 5)), float(rng.choice([0.0, 1.0]))) for other in others}
+        state.apply_signals(
+            name, signals_message(name, float(rng.uniform(0.2, 40)), links, at=float(rng.uniform(0, DAY)))
+        )
+    events = history(*[(names[number], 1.0) for number in range(15)])
+    at = 5 * DAY
+    interests = derive_interests(events, state.catalogue, state.index, state.settings, {})
+    scratch = Scratch()
+    scratch.reserve(state.catalogue.rows)
+    links = link_scores(interests, state.signals, state.settings, at=at, scratch=scratch)
+    expected = brute_force_links(state, events, at)
+    rows = np.arange(state.catalogue.rows, dtype=np.int32)
+    found = links.at(rows, scratch)
+    for column, score in enumerate(SCORES):
+        by_row = [expected[score].get(state.catalogue.item_id(row), 0.0) for row in rows.tolist()]
+        assert found[column] == pytest.approx(by_row)
+    assert (scratch.slot == -1).all(), "scratch arrays are left as they were"
+    symmetric, _ = links.strongest_origin(rows[:5], len(interests.recent), scratch)
+    assert (scratch.slot == -1).all()
+    for row, origin in zip(rows[:5].tolist(), symmetric.tolist(), strict=True):
+        parts = [
+            float(part.symmetric[part.rows == row].sum())
+            * state.signals.decay(part.at, at)
+            * state.settings.users.slow_decay**lag
+            / max(float(state.signals.total(np.array([recent]))[0]), 1.0) ** 0.5
+            for lag, recent in enumerate(interests.recent.tolist())
+            for part in (state.signals.neighbours(recent),)
+        ]
+        assert parts[origin] == pytest.approx(max(parts))
+
+
+def test_best_breaks_ties_by_id_and_not_by_row() -> None:
+    scores = np.array([1.0, 0.5, 1.0, 1.0 + 1e-9])
+    first, second = Catalogue(unknown_items=0), Catalogue(unknown_items=0)
+    for name in "abcd":
+        first.put(Item(item_id=name, title=name))
+    for name in "dcba":
+        second.put(Item(item_id=name, title=name))
+    chosen = [first.item_id(row) for row in best(np.arange(4, dtype=np.int32), scores, 2, first).tolist()]
+    mirrored = [second.item_id(row) for row in best(np.arange(4, dtype=np.int32), scores[::-1], 2, second).tolist()]
+    assert chosen == mirrored == sorted("acd", key=id_hash)[:2]
+    assert len(best(np.arange(4, dtype=np.int32), scores, 0, first)) == 0
+
+
+def test_a_shuffle_depends_on_ids_and_seed_alone() -> None:
+    hashes = np.array([id_hash(name) for name in "abcdefgh"])
+    order = np.argsort(mixed(hashes, 7))
+    assert hashes[order].tolist() == hashes[::-1][np.argsort(mixed(hashes[::-1], 7))].tolist()
+    orders = {tuple(np.argsort(mixed(hashes, seed)).tolist()) for seed in range(200)}
+    assert len(orders) > 150
+
+
+@pytest.fixture
+def shop() -> ServingState:
+    """Ten items in two directions of text; ``i0`` to ``i4`` have sold, ``i0`` leads to ``i4``."""
+    settings = Settings(
+        items=ItemSettings(half_lives_days=(1.0, 7.0, 30.0)), retrieval=RetrievalSettings(slow=3, fast=3, cold=2)
+    )
+    state = ServingState(settings, space=SPACE, dimensions=DIMENSIONS)
+    for number in range(10):
+        name = f"i{number}"
+        state.apply_item(name, Item(item_id=name, title=name))
+        state.apply_vector(
+            name, vector_message(name, unit(1.0, number / 10) if number % 2 else unit(0, 0, 1.0, number / 10))
+        )
+    for number in range(5):
+        links = {"i4": (3.0, 3.0)} if number == 0 else {}
+        state.apply_signals(f"i{number}", signals_message(f"i{number}", 10.0 + number, links))
+    return state
+
+
+def proposals(state: ServingState, user: UserState, *, now: float = 0.0) -> dict[str, list[str]]:
+    found = Recommender(state.settings, state).propose(RankRequest(user=user, at=0.0, now=now, n=5))
+    return {source: [state.catalogue.item_id(row) for row in rows.tolist()] for source, rows in found.items()}
+
+
+def test_each_source_proposes_what_it_stands_for(shop: ServingState) -> None:
+    found = proposals(shop, UserState("u", history(("i0", 1.0))))
+    assert found["text_slow"] == ["i0", "i2", "i4"]
+    assert found["transitions"] == ["i4"]
+    assert found["trending_7d"] == ["i4", "i3", "i2", "i1", "i0"]
+    assert found["new"] == ["i6", "i8"]
+
+
+def test_what_is_consumed_hidden_or_not_servable_is_not_proposed(shop: ServingState) -> None:
+    user = UserState(
+        "u",
+        history(("i0", 1.0)),
+        consumed={id_hash("i0"): None, id_hash("elsewhere"): None},
+        hidden={id_hash("i6"): None},
+    )
+    shop.apply_item("i4", None)
+    shop.apply_item("i3", Item(item_id="i3", title="i3", available=False))
+    found = proposals(shop, user)
+    assert found["text_slow"][:2] == ["i2", "i8"]
+    assert not {"i0", "i3", "i4", "i6"} & {name for names in found.values() for name in names}
+
+
+def test_a_user_without_history_gets_trending_and_new_items(shop: ServingState) -> None:
+    found = proposals(shop, UserState("u"))
+    assert found["text_slow"] == found["text_fast"] == found["transitions"] == []
+    assert found["trending_1d"][0] == "i4"
+    assert len(found["new"]) == 2
+    assert set(found["new"]) <= {"i5", "i6", "i7", "i8", "i9"}
+    samples = {tuple(proposals(shop, UserState(f"u{number}"))["new"]) for number in range(20)}
+    assert len(samples) > 3, "every user has a sample of their own"
