@@ -80,6 +80,7 @@ async def rig(
         common = {
             **stack.settings_overrides(),
             "topics": {"prefix": _PREFIX},
+            "replica": {"directory": "off"},
             "log": {"level": "warning"},
             **overrides,
         }

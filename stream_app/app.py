@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from redis.asyncio import Redis
@@ -32,7 +33,7 @@ from stream_app.stores.embedding_cache import EmbeddingCache
 from stream_app.stores.users import REDIS_TRANSIENT, UserStore, connect_redis
 from stream_app.users.stage import UserStage
 from workers.models import describe_model
-from workers.pool import EncoderPool
+from workers.pool import EncoderPool, PoolStats
 
 __all__ = ["ROLES", "Role", "Tailrace", "stop_on_signals"]
 
@@ -123,6 +124,9 @@ class Tailrace:
         await asyncio.gather(*(self._start_role(role, publisher, redis, pool) for role in self.roles))
         self.ready.set()
         metrics.ready.set(1)
+        if pool is not None:
+            measuring = asyncio.create_task(_measure_pool(pool, metrics))
+            self._stack.callback(measuring.cancel)
         await self._watch()
 
     async def _start_role(self, role: Role, publisher: Publisher, redis: Redis, pool: EncoderPool | None) -> None:
@@ -181,6 +185,20 @@ class Tailrace:
         for agent in self.agents:
             if agent.failed.done() and (error := agent.failed.exception()) is not None:
                 raise TailraceError(f"the {agent.role} role failed: {type(error).__name__}: {error}") from error
+
+
+async def _measure_pool(pool: EncoderPool, metrics: Metrics) -> None:
+    """The pool's counts, as metrics, once a second."""
+    counted = PoolStats()
+    while True:
+        stats = pool.stats
+        metrics.encoder_queue.set(pool.queue_length)
+        metrics.encoder_texts.inc(stats.texts_encoded - counted.texts_encoded)
+        metrics.encoder_cache.labels("hit").inc(stats.cache_hits - counted.cache_hits)
+        metrics.encoder_cache.labels("miss").inc(stats.cache_misses - counted.cache_misses)
+        metrics.encoder_restarts.inc(stats.restarts - counted.restarts)
+        counted = replace(stats)
+        await asyncio.sleep(1.0)
 
 
 def _close_server(server: object) -> None:

@@ -202,7 +202,7 @@ class IndexSettings(_Group):
         5_000,
         ge=0,
         le=1_000_000,
-        description="Up to this many vectors everything is scanned, which is exact and as fast (count); 0: always HNSW.",
+        description="Up to this many vectors everything is scanned, exact and as fast (count); 0: always HNSW.",
     )
     m: int = Field(16, ge=4, le=128, description="Links per node.")
     ef_construction: int = Field(120, ge=16, le=2_000, description="Breadth while building.")
@@ -295,14 +295,27 @@ class DeliverySettings(_Group):
 class ReplicaSettings(_Group):
     """The local copy of catalogue, vectors, statistics and weights."""
 
-    directory: Path | None = Field(
-        None, description="Folder for snapshots; unset: none are kept and a restart reads the topics."
+    directory: str = Field(
+        "auto",
+        min_length=1,
+        description="Folder for snapshots; auto: tailrace/snapshots under $XDG_STATE_HOME or ~/.local/state; "
+        "off: none are kept and every start reads the topics.",
     )
     snapshot_interval_s: float = Field(60.0, gt=0, le=86_400, description="A snapshot is written this often (seconds).")
     apply_slice: int = Field(200, ge=1, le=100_000, description="Records applied before events get their turn (count).")
     unknown_items: int = Field(
         100_000, ge=0, le=10_000_000, description="Items with statistics but without catalogue entry kept (count)."
     )
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder for snapshots, None when they are off."""
+        if self.directory == "off":
+            return None
+        if self.directory == "auto":
+            state = os.environ.get("XDG_STATE_HOME")
+            return (Path(state) if state else Path.home() / ".local" / "state") / "tailrace" / "snapshots"
+        return Path(self.directory).expanduser()
 
 
 class MetricsSettings(_Group):

@@ -128,4 +128,6 @@ def topic_prefix() -> str:
 @pytest.fixture
 def settings(stack: Stack, topic_prefix: str) -> Settings:
     """Settings that lead to the session's stack, with topics and keys of the test's own and no metrics port."""
-    return load_settings(**stack.overrides, topics={"prefix": topic_prefix}, metrics={"port": -1})
+    return load_settings(
+        **stack.overrides, topics={"prefix": topic_prefix}, metrics={"port": -1}, replica={"directory": "off"}
+    )

@@ -33,6 +33,7 @@ from stream_app.replicas.replica import ItemChange
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.stores.users import UserStore
+from stream_app.textify import event_text
 from stream_app.users.showing import Showing
 from stream_app.users.stage import NewSlate, SourcedEvent, StageResult, UserStage
 from stream_app.users.state import UserState
@@ -220,7 +221,7 @@ class InteractionsAgent(Agent):
         """Embeddings of the free texts that matter to this batch; what cannot be had in time is left out."""
         kept = self.settings.users.text_history_chars
         texts = {entry.text for state in states.values() for entry in state.history if entry.text}
-        texts.update((sourced.event.text or "").strip()[:kept] for sourced in events)
+        texts.update(event_text(sourced.event.text, max_chars=kept) for sourced in events if sourced.event.text)
         texts.discard("")
         if not texts:
             return {}
@@ -230,8 +231,8 @@ class InteractionsAgent(Agent):
         try:
             async with asyncio.timeout(_EVENT_TEXT_WAIT_S):
                 outcomes = await self._pool.encode_each(wanted, Priority.EVENT)
-        except TimeoutError:
-            _log.warning("texts of events left out", texts=len(wanted), waited_s=_EVENT_TEXT_WAIT_S)
+        except (TimeoutError, TailraceError) as error:
+            _log.warning("texts of events left out", texts=len(wanted), error=f"{type(error).__name__}: {error}")
             return {}
         vectors = {}
         for text, outcome in zip(wanted, outcomes, strict=True):

@@ -176,10 +176,10 @@ def model(settings: Settings) -> Iterator[Finding]:
 
 def snapshots(settings: Settings) -> Iterator[Finding]:
     """Whether there is a place for snapshots, and room in it."""
-    directory = settings.replica.directory
+    directory = settings.replica.folder
     if directory is None:
         yield Finding(
-            "warn", "snapshots", "replica.directory is not set: every start reads the topics from their beginning"
+            "warn", "snapshots", "replica.directory is off: every start reads the topics from their beginning"
         )
         return
     existing = _nearest_existing(directory)

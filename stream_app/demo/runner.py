@@ -66,7 +66,12 @@ async def run_demo(options: DemoOptions, display: Display, stop: asyncio.Event) 
         stack = EmbeddedStack(options.broker, directory=directory, kafka_jars=options.kafka_jars)
         await cleanup.enter_async_context(stack)
         settings = load_settings(**stack.settings_overrides(), topics={"prefix": "demo"})
-        overrides = {**stack.settings_overrides(), "topics": {"prefix": "demo"}, "log": {"level": "warning"}}
+        overrides = {
+            **stack.settings_overrides(),
+            "topics": {"prefix": "demo"},
+            "replica": {"directory": "off"},
+            "log": {"level": "warning"},
+        }
         display.say(f"  Kafka {stack.kafka}   Redis {stack.redis}")
         display.say(f"Starting Tailrace: catalogue, items and ranker, {options.workers} x interactions ...")
         board.stage = "starting Tailrace"
@@ -185,7 +190,7 @@ class _Session:
 
     async def _settle(self) -> None:
         deadline = time.perf_counter() + _SETTLE_S
-        while self.board.scoreboard.uncovered and time.perf_counter() < deadline:
+        while self.board.scoreboard.uncovered and time.perf_counter() < deadline:  # noqa: ASYNC110 - wakes nobody
             await asyncio.sleep(0.05)
 
     async def _show(self) -> None:

@@ -86,7 +86,7 @@ class Replica:
 
     async def start(self) -> None:
         """Load the newest snapshot and begin to tail; :attr:`ready` says when it has caught up."""
-        directory = self.settings.replica.directory
+        directory = self.settings.replica.folder
         if directory is not None:
             self._snapshots = Snapshots(directory, self.settings)
             await self._load_snapshot()
@@ -163,7 +163,7 @@ class Replica:
                 consumer.assign(partitions)
                 beginning = await consumer.beginning_offsets(partitions)
                 self._targets = await consumer.end_offsets(partitions)
-                self._check_positions(beginning)
+                self._check_positions(beginning, self._targets)
                 for partition in partitions:
                     consumer.seek(partition, self.positions.setdefault(partition, beginning[partition]))
             except BaseException:
@@ -187,11 +187,18 @@ class Replica:
             raise KafkaError(f"topic {name} does not exist yet; create it with: tailrace topics create")
         return set(found)
 
-    def _check_positions(self, beginning: dict[TopicPartition, int]) -> None:
-        """Start over when a position cannot be continued from: the topic was made again or cleaned up."""
+    def _check_positions(self, beginning: dict[TopicPartition, int], end: dict[TopicPartition, int]) -> None:
+        """Start over when a position cannot be continued from: the topic was made again or cleaned up.
+
+        A broker that states an end that is too low makes us read a topic again for nothing; better than to keep
+        what belongs to other topics. Once ready we came from these topics, and only their beginning can pass us.
+        """
         for partition, position in self.positions.items():
-            if partition not in beginning or position < beginning[partition]:
-                self._start_over(f"{partition.topic}[{partition.partition}] has no offset {position} any more")
+            first, last = beginning.get(partition), end.get(partition)
+            beyond = last is None or (position > last and not self.ready.is_set())
+            if first is None or beyond or position < first:
+                where = f"{partition.topic}[{partition.partition}]"
+                self._start_over(f"{where} holds offsets {first} to {last}, we were at {position}")
                 return
 
     def _start_over(self, why: str) -> None:

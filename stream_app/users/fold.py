@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from schemas.messages import Interaction, Transition
 from stream_app.settings import EventType, ItemSettings, UserSettings
+from stream_app.textify import event_text
 from stream_app.users.state import HistoryEntry, UserState, id_hash
 
 __all__ = ["Fold", "Folder", "fold"]
@@ -108,7 +109,7 @@ def fold(
         if kind.consumes:
             _remember(state.consumed, item_hash, users.consumed)
     weight = kind.weight * polarity
-    text = (event.text or "").strip()[: users.text_history_chars]
+    text = event_text(event.text, max_chars=users.text_history_chars) if event.text else ""
     if weight and not event.items and (item_id is not None or text):
         entry = HistoryEntry(item_id or "", event.type, at, weight, offset, text)
         state.history = (*state.history, entry)[-users.history :]
