@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.structs import ConsumerRecord
 
@@ -70,7 +70,7 @@ async def read_to_end(
         reached_at: float | None = None
         ends = _Ends(end)
         while True:
-            polled = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MAX_RECORDS)
+            polled = await _poll(consumer, settings, topic)
             for records in polled.values():
                 for record in records:
                     yield record
@@ -149,7 +149,7 @@ async def read_at(
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience_s
         while loop.time() < deadline:
-            polled = await consumer.getmany(timeout_ms=_POLL_MS, max_records=1)
+            polled = await _poll(consumer, settings, topic, limit=1)
             for records in polled.values():
                 return records[0] if records[0].offset == offset else None
             highwater = consumer.highwater(place)
@@ -174,10 +174,25 @@ async def tail(
         for partition in assigned:
             consumer.seek(partition, (beginning if from_start else end)[partition])
         while True:
-            polled = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MAX_RECORDS)
+            polled = await _poll(consumer, settings, topic)
             for records in polled.values():
                 for record in records:
                     yield record
+
+
+async def _poll(
+    consumer: AIOKafkaConsumer, settings: Settings, topic: str, *, limit: int = _MAX_RECORDS
+) -> dict[TopicPartition, list[ConsumerRecord]]:
+    """What has come within :data:`_POLL_MS`; a broker that is away gives nothing, not an error."""
+    try:
+        polled: dict[TopicPartition, list[ConsumerRecord]] = await consumer.getmany(
+            timeout_ms=_POLL_MS, max_records=limit
+        )
+    except TopicAuthorizationFailedError as error:
+        raise TopicError(f"topic {topic} on Kafka at {settings.kafka} may not be read: {error}") from error
+    except KafkaError as error:
+        raise Unavailable(f"topic {topic} on Kafka at {settings.kafka} cannot be read: {error}") from error
+    return polled
 
 
 @dataclass(frozen=True, slots=True)

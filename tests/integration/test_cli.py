@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import subprocess
 import sys
 import time
@@ -227,6 +228,30 @@ class TestSlates:
         assert second == "u-2: no slate any more"
         assert main([*arguments, "--json"]) == 0
         assert [json.loads(line)["user_id"] for line in capsys.readouterr().out.splitlines()] == ["u-2", "u-2"]
+
+    def test_ctrl_c_ends_it_without_a_traceback(self, settings: Settings) -> None:
+        publish(settings, [OutRecord(Topics(settings).recommendations, b"u-1", None)])
+        command = [sys.executable, "-m", "stream_app.cli", "tail", "recommendations", "--from-start"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline() == "u-1: no slate any more\n"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_S) == 130
+            assert not process.stderr.read().strip()
+
+    def test_reader_that_goes_away_ends_it_quietly(self, settings: Settings) -> None:
+        topic = Topics(settings).recommendations
+        publish(settings, [OutRecord(topic, b"u-1", None) for _ in range(3_000)])
+        command = [sys.executable, "-m", "stream_app.cli", "tail", "recommendations", "--from-start"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline()
+            process.stdout.close()
+            publish(settings, [OutRecord(topic, b"u-1", None) for _ in range(3_000)])
+            assert process.wait(PATIENCE_S) in (0, 1)
+            assert process.stderr.read() == ""
 
 
 class TestItem:
