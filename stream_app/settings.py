@@ -9,9 +9,12 @@ environment. A wrong value ends the start with the setting's name, its value and
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -28,6 +31,7 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from pydantic_settings.exceptions import SettingsError as SourceError
 
 from stream_app.errors import SettingsError
 
@@ -193,6 +197,15 @@ class ItemSettings(_Group):
     tracked: int = Field(
         1_000_000, ge=1, le=100_000_000, description="Items with statistics per process at most (count)."
     )
+
+    @field_validator("half_lives_days")
+    @classmethod
+    def _half_lives(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < days <= 36_500 for days in value):
+            raise ValueError("every half-life is greater than 0 and at most 36500 days")
+        if len(set(value)) < len(value):
+            raise ValueError("each half-life is one feature of the ranker; none may be there twice")
+        return value
 
 
 class IndexSettings(_Group):
@@ -380,6 +393,12 @@ class Settings(BaseSettings):
     def _redis_url(cls, value: SecretStr) -> SecretStr:
         if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("a Redis URL starts with redis://, rediss:// or unix://")
+        try:
+            _ = urlsplit(value.get_secret_value()).port
+        except ValueError:  # its message holds what it took for the port, which may be a part of the password
+            raise ValueError(
+                "the port is not a number (a password's special characters are percent-encoded in a URL)"
+            ) from None
         return value
 
     @model_validator(mode="after")
@@ -396,11 +415,14 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        path = os.environ.get("TAILRACE_CONFIG")
-        file = Path(path) if path else Path("tailrace.toml")
-        if path and not file.is_file():
-            raise SettingsError(f"TAILRACE_CONFIG={path}: there is no such file")
-        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file))
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_settings_file()))
+
+
+_GROUPS_WITH_SECRETS = ("connection", "redis")
+_NO_SETTINGS = frozenset({"TAILRACE_CONFIG", "TAILRACE_KAFKA_JARS", "TAILRACE_ENCODER_FAULTS"})
+"""Variables of ours that are not settings of a process."""
+_SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
+"""What Kubernetes puts into every container about a service that is named like us; not meant as settings."""
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -409,20 +431,53 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         SettingsError: with one line per wrong setting: its name, its value and what is allowed.
     """
+    lines = _unknown_variables()
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
-            env = "TAILRACE_" + "__".join(str(part) for part in problem["loc"]).upper()
-            value = problem.get("input")
-            secret = any(word in name for word in ("password", "redis"))
-            shown = "(hidden)" if secret else repr(value)
-            if problem["type"] == "extra_forbidden":
-                lines.append(f"{name}: there is no such setting (environment {env})")
-            else:
-                lines.append(f"{name} = {shown}: {problem['msg']} (environment {env})")
+        lines += [_complaint(problem) for problem in error.errors()]
+    except SourceError as error:
+        field = str(error).partition('"')[2].partition('"')[0]
+        name = f"TAILRACE_{field.upper()}"
+        lines.append(f"{field}: {name}, or a variable that begins with {name}__, is not JSON: {error.__cause__}")
+    except (OSError, ValueError) as error:  # a TOML file that is not TOML, or may not be read
+        lines.append(f"the settings file {_settings_file()} cannot be read: {error}")
+    if lines:
+        # Without the cause: it holds the values, secrets among them.
         raise SettingsError("wrong settings:\n  " + "\n  ".join(lines)) from None
-    except ValueError as error:  # a TOML file that is not TOML
-        raise SettingsError(f"the settings file cannot be read: {error}") from error
+    return settings
+
+
+def _settings_file() -> Path:
+    path = os.environ.get("TAILRACE_CONFIG")
+    if path and not Path(path).is_file():
+        raise SettingsError(f"TAILRACE_CONFIG={path}: there is no such file")
+    return Path(path) if path else Path("tailrace.toml")
+
+
+def _unknown_variables() -> list[str]:
+    """One line per environment variable that looks like a setting and is none: most likely misspelt."""
+    lines = []
+    for name, value in sorted(os.environ.items()):
+        field = name.upper().removeprefix("TAILRACE_").partition("__")[0].lower()
+        if (
+            name.upper().startswith("TAILRACE_")
+            and name.upper() not in _NO_SETTINGS
+            and field not in Settings.model_fields
+            and not _SERVICE_LINK.search(name)
+            and not (name.endswith("_PORT") and "://" in value)
+        ):
+            lines.append(f"{field}: there is no such setting (environment {name})")
+    return lines
+
+
+def _complaint(problem: Mapping[str, Any]) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    env = "TAILRACE_" + "__".join(str(part) for part in problem["loc"]).upper()
+    if problem["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting (environment {env})"
+    value = problem.get("input")
+    # Of a group that holds a secret, what is not a plain setting of it may be the secret itself.
+    hidden = name in _GROUPS_WITH_SECRETS or "password" in name
+    shown = "(hidden)" if hidden else repr(value)
+    return f"{name} = {shown}: {problem['msg']} (environment {env})"
