@@ -1,0 +1,569 @@
+"""Features, the softmax that learns, slates, reasons, and the recommender as a whole."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from schemas.arrays import pack_float32, pack_float64
+from schemas.messages import Item, ItemSignals, ItemVector, TrainingExample, TrainingExamples
+from stream_app.ranking.features import feature_names, raw_features, scale, start_weights
+from stream_app.ranking.reasons import KINDS, kind_matrix, phrase, strongest_kind
+from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recommender
+from stream_app.ranking.slate import choose
+from stream_app.ranking.softmax import SoftmaxRanker
+from stream_app.serving import ServingState
+from stream_app.settings import IndexSettings, ItemSettings, RankerSettings, Settings, SlateSettings
+from stream_app.users.state import HistoryEntry, UserState, id_hash
+
+DIMENSIONS = 16
+SPACE = "test"
+DAY = 86_400.0
+NAMES = feature_names(ItemSettings())
+
+
+# Features ---------------------------------------------------------------------------------------------------------
+
+
+def raw(size: int, *, seed: int = 0, **changes: Any) -> Any:
+    rng = np.random.default_rng(seed)
+    fields: dict[str, Any] = {
+        "text": rng.normal(size=(size, 4)).astype(np.float32),
+        "has_vector": np.ones(size, np.bool_),
+        "links": rng.random(size=(4, size)),
+        "counts": rng.random(size=(size, 4)) * 20,
+        "published_at": np.full(size, -np.inf),
+        "now": 100 * DAY,
+        "events": 50,
+        "cold_events": 5.0,
+    }
+    return raw_features(**(fields | changes))
+
+
+def test_features_are_scaled_within_each_request_whatever_else_is_in_the_batch() -> None:
+    parts = [raw(30, seed=1), raw(7, seed=2, events=1), raw(300, seed=3)]
+    together = scale(parts)
+    assert together.lengths.tolist() == [30, 7, 300]
+    base = len(NAMES) - 3
+    for place, part in enumerate(parts):
+        alone = scale([part]).values[0]
+        values = together.values[place, : together.lengths[place]]
+        assert values == pytest.approx(alone)
+        assert values[:, : base - 2].mean(axis=0) == pytest.approx(0.0, abs=1e-9)
+        assert values[:, : base - 2].std(axis=0) == pytest.approx(1.0)
+        assert not together.values[place, together.lengths[place] :].any()
+        assert part.history == pytest.approx(2 * np.log1p([50, 1, 50][place]) / np.log1p(50) - 1)
+        assert values[:, base] == pytest.approx(values[:, NAMES.index("text_slow")] * part.history)
+        assert values[:, -1] == pytest.approx(values[:, NAMES.index("popularity_all")] * part.history)
+
+
+def test_what_is_unknown_of_a_candidate_is_average() -> None:
+    has_vector = np.arange(20) % 2 == 0
+    published = np.where(np.arange(20) < 5, np.arange(20) * DAY, -np.inf)
+    values = scale([raw(20, has_vector=has_vector, published_at=published)]).values[0]
+    text = values[:, :4]
+    assert not text[~has_vector].any()
+    assert text[has_vector].mean(axis=0) == pytest.approx(0.0, abs=1e-9)
+    recency = values[:, NAMES.index("recency")]
+    assert not recency[5:].any()
+    assert (np.diff(recency[:5]) > 0).all(), "younger is larger"
+
+
+def test_a_feature_that_is_the_same_for_all_says_nothing() -> None:
+    values = scale([raw(10, links=np.full((4, 10), 0.25), counts=np.full((10, 4), 3.0))]).values[0]
+    assert not values[:, 4:-3].any()
+    assert not scale([raw(1)]).values.any()
+    assert scale([raw(0)]).values.shape == (1, 0, len(NAMES))
+
+
+def test_features_are_bounded() -> None:
+    counts = np.zeros((1_000, 4))
+    counts[0] = 1e12
+    assert np.abs(scale([raw(1_000, counts=counts)]).values).max() <= 6.0
+
+
+# The softmax ------------------------------------------------------------------------------------------------------
+
+
+def examples(
+    true: NDArray[np.float64], count: int, *, seed: int, start: int = 0, partition: int = 0
+) -> TrainingExamples:
+    """Choices of somebody who decides by ``true`` weights."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        rows = rng.normal(size=(20, len(NAMES)))
+        taken = int(np.argmax(rows @ true + rng.gumbel(size=20)))
+        order = [taken, *[row for row in range(20) if row != taken]]
+        made.append(
+            TrainingExample(offset=start + number, at=0.0, weight=1.0, rows=20, features=pack_float32(rows[order]))
+        )
+    return TrainingExamples(source_topic="t", source_partition=partition, feature_names=list(NAMES), examples=made)
+
+
+def ranker(**settings: Any) -> SoftmaxRanker:
+    return SoftmaxRanker(NAMES, RankerSettings(**settings))
+
+
+def test_it_learns_the_weights_that_choices_were_made_with() -> None:
+    true = np.linspace(-1.0, 1.0, len(NAMES))
+    model = ranker(learning_rate=0.2, l2=0.0)
+    assert model.learn(examples(true, 2_000, seed=1)) == 2_000
+    assert model.weights == pytest.approx(true, abs=0.25)
+    assert np.corrcoef(model.weights, true)[0, 1] > 0.98
+
+
+def test_a_step_goes_down_the_gradient_of_the_loss() -> None:
+    rng = np.random.default_rng(2)
+    features = rng.normal(size=(10, len(NAMES)))
+    model = ranker(learning_rate=1e-6, l2=0.0)
+    before = model.weights.copy()
+    first = model.step(features)
+    gradient = (before - model.weights) * np.sqrt(model._accumulators) / 1e-6
+
+    def loss(weights: NDArray[np.float64]) -> float:
+        scores = features @ weights
+        return float(np.log(np.exp(scores - scores[0]).sum()))
+
+    assert first == pytest.approx(loss(before))
+    for column in range(len(NAMES)):
+        nudge = np.zeros(len(NAMES))
+        nudge[column] = 1e-5
+        assert gradient[column] == pytest.approx((loss(before + nudge) - loss(before - nudge)) / 2e-5, abs=1e-4)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_learning_any_suffix_again_changes_nothing(upto: int, back: int) -> None:
+    true = np.linspace(1.0, -1.0, len(NAMES))
+    batch = examples(true, 60, seed=3)
+    once = ranker()
+    once.learn(batch)
+    again = ranker()
+    again.learn(_slice(batch, 0, upto))
+    again.learn(_slice(batch, max(upto - back, 0), 60))
+    assert np.array_equal(once.weights, again.weights)
+    assert once.examples == again.examples == 60
+
+
+def _slice(batch: TrainingExamples, start: int, stop: int) -> TrainingExamples:
+    return TrainingExamples(
+        source_topic=batch.source_topic,
+        source_partition=batch.source_partition,
+        feature_names=batch.feature_names,
+        examples=batch.examples[start:stop],
+    )
+
+
+def test_partitions_are_counted_apart() -> None:
+    true = np.zeros(len(NAMES))
+    model = ranker()
+    assert model.learn(examples(true, 5, seed=4)) == 5
+    assert model.learn(examples(true, 5, seed=5, partition=1)) == 5
+    assert model.learn(examples(true, 5, seed=4)) == 0
+    assert model.weights_message().applied == {"0": 4, "1": 4}
+
+
+def test_a_burst_of_one_choice_cannot_turn_the_weights_over() -> None:
+    model = ranker(learning_rate=0.1)
+    wild = np.zeros((2, len(NAMES)))
+    wild[0], wild[1] = -1e6, 1e6
+    start = model.weights.copy()
+    for _ in range(100):
+        model.step(wild, weight=1e9)
+    assert np.isfinite(model.weights).all()
+    assert np.abs(model.weights - start).max() < 2.5
+
+
+def test_the_state_travels_in_a_message() -> None:
+    model = ranker()
+    model.learn(examples(np.ones(len(NAMES)), 50, seed=6))
+    other = ranker()
+    assert other.restore(model.weights_message())
+    assert np.array_equal(other.weights, model.weights)
+    for learner in (model, other):
+        learner.learn(examples(np.ones(len(NAMES)), 50, seed=7, start=50))
+    assert np.array_equal(other.weights, model.weights)
+
+
+def test_older_weights_and_other_variants_are_ignored() -> None:
+    model = ranker()
+    early = model.weights_message()
+    model.learn(examples(np.ones(len(NAMES)), 5, seed=8))
+    weights = model.weights.copy()
+    assert not model.restore(early)
+    assert not model.restore(SoftmaxRanker(NAMES, RankerSettings(), variant="b").weights_message())
+    assert np.array_equal(model.weights, weights)
+
+
+def test_features_of_another_release_are_matched_by_name() -> None:
+    model = SoftmaxRanker(("text_slow", "brand new"), RankerSettings())
+    old = SoftmaxRanker(("gone", "text_slow"), RankerSettings())
+    old.weights = np.array([9.0, 0.5])
+    old.version = 1
+    assert model.restore(old.weights_message())
+    assert model.weights.tolist() == [0.5, 0.0]
+    rows = np.array([[5.0, 1.0], [5.0, -1.0]])
+    example = TrainingExample(offset=1, at=0.0, weight=1.0, rows=2, features=pack_float32(rows))
+    batch = TrainingExamples(
+        source_topic="t", source_partition=0, feature_names=["gone", "text_slow"], examples=[example]
+    )
+    model.learn(batch)
+    assert model.weights[0] > 0.5
+    assert model.weights[1] == 0.0
+
+
+@pytest.mark.parametrize("rows", [3, 1, 7])
+def test_an_example_of_another_shape_is_refused(rows: int) -> None:
+    features = np.zeros((2, len(NAMES)))
+    example = TrainingExample(offset=1, at=0.0, weight=1.0, rows=rows, features=pack_float32(features))
+    batch = TrainingExamples(source_topic="t", source_partition=0, feature_names=list(NAMES), examples=[example])
+    with pytest.raises(ValueError, match="offset 1"):
+        ranker().learn(batch)
+
+
+def test_start_weights_favour_what_speaks_for_an_item() -> None:
+    weights = dict(zip(NAMES, start_weights(NAMES), strict=True))
+    assert weights["links_symmetric"] > weights["text_slow"] > 0 > weights["text_negative"]
+    assert start_weights(["something else"]).tolist() == [0.0]
+
+
+# Slates -----------------------------------------------------------------------------------------------------------
+
+
+def slate(scores: list[float], *, cold: list[int] | None = None, size: int = 20, **settings: Any) -> list[int]:
+    """Chosen indices; unit vectors all at right angles."""
+    chosen = choose(
+        np.array(scores),
+        np.eye(len(scores), dtype=np.float32),
+        np.array(cold or [], np.intp),
+        size=size,
+        settings=SlateSettings(**({"diversity": 0.0, "cold_places": 0} | settings)),
+    )
+    assert len(set(chosen.order.tolist())) == len(chosen.order)
+    return [int(index) for index in chosen.order]
+
+
+def test_a_slate_is_ordered_by_score_and_ties_by_place() -> None:
+    assert slate([1.0, 3.0, 2.0, 3.0]) == [1, 3, 2, 0]
+    assert slate([1.0, 3.0, 2.0, 3.0], diversity=0.3) == [1, 3, 2, 0]
+    assert slate([1.0, 3.0, 2.0, 3.0], size=2) == [1, 3]
+    assert slate([]) == []
+    assert slate([1.0], diversity=0.5) == [0]
+
+
+def test_diversity_puts_a_near_copy_behind_something_else() -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    vectors[1] = vectors[0]
+    scores = np.array([3.0, 2.9, 2.0, 0.0])
+
+    def order(diversity: float) -> list[int]:
+        settings = SlateSettings(diversity=diversity, cold_places=0)
+        return choose(scores, vectors, np.zeros(0, np.intp), size=4, settings=settings).order.tolist()
+
+    assert order(0.0) == [0, 1, 2, 3]
+    assert order(0.4) == [0, 2, 1, 3]
+
+
+def test_new_items_have_their_places() -> None:
+    scores = [float(100 - index) for index in range(100)]
+    order = slate(scores, cold=[90, 95, 99], cold_places=1, cold_from_rank=8)
+    assert order[7] == 90
+    assert order[:7] + order[8:] == list(range(19))
+    deep = slate(scores, cold=[90, 95, 99], cold_places=1, cold_from_rank=8, size=50)
+    assert [deep[7], deep[27], deep[47]] == [90, 95, 99]
+    two = slate(scores, cold=[90, 95, 99], cold_places=2, cold_from_rank=8)
+    assert [two[7], two[17]] == [90, 95]
+
+
+def test_a_new_item_that_earned_its_rank_fills_the_place() -> None:
+    scores = [float(100 - index) for index in range(100)]
+    assert slate(scores, cold=[2, 90], cold_places=1, cold_from_rank=8) == list(range(20))
+    assert slate(scores, cold=[12], cold_places=1, cold_from_rank=8)[7] == 12
+    assert slate(scores, cold=[], cold_places=1) == list(range(20))
+    assert slate(scores[:5], cold=[4], cold_places=1, cold_from_rank=8) == list(range(5))
+
+
+# Reasons ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_reason_is_the_largest_contribution_against_the_middle_candidate() -> None:
+    names = ("text_slow", "text_fast", "links_symmetric", "popularity_1d", "popularity_30d", "text_negative")
+    weights = np.array([1.0, 1.0, 1.0, 1.0, 1.0, -1.0])
+    values = np.array(
+        [
+            [1.0, 1.0, 1.5, 0.0, 0.0, 0.0],
+            [1.0, 0.0, 1.5, 0.0, 0.0, 0.0],
+            [0.0, 0.0, 0.0, 2.0, 1.0, 0.0],
+            [0.0, 0.0, 0.0, 1.0, 2.0, 0.0],
+            [0.0, 0.0, 0.0, 0.0, 0.0, -3.0],
+            [-1.0, -1.0, -1.0, -1.0, -1.0, 1.0],
+        ]
+    )
+    codes = strongest_kind(values, np.zeros(6), weights, kind_matrix(names))
+    assert codes == ["similar", "taken_together", "trending", "popular", "unlike", "recommended"]
+    shifted = strongest_kind(values[:1], np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.0]), weights, kind_matrix(names))
+    assert shifted == ["taken_together"], "what every candidate has is no reason"
+
+
+def test_every_feature_belongs_to_one_kind() -> None:
+    assert (kind_matrix(NAMES).sum(axis=1) == 1).all()
+
+
+def test_every_reason_has_a_sentence_in_every_language() -> None:
+    for code in (*KINDS, "new_for_you", "recommended"):
+        english = phrase(code, {"title": "A {b}"}, "en-GB").text
+        chinese = phrase(code, {"title": "A {b}"}, "zh-Hans").text
+        assert english
+        assert chinese
+        assert english != chinese
+        assert ("A {b}" in english) == (code in ("similar", "taken_together", "taken_after"))
+    assert phrase("similar", {}, "en").text == "Close to what you have been looking at"
+    assert phrase("taken_together", {"item_id": "x"}, "tlh").text == "Recommended for you"
+
+
+# The recommender --------------------------------------------------------------------------------------------------
+
+Shop = dict[str, Any]
+
+
+def fill(state: ServingState, order: list[int], *, seed: int = 0) -> None:
+    """Sixty items; the first forty have sold and lead to one another. ``order`` is the order of arrival."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(60, DIMENSIONS)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    counts = rng.uniform(5, 60, size=40)
+    links = rng.uniform(0.1, 4, size=(40, 8))
+    others = [rng.choice(40, 8, replace=False) for _ in range(40)]
+    for number in order:
+        name = f"i{number}"
+        state.apply_item(name, Item(item_id=name, title=f"Item {number}"))
+        state.apply_vector(
+            name,
+            ItemVector(
+                item_id=name, space=SPACE, text_hash="", dimensions=DIMENSIONS, vector=pack_float32(vectors[number])
+            ),
+        )
+        if number < 40:
+            state.apply_signals(
+                name,
+                ItemSignals(
+                    item_id=name,
+                    at=number * 1_000.0,
+                    counts=[float(counts[number])] * 4,
+                    neighbours=[f"i{other}" for other in others[number]],
+                    symmetric=pack_float64(links[number]),
+                    directed=pack_float64(links[number] / 2),
+                    applied={"0": number},
+                ),
+            )
+
+
+def new_state(settings: Settings | None = None) -> ServingState:
+    return ServingState(settings or Settings(), space=SPACE, dimensions=DIMENSIONS)
+
+
+def user(*items: int, name: str = "u", weight: float = 4.0, consumed: bool = True) -> UserState:
+    entries = tuple(
+        HistoryEntry(f"i{number}", "purchase", 1_000.0 * place, weight, place) for place, number in enumerate(items)
+    )
+    hashes = {id_hash(f"i{number}"): None for number in items} if consumed else {}
+    return UserState(name, entries, consumed=hashes, events=len(items))
+
+
+def request(state: UserState, **changes: Any) -> RankRequest:
+    return RankRequest(**({"user": state, "at": 50_000.0, "now": 50_000.0, "n": 20} | changes))
+
+
+@pytest.fixture(scope="module")
+def state() -> ServingState:
+    state = new_state()
+    fill(state, list(range(60)))
+    return state
+
+
+@pytest.fixture(scope="module")
+def recommender(state: ServingState) -> Recommender:
+    return Recommender(state.settings, state)
+
+
+def published(recommender: Recommender, ranking: Ranking) -> list[tuple[Any, ...]]:
+    return [
+        (item.item_id, item.rank, item.score, item.sources, item.reason) for item in recommender.slate_items(ranking)
+    ]
+
+
+def test_a_slate_says_where_its_items_come_from_and_why(recommender: Recommender) -> None:
+    items = recommender.slate_items(recommender.rank([request(user(1, 2, 3))])[0])
+    assert len(items) == 20
+    assert [item.rank for item in items] == list(range(1, 21))
+    assert all(item.sources for item in items)
+    assert all(item.reason.text for item in items)
+    assert {"taken_together", "similar"} & {item.reason.code for item in items}
+    for item in items:
+        if item.reason.code == "taken_together":
+            assert item.reason.params["item_id"] in {"i1", "i2", "i3"}
+            assert item.reason.params["title"] in item.reason.text
+
+
+def test_a_slate_does_not_depend_on_the_order_in_which_the_state_was_filled() -> None:
+    slates = []
+    for seed in range(3):
+        other = new_state()
+        fill(other, np.random.default_rng(seed).permutation(60).tolist())
+        own = Recommender(other.settings, other)
+        slates.append([published(own, own.rank([request(person)])[0]) for person in (user(1, 2, 3), user(9), user())])
+    assert slates[0] == slates[1] == slates[2]
+
+
+def test_a_slate_does_not_depend_on_who_else_is_in_the_batch(recommender: Recommender) -> None:
+    people = [user(*range(start, start + 1 + start % 7), name=f"u{start}") for start in range(33)] + [user(name="new")]
+    together = recommender.rank([request(person) for person in people])
+    for person, ranking in zip(people, together, strict=True):
+        assert published(recommender, ranking) == published(recommender, recommender.rank([request(person)])[0])
+
+
+def test_a_user_without_history_gets_what_trends_and_something_new(recommender: Recommender) -> None:
+    items = recommender.slate_items(recommender.rank([request(user())])[0])
+    assert len(items) == 20
+    assert any(source.startswith("trending") for source in items[0].sources)
+    assert items[7].sources == ["new"]
+    assert items[7].reason.code == "new_for_you" or items[7].reason.code == "new"
+
+
+def test_a_slate_never_holds_what_must_not_be_shown() -> None:
+    state = new_state()
+    fill(state, list(range(60)))
+    recommender = Recommender(state.settings, state)
+    person = user(1, 2, 3)
+    person.hidden[id_hash("i7")] = None
+    wide = request(person, n=100)
+    before = {item.item_id for item in recommender.slate_items(recommender.rank([wide])[0])}
+    assert {"i10", "i11", "i12", "i13"} <= before
+    assert not {"i1", "i2", "i3", "i7"} & before
+    past, future = datetime.fromtimestamp(49_000, UTC), datetime.fromtimestamp(51_000, UTC)
+    state.apply_item("i10", None)
+    state.apply_item("i11", Item(item_id="i11", title="x", available=False))
+    state.apply_item("i12", Item(item_id="i12", title="x", expires_at=past))
+    state.apply_item("i13", Item(item_id="i13", title="x", published_at=future))
+    after = {item.item_id for item in recommender.slate_items(recommender.rank([wide])[0])}
+    assert after == before - {"i10", "i11", "i12", "i13"}
+    later = {
+        item.item_id for item in recommender.slate_items(recommender.rank([request(person, n=100, now=52_000.0)])[0])
+    }
+    assert later == after | {"i13"}
+
+
+def test_an_empty_catalogue_gives_an_empty_slate() -> None:
+    state = new_state()
+    recommender = Recommender(state.settings, state)
+    rankings = recommender.rank([request(user(1, 2)), request(user())])
+    assert [recommender.slate_items(ranking) for ranking in rankings] == [[], []]
+    assert recommender.rank([]) == []
+    assert recommender.example(request(user(1)), None, 0, seed=1) is None
+
+
+def test_statistics_without_vectors_and_vectors_without_statistics_are_enough() -> None:
+    state = new_state()
+    state.apply_item("plain", Item(item_id="plain", title="No vector yet"))
+    recommender = Recommender(state.settings, state)
+    assert [item.item_id for item in recommender.slate_items(recommender.rank([request(user())])[0])] == ["plain"]
+
+
+def test_the_graph_gives_nearly_the_slates_of_the_scan(recommender: Recommender) -> None:
+    graph = new_state(Settings(index=IndexSettings(exact_below=0)))
+    fill(graph, list(range(60)))
+    graph.index.maybe_rebuild()
+    assert not graph.index.exact
+    own = Recommender(graph.settings, graph)
+    person = user(1, 2, 3)
+    assert published(own, own.rank([request(person)])[0]) == published(
+        recommender, recommender.rank([request(person)])[0]
+    )
+
+
+def test_a_free_text_moves_the_slate_towards_it(recommender: Recommender, state: ServingState) -> None:
+    row = np.array([state.catalogue.row("i25")])
+    person = user(1)
+    person.history = (*person.history, HistoryEntry("", "search", 9_000.0, 1.0, 9, "something like 25"))
+    plain = recommender.rank([request(person, n=60)])[0]
+    guided = recommender.rank(
+        [request(person, n=60, extra_vectors={"something like 25": state.index.vectors(row)[0]})]
+    )[0]
+    place = [ranking.candidates.tolist().index(int(row[0])) for ranking in (plain, guided)]
+    assert place[1] < place[0]
+    assert place[1] < 20 < place[0]
+
+
+class TestExamples:
+    def test_the_taken_item_comes_first_and_is_not_among_the_others(
+        self, recommender: Recommender, state: ServingState
+    ) -> None:
+        taken = state.catalogue.row("i5")
+        found = recommender.example(request(user(1, 2)), None, taken, seed=3)
+        assert found is not None
+        assert found.shape == (41, len(recommender.feature_names))
+        assert not (found[1:] == found[0]).all(axis=1).any()
+        assert np.array_equal(found, recommender.example(request(user(1, 2)), None, taken, seed=3))
+        other = recommender.example(request(user(1, 2)), None, taken, seed=4)
+        assert other is not None
+        assert not np.array_equal(found, other)
+        assert np.array_equal(found[0], other[0])
+
+    def test_a_basket_does_not_teach_about_itself(self, recommender: Recommender, state: ServingState) -> None:
+        taken = state.catalogue.row("i5")
+        known = user(1, 2)
+        later = UserState(
+            "u", (*known.history, HistoryEntry("i9", "purchase", 7_000.0, 4.0, 9)), consumed=known.consumed
+        )
+        plain = recommender.example(request(known, at=7_000.0), None, taken, seed=3)
+        cut = recommender.example(request(later, at=7_000.0, before=7_000.0), None, taken, seed=3)
+        leaking = recommender.example(request(later, at=7_000.0), None, taken, seed=3)
+        assert plain is not None
+        assert cut is not None
+        assert leaking is not None
+        assert np.array_equal(plain, cut)
+        assert not np.array_equal(plain, leaking)
+
+    def test_what_else_was_taken_is_not_turned_down(self, state: ServingState) -> None:
+        settings = state.settings.model_copy(update={"ranker": RankerSettings(negatives=500)})
+        recommender = Recommender(settings, state)
+        rows = [state.catalogue.row(f"i{number}") for number in (5, 6, 7)]
+        alone = recommender.example(request(user(1, 2)), None, rows[0], seed=0)
+        together = recommender.examples([Choice(request=request(user(1, 2)), row=row, seed=row) for row in rows])
+        assert alone is not None
+        assert [len(alone) - len(found) for found in together if found is not None] == [2, 2, 2]
+
+    def test_only_candidates_teach(self, recommender: Recommender, state: ServingState) -> None:
+        shown = np.array([state.catalogue.row(f"i{number}") for number in (4, 5, 6, 1)], np.int32)
+        given_candidates = recommender.example(request(user(1)), shown, int(shown[0]), seed=0)
+        assert given_candidates is not None
+        assert len(given_candidates) == 3, "what the user has is no candidate any more"
+        assert recommender.example(request(user(1)), shown, state.catalogue.row("i30"), seed=0) is None
+        assert recommender.example(request(user(1)), shown[:1], int(shown[0]), seed=0) is None
+
+    def test_choices_move_the_ranking_towards_what_was_chosen(self) -> None:
+        state = new_state()
+        fill(state, list(range(60)))
+        recommender = Recommender(state.settings, state)
+        learner = SoftmaxRanker(recommender.feature_names, RankerSettings(learning_rate=0.3))
+        text = recommender.feature_names.index("text_slow")
+        offset = 0
+        for start in range(30):
+            ask = request(user(start, start + 1, start + 2, name=f"u{start}"))
+            ranking = recommender.rank([RankRequest(user=ask.user, at=ask.at, now=ask.now, n=60)])[0]
+            nearest = int(ranking.rows[np.argmax(ranking.values[:, text])])
+            for _ in range(5):
+                found = recommender.example(ask, None, nearest, seed=offset)
+                assert found is not None
+                learner.step(found.astype(np.float64))
+                offset += 1
+        before = state.ranker.weights[text]
+        learner.version += 1
+        assert state.apply_weights(learner.weights_message())
+        assert state.ranker.weights[text] > before + 0.3
