@@ -212,7 +212,7 @@ class IndexSettings(_Group):
     """The HNSW index (Malkov and Yashunin 2018, doi 10.1109/TPAMI.2018.2889473)."""
 
     exact_below: int = Field(
-        5_000,
+        2_000,
         ge=0,
         le=1_000_000,
         description="Up to this many vectors everything is scanned, exact and as fast (count); 0: always HNSW.",

@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from stream_app.delivery.dead_letters import dead_letter
 from stream_app.delivery.engine import batches, faust_app, raw_topic
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.records import InRecord
-from stream_app.errors import InvalidMessage
+from stream_app.delivery.retry import until_it_works
+from stream_app.errors import InvalidMessage, Unavailable
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
@@ -25,6 +26,7 @@ from stream_app.topics import Topics
 
 __all__ = ["Agent"]
 
+T = TypeVar("T")
 _log = get_logger(__name__)
 _LAG_EVERY_S = 1.0
 
@@ -104,6 +106,12 @@ class Agent(ABC):
             if high is not None and read is not None:
                 behind += max(0, high - read - 1)
         return behind
+
+    async def reading(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
+        """The result of reading a topic to its end, from the beginning again when the broker goes away meanwhile."""
+        return await until_it_works(
+            attempt, what=what, transient=(Unavailable,), settings=self.settings.delivery, metrics=self.metrics
+        )
 
     def letter(self, record: InRecord, error: InvalidMessage, *, attempts: int = 1) -> OutRecord:
         """The dead letter of a record; counted and logged here."""

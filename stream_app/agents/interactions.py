@@ -87,7 +87,7 @@ class InteractionsAgent(Agent):
         self._item_partitions = await self.publisher.partitions(self.topics.transitions)
         await super().start()
         self._run("withdrawals", self._replace_withdrawn())
-        self._run("standing", self._read_standing())
+        self._run("standing", self.reading(self._read_standing, self.topics.recommendations))
 
     async def partitions_changed(self) -> None:
         self._users.forget()

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 from schemas.decode import decode_item_signals, decode_transitions, encode
@@ -64,7 +65,7 @@ class ItemsAgent(Agent):
             record = InRecord.from_faust(event)
             owned = owned_by_partition.get(record.partition)
             if owned is None:
-                owned = await self._take_over(record.partition)
+                owned = await self.reading(partial(self._take_over, record.partition), self.topics.item_signals)
                 if self._owned is not owned_by_partition:
                     return  # The partitions moved meanwhile; what is ours will be delivered again.
                 owned_by_partition[record.partition] = owned

@@ -53,7 +53,7 @@ class RankerAgent(Agent):
     async def handle(self, events: Sequence[Any]) -> None:
         held = self._held
         if self._model is None:
-            model = await self._take_over()
+            model = await self.reading(self._take_over, self.topics.ranker_weights)
             if held is not self._held:
                 return  # The partition moved meanwhile.
             self._model = model

@@ -20,7 +20,7 @@ class ColdItems:
         limit: how many are looked at per request; more are cut by publication time, then id hash.
     """
 
-    def __init__(self, *, limit: int = 4_096) -> None:
+    def __init__(self, *, limit: int = 1_024) -> None:
         self._limit = limit
         self._members: set[int] = set()
         self._changes = 0
