@@ -6,6 +6,7 @@ arguments; what it keeps between batches (the last candidates of recent users) o
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,10 +67,10 @@ class StageResult:
 
 @dataclass(slots=True)
 class _Seen:
-    """Candidates of a user's last two rankings: ``rows`` with everything up to event time ``at`` known, and
-    ``before_rows`` with only what was before the basket at ``at``."""
+    """Candidates of a user's last rankings: ``rows`` of one that knew the history up to event time ``known_to``
+    (a visit adds nothing to it), and ``before_rows`` of the last one that knew less."""
 
-    at: float
+    known_to: float
     rows: NDArray[np.int32]
     before_rows: NDArray[np.int32] | None
 
@@ -189,16 +190,18 @@ class UserStage:
             refreshed.items(), requests, self._recommender.rank(requests), strict=True
         ):
             result.slates.append(NewSlate(user_id, self._recommender.slate_items(ranking), sourced))
-            self._remember(user_id, request.at, ranking.candidates)
+            self._remember(request.user, ranking.candidates)
 
-    def _remember(self, user_id: str, at: float, rows: NDArray[np.int32]) -> None:
+    def _remember(self, state: UserState, rows: NDArray[np.int32]) -> None:
+        user_id = state.user_id
+        known_to = max((entry.at for entry in state.history), default=-math.inf)
         seen = self._seen.get(user_id)
         if seen is None:
-            self._seen[user_id] = _Seen(at, rows, None)
-        elif seen.at == at:
+            self._seen[user_id] = _Seen(known_to, rows, None)
+        elif seen.known_to == known_to:
             seen.rows = rows
         else:
-            self._seen[user_id] = _Seen(at, rows, seen.rows)
+            self._seen[user_id] = _Seen(known_to, rows, seen.rows)
         self._seen.move_to_end(user_id)
         while len(self._seen) > self._settings.users.cache:
             self._seen.popitem(last=False)
@@ -208,7 +211,7 @@ class UserStage:
         seen = self._seen.get(user_id)
         if seen is None:
             return None
-        return seen.before_rows if seen.at == at else seen.rows
+        return seen.rows if seen.known_to < at else seen.before_rows
 
     def _choice(
         self,
