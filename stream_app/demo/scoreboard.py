@@ -19,6 +19,8 @@ from stream_app.demo.traffic import Basket
 __all__ = ["HitRate", "Popularity", "Scoreboard", "Shown"]
 
 _DAY = 86_400.0
+_MAX_WAITING = 100_000
+_MAX_EARLY = 10_000
 
 
 @dataclass(slots=True)
@@ -113,20 +115,26 @@ class _User:
     slate: tuple[str, ...] = ()
     cause: str | None = None
     covered: dict[int, int] = field(default_factory=dict)
+    waiting: dict[int, set[int]] = field(default_factory=dict)
 
 
 class Scoreboard:
     """Everything that is counted from the events sent and the slates received.
 
-    Bounded by the number of users of the data set; samples of freshness are the latest 100,000.
+    Bounded by the number of users of the data set, and one integer per event that has no slate yet; samples of
+    freshness are the latest 100,000.
 
     Args:
         train: the first so many events are not tested.
+
+    Attributes:
+        uncovered: events no slate of their user knows yet. Zero at the end, or events were lost.
     """
 
     def __init__(self, *, train: int = 0) -> None:
         self.events_in = 0
         self.slates_out = 0
+        self.uncovered = 0
         self.hit_rate = HitRate()
         self.first_slate_s: float | None = None
         self.freshness_ms: deque[float] = deque(maxlen=100_000)
@@ -158,15 +166,18 @@ class Scoreboard:
     def sent(self, event: Interaction, *, partition: int, offset: int, at: float) -> None:
         """An event the broker acknowledged. ``at``: when it was meant to be sent, in seconds of the caller's clock."""
         self.events_in += 1
-        self._users.setdefault(event.user_id, _User())
+        user = self._users.setdefault(event.user_id, _User())
         place = (partition, offset)
         early = self._early.pop(place, None)
         if early is not None:
             self._measure(event, early[1], (early[0] - at) * 1000)
+        if user.covered.get(partition, -1) >= offset:
             return
+        user.waiting.setdefault(partition, set()).add(offset)
+        self.uncovered += 1
         self._sent[place] = (at, event)
-        while len(self._sent) > 100_000:
-            self._sent.popitem(last=False)
+        while len(self._sent) > _MAX_WAITING:
+            self._sent.popitem(last=False)  # its freshness will not be measured; it still counts as uncovered
 
     def received(self, slate: Slate, *, at: float, since_start: float) -> None:
         """A slate read from the topic at ``at`` (caller's clock)."""
@@ -176,34 +187,37 @@ class Scoreboard:
         user = self._users.setdefault(slate.user_id, _User())
         user.slate = tuple(item.item_id for item in slate.items)
         user.cause = slate.trigger.event_id
-        place = (slate.trigger.partition, slate.trigger.offset)
-        user.covered[place[0]] = max(place[1], user.covered.get(place[0], -1))
-        found = self._sent.pop(place, None)
+        if slate.trigger.event_id is None:
+            return  # An item's change caused it: it says nothing of events.
+        partition, offset = slate.trigger.partition, slate.trigger.offset
+        found = self._sent.get((partition, offset))
         if found is not None:
             self._measure(found[1], slate, (at - found[0]) * 1000)
-        else:
+        elif user.covered.get(partition, -1) < offset:
             # The slate may be here before the acknowledgement of its event.
-            self._early[place] = (at, slate)
-            while len(self._early) > 10_000:
+            self._early[partition, offset] = (at, slate)
+            while len(self._early) > _MAX_EARLY:
                 self._early.popitem(last=False)
+        self._cover(user, partition, offset)
 
     def knows(self, event: Interaction) -> bool:
         """Whether the user's present slate was caused by ``event``."""
         user = self._users.get(event.user_id)
         return user is not None and user.cause == event.event_id
 
+    def _cover(self, user: _User, partition: int, through: int) -> None:
+        """The user's slate knows the events of a partition up to and with ``through``."""
+        user.covered[partition] = max(through, user.covered.get(partition, -1))
+        waiting = user.waiting.get(partition, set())
+        for offset in [offset for offset in waiting if offset <= through]:
+            waiting.discard(offset)
+            self._sent.pop((partition, offset), None)
+            self.uncovered -= 1
+
     def _measure(self, event: Interaction, slate: Slate, after_ms: float) -> None:
         self.freshness_ms.append(after_ms)
         if event.type != "visit" and slate.items:
             self.last_shown = Shown(event, slate, after_ms)
-
-    @property
-    def uncovered(self) -> int:
-        """Events no slate of their user knows yet. Zero at the end, or events were lost."""
-        return sum(
-            self._users[event.user_id].covered.get(partition, -1) < offset
-            for (partition, offset), (_, event) in self._sent.items()
-        )
 
     def freshness(self) -> tuple[float, float]:
         """p50 and p99 of event to slate in milliseconds, over the latest samples; NaN before the first."""

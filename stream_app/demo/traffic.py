@@ -8,7 +8,7 @@ prequential protocol knows when it ranks.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -49,19 +49,33 @@ def baskets(interactions: Iterable[Interaction]) -> Iterator[Basket]:
 def with_visits(stream: Iterable[Basket], *, ahead: int) -> Iterator[tuple[Basket, Interaction]]:
     """One flat schedule: every event with its basket, each visit about ``ahead`` events before its basket.
 
-    At a steady rate that is ``ahead / rate`` seconds: the time a customer looks at the page before buying.
+    At a steady rate that is ``ahead / rate`` seconds: the time a customer looks at the page before buying. A user's
+    events stay in order: one who comes back that soon is announced when the basket before is through.
     """
     waiting: deque[Basket] = deque()
+    of_user: defaultdict[str, deque[Basket]] = defaultdict(deque)
     queued = 0
+
+    def through(basket: Basket) -> Iterator[tuple[Basket, Interaction]]:
+        for event in basket.events:
+            yield basket, event
+        mine = of_user[basket.user_id]
+        mine.popleft()
+        if mine:
+            yield mine[0], mine[0].visit
+        else:
+            del of_user[basket.user_id]
+
     for basket in stream:
-        yield basket, basket.visit
+        mine = of_user[basket.user_id]
+        mine.append(basket)
+        if len(mine) == 1:
+            yield basket, basket.visit
         waiting.append(basket)
         queued += len(basket.events)
         while queued - len(waiting[0].events) >= ahead:
             ready = waiting.popleft()
             queued -= len(ready.events)
-            for event in ready.events:
-                yield ready, event
+            yield from through(ready)
     for ready in waiting:
-        for event in ready.events:
-            yield ready, event
+        yield from through(ready)
