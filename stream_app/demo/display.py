@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -73,7 +74,7 @@ class PlainDisplay(Display):
     """A line every few seconds."""
 
     def __init__(self) -> None:
-        self._shown_at = 0.0
+        self._shown_at: float | None = None
         self._story: Shown | None = None
 
     def say(self, line: str) -> None:
@@ -82,7 +83,7 @@ class PlainDisplay(Display):
 
     def show(self, board: Board) -> None:
         now = time.monotonic()
-        if now - self._shown_at < _PLAIN_EVERY_S:
+        if self._shown_at is not None and now - self._shown_at < _PLAIN_EVERY_S:
             return
         self._shown_at = now
         score = board.scoreboard
@@ -91,7 +92,7 @@ class PlainDisplay(Display):
         self.say(
             f"{board.elapsed_s:6.1f} s  {board.stage}: catalogue {board.items_sent}/{board.items} sent, "
             f"{board.items_embedded} embedded; in {board.rate_in:.0f}/s, slates {board.rate_out:.0f}/s, "
-            f"freshness p50 {p50:.0f} ms p99 {p99:.0f} ms, lag {board.lag}, "
+            f"freshness p50 {_whole(p50)} ms p99 {_whole(p99)} ms, lag {board.lag}, "
             f"hit rate@10 {hits.slates:.3f} (popularity {hits.popularity:.3f}, {hits.tests} tests)"
         )
         shown = score.last_shown
@@ -121,7 +122,7 @@ class LiveDisplay(Display):
         self._live.stop()
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, markup=False)
 
     def show(self, board: Board) -> None:
         self._live.update(Group(self._catalogue(board), self._figures(board), self._story(board)))
@@ -137,7 +138,7 @@ class LiveDisplay(Display):
         if board.seconds:
             bar = ProgressBar(total=board.seconds, completed=min(board.elapsed_s, board.seconds))
             table.add_row("time", bar, f"{board.elapsed_s:.0f}/{board.seconds:.0f} s")
-        return Panel(table, title=f"Tailrace demo · {board.stage}", border_style="cyan")
+        return Panel(table, title=Text(f"Tailrace demo · {board.stage}"), border_style="cyan")
 
     def _figures(self, board: Board) -> Panel:
         score = board.scoreboard
@@ -149,7 +150,7 @@ class LiveDisplay(Display):
         table.add_row(
             _figure(f"{board.rate_in:,.0f}/s", f"events in ({score.events_in:,})"),
             _figure(f"{board.rate_out:,.0f}/s", f"slates out ({score.slates_out:,})"),
-            _figure(f"{p50:.0f} / {p99:.0f} ms", f"event to slate p50 / p99 {_spark(board.history)}"),
+            _figure(f"{_whole(p50)} / {_whole(p99)} ms", f"event to slate p50 / p99 {_spark(board.history)}"),
             _figure(f"{board.lag:,}", "lag (events)"),
             _figure(f"{board.dead_letters:,}", "dead letters"),
         )
@@ -174,8 +175,9 @@ class LiveDisplay(Display):
         table.add_column(no_wrap=True)
         table.add_column(style="italic", no_wrap=True, overflow="ellipsis")
         for item in shown.slate.items[:8]:
-            table.add_row(str(item.rank), item.item_id, item.reason.text)
-        title = f"shopper {shown.event.user_id} · {shown.event.type} · {shown.event.item_id}"
+            # As Text: names of things may hold brackets, which a plain string would be read as markup for.
+            table.add_row(str(item.rank), Text(item.item_id), Text(item.reason.text))
+        title = Text(f"shopper {shown.event.user_id} · {shown.event.type} · {shown.event.item_id}")
         return Panel(table, title=title, subtitle=f"slate {shown.after_ms:.0f} ms later, and why")
 
 
@@ -183,8 +185,13 @@ def _figure(value: str, caption: str) -> Text:
     return Text.assemble((value + "\n", "bold"), (caption, "dim"), justify="center")
 
 
+def _whole(value: float) -> str:
+    """Without decimals; a dash where there is nothing yet (NaN)."""
+    return "-" if math.isnan(value) else f"{value:.0f}"
+
+
 def _spark(values: list[float]) -> str:
-    tail = values[-12:]
+    tail = [value for value in values[-12:] if not math.isnan(value)]
     if len(tail) < 2:
         return ""
     low, high = min(tail), max(tail)
