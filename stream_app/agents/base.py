@@ -29,6 +29,7 @@ __all__ = ["Agent"]
 T = TypeVar("T")
 _log = get_logger(__name__)
 _LAG_EVERY_S = 1.0
+_HAND_OVER_S = 3.0
 
 
 class Agent(ABC):
@@ -65,6 +66,9 @@ class Agent(ABC):
     async def partitions_changed(self) -> None:  # noqa: B027 - most hold nothing
         """Partitions were taken or given: drop what is held for them. Called before new events arrive."""
 
+    async def hand_over(self) -> None:  # noqa: B027 - most hold nothing
+        """Make durable and acknowledge what is held, before leaving the group. Bounded in time by the caller."""
+
     async def start(self) -> None:
         """Join the consumer group and begin."""
         app = self._app = faust_app(self.settings, self.role)
@@ -80,6 +84,11 @@ class Agent(ABC):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_HAND_OVER_S):
+                await self.hand_over()
+        except Exception as error:  # whatever is not handed over is done again by the next owner
+            _log.warning("not handed over", stage=self.role, error=f"{type(error).__name__}: {error}")
         if self._app is not None:
             await self._app.stop()
             self._app = None

@@ -89,6 +89,10 @@ class InteractionsAgent(Agent):
         self._run("withdrawals", self._replace_withdrawn())
         self._run("standing", self.reading(self._read_standing, self.topics.recommendations))
 
+    async def hand_over(self) -> None:
+        # The batch under way finishes and is acknowledged; the lock is kept, so no other begins.
+        await self._busy.acquire()
+
     async def partitions_changed(self) -> None:
         self._users.forget()
         self._stage.forget()

@@ -58,9 +58,13 @@ class ItemsAgent(Agent):
     async def partitions_changed(self) -> None:
         self._owned = {}
 
+    async def hand_over(self) -> None:
+        while any(owned.statistics.waiting for owned in self._owned.values()):
+            for owned in list(self._owned.values()):
+                await self._flush(owned)
+
     async def handle(self, events: Sequence[Any]) -> None:
         owned_by_partition = self._owned
-        letters: list[OutRecord] = []
         for event in events:
             record = InRecord.from_faust(event)
             owned = owned_by_partition.get(record.partition)
@@ -72,10 +76,10 @@ class ItemsAgent(Agent):
             try:
                 owned.statistics.apply(decode_transitions(record.value), offset=record.offset)
             except InvalidMessage as error:
-                letters.append(self.letter(record, error))
+                # Before it is held: what is held may be acknowledged by a flush at any await.
+                await self.publisher.publish([self.letter(record, error)])
                 owned.statistics.skip(record.offset)
             owned.held.append((record.offset, event))
-        await self.publisher.publish(letters)
         while any(len(owned.held) > _MAX_HELD for owned in self._owned.values()):
             async with self._flushed:
                 await self._flushed.wait()

@@ -57,15 +57,14 @@ class RankerAgent(Agent):
             if held is not self._held:
                 return  # The partition moved meanwhile.
             self._model = model
-        letters: list[OutRecord] = []
         for event in events:
             record = InRecord.from_faust(event)
             try:
                 self._changed |= bool(self._model.learn(decode_training_examples(record.value)))
             except InvalidMessage as error:
-                letters.append(self.letter(record, error))
+                # Before it is held: what is held may be acknowledged by a broadcast at any await.
+                await self.publisher.publish([self.letter(record, error)])
             held.append(event)
-        await self.publisher.publish(letters)
 
     async def _take_over(self) -> SoftmaxRanker:
         model = SoftmaxRanker(feature_names(self.settings.items), self.settings.ranker)
@@ -83,16 +82,19 @@ class RankerAgent(Agent):
     async def _publish_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self.settings.ranker.publish_interval_s)
-            model, held = self._model, self._held
-            if model is None or not held:
-                continue
-            through = len(held)
-            if self._changed:
-                self._changed = False
-                weights = model.weights_message()
-                await self.publisher.publish(
-                    [OutRecord(self.topics.ranker_weights, weights.variant.encode(), encode(weights))]
-                )
-                self.metrics.ranker_examples.set(weights.examples)
-            for _ in range(through):
-                held.popleft().ack()
+            await self.hand_over()
+
+    async def hand_over(self) -> None:
+        model, held = self._model, self._held
+        if model is None or not held:
+            return
+        through = len(held)
+        if self._changed:
+            self._changed = False
+            weights = model.weights_message()
+            await self.publisher.publish(
+                [OutRecord(self.topics.ranker_weights, weights.variant.encode(), encode(weights))]
+            )
+            self.metrics.ranker_examples.set(weights.examples)
+        for _ in range(through):
+            held.popleft().ack()
