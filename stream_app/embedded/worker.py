@@ -6,9 +6,9 @@ import asyncio
 import json
 import os
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ import psutil
 from stream_app.embedded.processes import LOOPBACK, Command, Server
 
 __all__ = ["WorkerProcess", "environment"]
+
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""The metrics are on this machine: a proxy of the environment is not asked for them."""
 
 
 def environment(overrides: Mapping[str, Any]) -> dict[str, str]:
@@ -75,15 +78,15 @@ class WorkerProcess(Server):
 
     def _scrape(self) -> dict[str, float] | None:
         try:
-            with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=2) as answer:
+            with _direct.open(f"http://{self.address}/metrics", timeout=2) as answer:
                 lines = answer.read().decode().splitlines()
-        except (OSError, urllib.error.URLError):
+            samples = {}
+            for line in lines:
+                if line and not line.startswith("#"):
+                    sample, _, value = line.rpartition(" ")
+                    samples[sample] = float(value)
+        except (OSError, HTTPException, ValueError):  # away, ended in the middle, or somebody else
             return None
-        samples = {}
-        for line in lines:
-            if line and not line.startswith("#"):
-                sample, _, value = line.rpartition(" ")
-                samples[sample] = float(value)
         return samples
 
     def memory_bytes(self) -> tuple[int, int]:
