@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 
@@ -88,10 +89,27 @@ class Replica:
         """Load the newest snapshot and begin to tail; :attr:`ready` says when it has caught up."""
         directory = self.settings.replica.folder
         if directory is not None:
-            self._snapshots = Snapshots(directory, self.settings)
+            self._snapshots = Snapshots(directory, self.settings, cluster=await self._cluster_id())
             await self._load_snapshot()
         self._task = asyncio.create_task(self._run(), name="replica")
         self._task.add_done_callback(self._ended)
+
+    async def _cluster_id(self) -> str:
+        async def ask() -> str:
+            admin = AIOKafkaAdminClient(**kafka_options(self.settings))
+            try:
+                await admin.start()
+                return str((await admin.describe_cluster()).get("cluster_id") or "")
+            finally:
+                await admin.close()
+
+        return await until_it_works(
+            ask,
+            what=f"Kafka at {self.settings.kafka}",
+            transient=(KafkaError, OSError),
+            settings=self.settings.delivery,
+            metrics=self.metrics,
+        )
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
@@ -112,7 +130,9 @@ class Replica:
     async def _load_snapshot(self) -> None:
         assert self._snapshots is not None  # noqa: S101 - only called with one
         try:
-            loaded = await asyncio.to_thread(self._snapshots.load, space=self._space, dimensions=self._dimensions)
+            loaded = await asyncio.to_thread(
+                self._snapshots.load, space=self._space, dimensions=self._dimensions, now=time.time()
+            )
         except SnapshotError as error:
             _log.warning("snapshot not used, reading the topics", error=str(error))
             return
@@ -286,7 +306,7 @@ class Replica:
         positions = {(p.topic, p.partition): offset for p, offset in self.positions.items()}
         try:
             # Nothing is applied meanwhile: the reader waits for the thread; ranking only reads.
-            await asyncio.to_thread(self._snapshots.write, self.serving, positions)
+            await asyncio.to_thread(self._snapshots.write, self.serving, positions, now=time.time())
         except OSError as error:
             _log.warning("snapshot not written", error=str(error))
 

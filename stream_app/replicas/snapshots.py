@@ -20,17 +20,23 @@ from stream_app.errors import SnapshotError
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
 
-__all__ = ["FORMAT", "Snapshots"]
+__all__ = ["FORMAT", "MAX_AGE_S", "Snapshots"]
 
-FORMAT = 1
+FORMAT = 2
 _KEEP = 2
 _MANIFEST = "manifest.json"
 Offsets = dict[tuple[str, int], int]
 
 
+MAX_AGE_S = 20 * 3_600.0
+"""Older snapshots are not used: brokers keep the record of a deletion for a day (``delete.retention.ms``), and what
+was deleted before our copy ends and compacted away would come back to life."""
+
+
 class _Manifest(msgspec.Struct, frozen=True):
     format: int
     fits: str
+    complete_at: float
     offsets: list[tuple[str, int, int]]
     files: dict[str, str]
 
@@ -41,17 +47,20 @@ class Snapshots:
     Args:
         directory: made when it is not there.
         settings: what a snapshot must fit.
+        cluster: the broker cluster's id; a snapshot of another cluster is of no use.
     """
 
-    def __init__(self, directory: Path, settings: Settings) -> None:
+    def __init__(self, directory: Path, settings: Settings, *, cluster: str = "") -> None:
         self._directory = directory / settings.topics.prefix
         self._settings = settings
+        self._cluster = cluster
 
     def _fits(self) -> str:
         """What must be the same for a snapshot to be of use, besides what the serving state checks itself."""
         settings = self._settings
         return orjson.dumps(
             [
+                self._cluster,
                 settings.topics.prefix,
                 settings.items.half_lives_days,
                 settings.items.transition_half_life_days,
@@ -61,8 +70,13 @@ class Snapshots:
             ]
         ).decode()
 
-    def write(self, serving: ServingState, offsets: Offsets) -> Path:
+    def write(self, serving: ServingState, offsets: Offsets, *, now: float) -> Path:
         """Write a snapshot and remove all but the newest two.
+
+        Args:
+            serving: not changed meanwhile.
+            offsets: next offset to read, by topic and partition.
+            now: wall clock, seconds since 1970.
 
         Raises:
             OSError: when the disk is full or not writable; what was there before stays.
@@ -77,6 +91,7 @@ class Snapshots:
             manifest = _Manifest(
                 FORMAT,
                 self._fits(),
+                now,
                 [(topic, partition, offset) for (topic, partition), offset in sorted(offsets.items())],
                 files,
             )
@@ -92,8 +107,8 @@ class Snapshots:
         self._clean()
         return self._directory / name
 
-    def load(self, *, space: str, dimensions: int) -> tuple[ServingState, Offsets] | None:
-        """The newest usable snapshot of this vector space; None when there is none.
+    def load(self, *, space: str, dimensions: int, now: float) -> tuple[ServingState, Offsets] | None:
+        """The newest usable snapshot of this vector space at wall clock ``now``; None when there is none.
 
         Raises:
             SnapshotError: when snapshots are there and none can be used; says why for the newest.
@@ -101,19 +116,21 @@ class Snapshots:
         first_problem: SnapshotError | None = None
         for folder in self._folders():
             try:
-                return self._load(folder, space, dimensions)
+                return self._load(folder, space, dimensions, now)
             except (OSError, ValueError, msgspec.MsgspecError, RuntimeError, KeyError, SnapshotError) as error:
                 first_problem = first_problem or SnapshotError(f"{folder}: {error}")
         if first_problem is not None:
             raise first_problem
         return None
 
-    def _load(self, folder: Path, space: str, dimensions: int) -> tuple[ServingState, Offsets]:
+    def _load(self, folder: Path, space: str, dimensions: int, now: float) -> tuple[ServingState, Offsets]:
         manifest = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=_Manifest)
         if manifest.format != FORMAT:
             raise ValueError(f"format {manifest.format}, this code reads {FORMAT}")
         if manifest.fits != self._fits():
             raise ValueError(f"made with other settings ({manifest.fits})")
+        if now - manifest.complete_at > MAX_AGE_S:
+            raise ValueError(f"{(now - manifest.complete_at) / 3_600:.0f} hours old, deletions may be missing")
         for name, checksum in manifest.files.items():
             if _checksum(folder / name) != checksum:
                 raise ValueError(f"{name} is damaged (checksum)")
