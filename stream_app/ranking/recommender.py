@@ -389,6 +389,8 @@ class Recommender:
 
     def _prepare_choices(self, groups: Sequence[Sequence[Choice]]) -> list[_Prepared]:
         """One prepared request per group."""
+        # The catalogue may have grown since anything was ranked, and given candidates are not retrieved.
+        self._scratch.reserve(self._serving.catalogue.rows)
         open_places = [place for place, group in enumerate(groups) if group[0].candidates is None]
         proposed = dict(
             zip(open_places, self._retrieve([groups[place][0].request for place in open_places]), strict=True)
