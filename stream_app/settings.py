@@ -250,9 +250,9 @@ class SlateSettings(_Group):
     """What is published."""
 
     size: int = Field(20, ge=1, le=200, description="Items in a slate (count).")
-    diversity: float = Field(0.1, ge=0, le=1, description="Share of diversity in re-ranking; 0: pure score.")
+    diversity: float = Field(0.05, ge=0, le=1, description="Share of diversity in re-ranking; 0: pure score.")
     cold_places: int = Field(1, ge=0, le=20, description="Places reserved for new items (count).")
-    cold_from_rank: int = Field(8, ge=1, le=200, description="First rank a reserved place may take.")
+    cold_from_rank: int = Field(11, ge=1, le=200, description="First rank a reserved place may take.")
     language: str = Field("en", description="Language of reasons.")
 
 
