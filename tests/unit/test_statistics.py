@@ -65,7 +65,7 @@ def assert_equal(left: ItemStatistics, right: ItemStatistics) -> None:
 def test_counts_and_links_of_one_event():
     statistics = ItemStatistics(0, 1, SETTINGS)
     statistics.apply(message(transition(5, "c", "ba")), offset=0)
-    rows = {item_id: row for item_id, row in statistics.take(10)}
+    rows = dict(statistics.take(10))
     assert rows["c"].counts == [1, 1, 1, 1]
     assert rows["c"].neighbours == ["b", "a"]
     assert unpack_float64(rows["c"].symmetric) == pytest.approx([0.9, 0.81])
