@@ -110,7 +110,7 @@ class ItemsAgent(Agent):
         statistics = owned.statistics
         share = max(1, self.settings.items.flush_rows // max(1, len(self._owned)))
         rows = statistics.take(share)
-        if rows:
+        try:
             await self.publisher.publish(
                 OutRecord(
                     self.topics.item_signals,
@@ -120,6 +120,10 @@ class ItemsAgent(Agent):
                 )
                 for item_id, signals in rows
             )
+        except BaseException:
+            # Told to stop in the middle: the hand-over broadcasts them again.
+            statistics.taken_are_lost()
+            raise
         statistics.taken_are_durable()
         through = statistics.commit_offset()
         held = owned.held

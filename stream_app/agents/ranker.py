@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from schemas.decode import decode_ranker_weights, decode_training_examples, encode
+from schemas.messages import TrainingExamples
 from stream_app.agents.base import Agent
 from stream_app.delivery.publisher import OutRecord
 from stream_app.delivery.reading import read_to_end
@@ -35,7 +36,7 @@ class RankerAgent(Agent):
         super().__init__(*args)
         self._model: SoftmaxRanker | None = None
         self._held: deque[Any] = deque()
-        self._changed = False
+        self._durable_version = 0
 
     @property
     def topic(self) -> str:
@@ -48,23 +49,34 @@ class RankerAgent(Agent):
     async def partitions_changed(self) -> None:
         self._model = None
         self._held = deque()
-        self._changed = False
 
     async def handle(self, events: Sequence[Any]) -> None:
-        held = self._held
-        if self._model is None:
+        held, model = self._held, self._model
+        if model is None:
             model = await self.reading(self._take_over, self.topics.ranker_weights)
             if held is not self._held:
                 return  # The partition moved meanwhile.
             self._model = model
+            self._durable_version = model.version
         for event in events:
             record = InRecord.from_faust(event)
             try:
-                self._changed |= bool(self._model.learn(decode_training_examples(record.value)))
+                self._learn(model, decode_training_examples(record.value))
             except InvalidMessage as error:
                 # Before it is held: what is held may be acknowledged by a broadcast at any await.
                 await self.publisher.publish([self.letter(record, error)])
+                if held is not self._held:
+                    return
             held.append(event)
+
+    @staticmethod
+    def _learn(model: SoftmaxRanker, batch: TrainingExamples) -> None:
+        try:
+            model.learn(batch)
+        except ValueError as error:
+            raise InvalidMessage(
+                "not_learnable", f"{error}; what came before it in the message was learned; written by another release?"
+            ) from error
 
     async def _take_over(self) -> SoftmaxRanker:
         model = SoftmaxRanker(feature_names(self.settings.items), self.settings.ranker)
@@ -89,12 +101,14 @@ class RankerAgent(Agent):
         if model is None or not held:
             return
         through = len(held)
-        if self._changed:
-            self._changed = False
+        if model.version > self._durable_version:
             weights = model.weights_message()
             await self.publisher.publish(
                 [OutRecord(self.topics.ranker_weights, weights.variant.encode(), encode(weights))]
             )
+            # Only now: when this is cancelled in the middle, the hand-over has to broadcast again.
+            if model is self._model:
+                self._durable_version = weights.version
             self.metrics.ranker_examples.set(weights.examples)
         for _ in range(through):
             held.popleft().ack()

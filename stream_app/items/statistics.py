@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import itemgetter
 
 import numpy as np
 
@@ -61,7 +63,7 @@ class ItemStatistics:
         self._rows: OrderedDict[str, _Row] = OrderedDict()
         self._dirty: dict[str, int] = {}
         self._evicted: dict[str, int] = {}
-        self._in_flight: int | None = None
+        self._in_flight: dict[str, int] = {}
         self._next_offset: int | None = None
 
     def __len__(self) -> int:
@@ -167,34 +169,33 @@ class ItemStatistics:
     def take(self, limit: int) -> list[tuple[str, ItemSignals | None]]:
         """Rows to broadcast, the longest waiting first, at most ``limit``; None says the item was evicted.
 
-        Until :meth:`taken_are_durable` is called they count as not durable for :meth:`commit_offset`.
+        Until :meth:`taken_are_durable` is called they count as not durable for :meth:`commit_offset`. One broadcast
+        at a time: end it with that or :meth:`taken_are_lost` before the next.
         """
         taken: list[tuple[str, ItemSignals | None]] = []
-        first: int | None = None
         for waiting, row_of in ((self._evicted, self._tombstone), (self._dirty, self._emit)):
             for item_id in list(waiting)[: limit - len(taken)]:
-                offset = waiting.pop(item_id)
-                first = offset if first is None else min(first, offset)
+                self._in_flight[item_id] = waiting.pop(item_id)
                 taken.append((item_id, row_of(item_id)))
-        self._in_flight = first
         return taken
 
     def taken_are_durable(self) -> None:
         """The rows of the last :meth:`take` are acknowledged by the broker."""
-        self._in_flight = None
+        self._in_flight = {}
+
+    def taken_are_lost(self) -> None:
+        """The rows of the last :meth:`take` may not have reached the broker: they wait again, before all others."""
+        for item_id, offset in self._in_flight.items():
+            waiting = self._dirty if item_id in self._rows else self._evicted
+            waiting[item_id] = min(offset, waiting.get(item_id, offset))
+        self._dirty = dict(sorted(self._dirty.items(), key=itemgetter(1)))
+        self._in_flight = {}
 
     def commit_offset(self) -> int | None:
         """The offset of ``transitions.v1`` everything before which is durable in ``item-signals.v1``."""
-        waiting = [
-            offset
-            for offset in (self._in_flight, *self._first(self._dirty), *self._first(self._evicted))
-            if offset is not None
-        ]
-        return min(waiting) if waiting else self._next_offset
-
-    @staticmethod
-    def _first(waiting: dict[str, int]) -> tuple[int, ...]:
-        return (next(iter(waiting.values())),) if waiting else ()
+        # Rows became dirty in the order of offsets, so the first is the least; of the few others all are looked at.
+        first_dirty = islice(self._dirty.values(), 1)
+        return min((*first_dirty, *self._evicted.values(), *self._in_flight.values()), default=self._next_offset)
 
     def _tombstone(self, item_id: str) -> None:
         return None

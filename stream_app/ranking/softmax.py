@@ -58,19 +58,22 @@ class SoftmaxRanker:
         """Learn from the examples whose offsets were not learned yet; returns how many there were.
 
         Raises:
-            ValueError: when an example's features do not have the shape it says.
+            ValueError: when an example's features do not have the shape it says; those before it were learned.
         """
         columns = self._columns(batch.feature_names)
         partition = str(batch.source_partition)
         learned = 0
-        for example in batch.examples:
-            if example.offset <= self._applied.get(partition, -1):
-                continue
-            self.step(self._features(example, columns), weight=example.weight)
-            self._applied[partition] = example.offset
-            learned += 1
-        if learned:
-            self.version += 1
+        try:
+            for example in batch.examples:
+                if example.offset <= self._applied.get(partition, -1):
+                    continue
+                self.step(self._features(example, columns), weight=example.weight)
+                self._applied[partition] = example.offset
+                learned += 1
+        finally:
+            # Also when an example is wrong: what came before it was learned, and has to be broadcast.
+            if learned:
+                self.version += 1
         return learned
 
     def step(self, features: NDArray[np.float64], *, weight: float = 1.0) -> float:
