@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ReadOnlyError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from stream_app.delivery.retry import until_it_works
@@ -25,10 +25,13 @@ from stream_app.users.state import UserState, decode_state, encode_state
 
 __all__ = ["REDIS_TRANSIENT", "UserStore", "connect_redis"]
 
-REDIS_TRANSIENT = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError, Unavailable)
-"""Errors of Redis that pass: away, slow, failing over, or loading its data (a kind of ConnectionError)."""
+REDIS_TRANSIENT = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError, OSError, Unavailable)
+"""Errors of Redis that pass: away, slow, failing over, full, or loading its data (a kind of ConnectionError)."""
 
 T = TypeVar("T")
+
+_TIMEOUT_S = 5.0
+"""Without a reply for this long the connection is given up and the command is sent again."""
 
 _SAVE = """
 local held = redis.call('HGET', KEYS[1], 'o' .. ARGV[1])
@@ -43,7 +46,7 @@ def connect_redis(settings: Settings) -> Redis:
     return Redis.from_url(
         settings.redis.get_secret_value(),
         decode_responses=False,
-        socket_timeout=5.0,
+        socket_timeout=_TIMEOUT_S,
         socket_connect_timeout=2.0,
         health_check_interval=15,
     )
@@ -62,13 +65,18 @@ class UserStore:
         self._prefix = f"{settings.topics.prefix}:user:"
         self._cache: OrderedDict[str, UserState] = OrderedDict()
         self._save_sha = ""
+        self._generation = 0
 
     def __len__(self) -> int:
         return len(self._cache)
 
     def forget(self) -> None:
-        """Drop every cached state: the partitions have moved, others may have written since."""
+        """Drop every cached state: the partitions have moved, others may have written since.
+
+        Also those on their way: a load or save that began before does not fill the cache any more.
+        """
         self._cache.clear()
+        self._generation += 1
 
     async def load(self, user_ids: Iterable[str]) -> dict[str, UserState]:
         """The state of each user; a user never seen has an empty one. Waits while Redis is away.
@@ -76,6 +84,7 @@ class UserStore:
         Raises:
             ValueError: when a stored state cannot be read; names the user.
         """
+        generation = self._generation
         states: dict[str, UserState] = {}
         missing: list[str] = []
         for user_id in user_ids:
@@ -88,7 +97,9 @@ class UserStore:
         if missing:
             for user_id, packed in zip(missing, await self._fetch(missing), strict=True):
                 state = UserState(user_id) if packed is None else decode_state(user_id, packed)
-                states[user_id] = self._cache[user_id] = state
+                states[user_id] = state
+                if generation == self._generation:
+                    self._cache[user_id] = state
             self._shrink()
         return states
 
@@ -97,7 +108,9 @@ class UserStore:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for user_id in user_ids:
                     pipe.hget(self._prefix + user_id, "s")
-                return list(await pipe.execute())
+                found = await pipe.execute(raise_on_error=False)
+            _raise_errors(user_ids, found)
+            return list(found)
 
         return await self._patiently(attempt, "user states from Redis")
 
@@ -107,9 +120,13 @@ class UserStore:
         Args:
             states: new states by user id.
             partitions: the partition whose events made each state new; its applied offset is the fence.
+
+        Raises:
+            ValueError: when what is stored of a user is no state; names the user. The others are written.
         """
         if not states:
             return
+        generation = self._generation
 
         async def attempt() -> list[object]:
             if not self._save_sha:
@@ -125,16 +142,22 @@ class UserStore:
                         state.applied[partition],
                         encode_state(state),
                     )
-                try:
-                    return list(await pipe.execute())
-                except NoScriptError as error:
-                    # Redis was restarted and lost its script cache: load it again.
-                    self._save_sha = ""
-                    raise Unavailable("Redis lost its scripts") from error
+                results = list(await pipe.execute(raise_on_error=False))
+            if any(isinstance(result, NoScriptError) for result in results):
+                # Redis was restarted and lost its script cache: load it again.
+                self._save_sha = ""
+                raise Unavailable("Redis lost its scripts")
+            _raise_errors(states, results)
+            return results
 
-        written = await self._patiently(attempt, "user states to Redis")
+        try:
+            written = await self._patiently(attempt, "user states to Redis")
+        except ValueError:
+            for user_id in states:  # Some were written, and the cache knows nothing of it.
+                self._cache.pop(user_id, None)
+            raise
         for (user_id, state), result in zip(states.items(), written, strict=True):
-            if result:
+            if result and generation == self._generation:
                 self._cache[user_id] = state
                 self._cache.move_to_end(user_id)
             else:
@@ -155,3 +178,12 @@ class UserStore:
             settings=self._settings.delivery,
             metrics=self._metrics,
         )
+
+
+def _raise_errors(user_ids: Iterable[str], results: Iterable[object]) -> None:
+    """Raise what came back instead of a reply: errors that pass as they are, others as ``ValueError``."""
+    for user_id, result in zip(user_ids, results, strict=True):
+        if isinstance(result, ResponseError) and not isinstance(result, REDIS_TRANSIENT):
+            raise ValueError(f"state of user {user_id!r} cannot be read or written: {result}") from result
+        if isinstance(result, BaseException):
+            raise result

@@ -1,0 +1,238 @@
+"""User states in a real Redis: fenced writes, a bounded cache, and waiting while Redis is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from redis.asyncio import Redis
+
+from stream_app.embedded import EmbeddedStack
+from stream_app.metrics import Metrics
+from stream_app.settings import Settings, load_settings
+from stream_app.stores.users import UserStore, connect_redis
+from stream_app.users.state import HistoryEntry, UserState, encode_state
+from tests.stacks import Stack
+
+
+@asynccontextmanager
+async def store(settings: Settings) -> AsyncIterator[tuple[UserStore, Redis, Metrics]]:
+    redis = connect_redis(settings)
+    metrics = Metrics()
+    try:
+        yield UserStore(redis, settings, metrics), redis, metrics
+    finally:
+        await redis.aclose()
+
+
+@pytest.fixture
+def settings(stack: Stack, topic_prefix: str) -> Settings:
+    return make_settings(stack.redis, topic_prefix)
+
+
+def make_settings(redis: str, prefix: str, **users: int) -> Settings:
+    return load_settings(redis=redis, topics={"prefix": prefix}, delivery={"retry_max_s": 0.1}, users=users)
+
+
+def state(user: str, through: int, partition: int = 0) -> UserState:
+    """A state after events 0 to ``through`` of a partition."""
+    history = tuple(HistoryEntry(f"i{n}", "click", float(n), 1.0, n) for n in range(through + 1))
+    return UserState(user, history, {through: None}, {}, {}, {partition: through}, through + 1)
+
+
+def packed(states: dict[str, UserState]) -> dict[str, bytes]:
+    return {user: encode_state(one) for user, one in states.items()}
+
+
+async def test_what_is_saved_is_loaded_by_another_process(settings: Settings):
+    states = {user: state(user, 3) for user in ("u", "ü 🕯", "v" * 256)}
+    async with store(settings) as (one, _, _), store(settings) as (other, _, _):
+        await one.save(states, partitions=dict.fromkeys(states, 0))
+        assert packed(await other.load(states)) == packed(states)
+
+
+async def test_a_user_nobody_has_seen_has_an_empty_state(settings: Settings):
+    async with store(settings) as (users, _, _):
+        loaded = await users.load(["new", "new"])
+        assert packed(loaded) == packed({"new": UserState("new")})
+        assert await users.load([]) == {}
+
+
+async def test_prefixes_keep_users_apart(stack: Stack, settings: Settings):
+    async with store(settings) as (one, _, _), store(make_settings(stack.redis, "other-prefix")) as (other, _, _):
+        await one.save({"u": state("u", 1)}, partitions={"u": 0})
+        assert (await other.load(["u"]))["u"].events == 0
+
+
+async def test_an_older_owner_s_write_changes_nothing_and_it_forgets_the_user(settings: Settings):
+    async with store(settings) as (paused, _, _), store(settings) as (owner, _, _), store(settings) as (reader, _, _):
+        await paused.save({"u": state("u", 2)}, partitions={"u": 0})
+        await owner.save({"u": state("u", 9)}, partitions={"u": 0})
+        await paused.save({"u": state("u", 5)}, partitions={"u": 0})
+        assert packed(await reader.load(["u"])) == packed({"u": state("u", 9)})
+        assert packed(await paused.load(["u"])) == packed({"u": state("u", 9)}), "read again, not from its cache"
+
+
+async def test_the_same_write_again_changes_nothing(settings: Settings):
+    """As after an outage in which the reply was lost."""
+    async with store(settings) as (users, _, _):
+        for _ in range(2):
+            await users.save({"u": state("u", 2)}, partitions={"u": 0})
+        assert packed(await users.load(["u"])) == packed({"u": state("u", 2)})
+
+
+async def test_one_user_s_stale_write_does_not_hold_up_the_others(settings: Settings):
+    async with store(settings) as (one, _, _), store(settings) as (other, _, _):
+        await one.save({"v": state("v", 8, partition=1)}, partitions={"v": 1})
+        await other.save(
+            {"u": state("u", 3), "v": state("v", 2, partition=1), "w": state("w", 0)},
+            partitions={"u": 0, "v": 1, "w": 0},
+        )
+        found = await one.load(["u", "v", "w"])
+        assert {user: one_state.events for user, one_state in found.items()} == {"u": 4, "v": 9, "w": 1}
+
+
+async def test_fences_of_partitions_are_apart_and_large_offsets_are_compared_as_numbers(settings: Settings):
+    async with store(settings) as (users, _, _), store(settings) as (reader, _, _):
+        for partition, offset in ((0, 9), (0, 10), (1, 2)):
+            moved = state("u", 1)
+            moved.applied = {0: 10 if partition else offset, 1: 2}
+            moved.events = 100 * partition + offset
+            await users.save({"u": moved}, partitions={"u": partition})
+        assert (await reader.load(["u"]))["u"].events == 102
+        large = state("u", 1)
+        for offset, events in ((2**53 - 2, 1), (2**53 - 1, 2)):
+            large.applied, large.events = {2: offset}, events
+            await users.save({"u": large.copy()}, partitions={"u": 2})
+        reader.forget()
+        assert (await reader.load(["u"]))["u"].events == 2
+
+
+async def test_a_lost_script_cache_is_filled_again(settings: Settings):
+    async with store(settings) as (users, redis, metrics):
+        await users.save({"u": state("u", 1)}, partitions={"u": 0})
+        await redis.script_flush()
+        await users.save({"u": state("u", 2), "v": state("v", 1)}, partitions={"u": 0, "v": 0})
+        users.forget()
+        assert packed(await users.load(["u", "v"])) == packed({"u": state("u", 2), "v": state("v", 1)})
+        assert metrics.registry.get_sample_value("tailrace_retries_total", {"what": "user states to Redis"}) == 1
+
+
+async def test_a_state_that_cannot_be_read_is_named(settings: Settings):
+    async with store(settings) as (users, redis, _):
+        await redis.hset(f"{settings.topics.prefix}:user:broken one", "s", b"\xc1 not a state")
+        with pytest.raises(ValueError, match="state of user 'broken one' cannot be read"):
+            await users.load(["fine", "broken one"])
+        assert (await users.load(["fine"]))["fine"].events == 0
+
+
+async def test_a_state_of_another_version_is_named(settings: Settings):
+    async with store(settings) as (users, redis, _):
+        data = encode_state(state("u", 0))
+        newer = data[:1] + bytes([data[1] + 1]) + data[2:]
+        await redis.hset(f"{settings.topics.prefix}:user:u", "s", newer)
+        with pytest.raises(ValueError, match="'u' has version 2, this code knows 1"):
+            await users.load(["u"])
+
+
+async def test_a_key_that_is_no_user_state_is_named_and_does_not_stop_other_users(settings: Settings):
+    async with store(settings) as (users, redis, _):
+        await redis.set(f"{settings.topics.prefix}:user:odd", b"a string")
+        with pytest.raises(ValueError, match="'odd'"):
+            await users.load(["fine", "odd"])
+        with pytest.raises(ValueError, match="'odd'"):
+            await users.save({"odd": state("odd", 1)}, partitions={"odd": 0})
+
+
+async def test_the_cache_holds_a_bounded_number_of_users_the_most_recent(stack: Stack, topic_prefix: str):
+    settings = make_settings(stack.redis, topic_prefix, cache=3)
+    async with store(settings) as (users, redis, metrics):
+        many = {f"u{n}": state(f"u{n}", n) for n in range(10)}
+        await users.save(many, partitions=dict.fromkeys(many, 0))
+        assert len(users) == 3
+        assert packed(await users.load(many)) == packed(many), "a batch larger than the cache is still loaded whole"
+        assert len(users) == 3
+        await users.load(["u7", "u8", "u9"])
+        await users.load(["u7"])
+        await users.load(["u1"])  # u8 makes room
+        await redis.flushdb()
+        found = await users.load(["u7", "u9", "u1", "u8"])
+        assert {user: one.events for user, one in found.items()} == {"u7": 8, "u9": 10, "u1": 2, "u8": 0}
+        assert metrics.registry.get_sample_value("tailrace_users_cached") == 3
+
+
+async def test_what_is_forgotten_is_read_again(settings: Settings):
+    async with store(settings) as (users, _, _), store(settings) as (other, _, _):
+        await users.save({"u": state("u", 1)}, partitions={"u": 0})
+        await other.save({"u": state("u", 4)}, partitions={"u": 0})
+        assert (await users.load(["u"]))["u"].events == 2, "the owner trusts its cache"
+        users.forget()
+        assert len(users) == 0
+        assert (await users.load(["u"]))["u"].events == 5
+
+
+async def test_a_state_that_was_on_its_way_when_partitions_moved_is_not_kept(settings: Settings):
+    """Read before another process owned the user, it would be taken for the newest when the partition comes back."""
+    async with store(settings) as (users, _, _), store(settings) as (other, _, _):
+        await other.save({"u": state("u", 1)}, partitions={"u": 0})
+        reading = asyncio.create_task(users.load(["u"]))
+        await asyncio.sleep(0)
+        users.forget()
+        assert (await reading)["u"].events == 2
+        assert len(users) == 0
+        writing = asyncio.create_task(users.save({"u": state("u", 2)}, partitions={"u": 0}))
+        await asyncio.sleep(0)
+        users.forget()
+        await writing
+        assert len(users) == 0
+
+
+async def test_loading_and_saving_wait_while_redis_hangs_and_go_on_when_it_is_back(
+    own_stack: EmbeddedStack, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("stream_app.stores.users._TIMEOUT_S", 0.2)
+    settings = make_settings(own_stack.redis, topic_prefix)
+    async with store(settings) as (users, _, metrics):
+
+        def tries(what: str) -> float:
+            return metrics.registry.get_sample_value("tailrace_retries_total", {"what": what}) or 0.0
+
+        await users.save({"u": state("u", 1)}, partitions={"u": 0})
+        users.forget()
+        own_stack.redis_server.suspend()
+        try:
+            loading = asyncio.create_task(users.load(["u", "v"]))
+            saving = asyncio.create_task(users.save({"w": state("w", 3)}, partitions={"w": 0}))
+            async with asyncio.timeout(20):
+                while not (tries("user states from Redis") and tries("user states to Redis")):
+                    done, _ = await asyncio.wait([loading, saving], timeout=0.05)
+                    assert not done
+        finally:
+            own_stack.redis_server.resume()
+        loaded = await asyncio.wait_for(loading, 20)
+        await asyncio.wait_for(saving, 20)
+        assert {user: one.events for user, one in loaded.items()} == {"u": 2, "v": 0}
+        users.forget()
+        assert (await users.load(["w"]))["w"].events == 4
+
+
+async def test_a_redis_that_is_full_is_waited_for(own_stack: EmbeddedStack, topic_prefix: str):
+    settings = make_settings(own_stack.redis, topic_prefix)
+    async with store(settings) as (users, redis, metrics):
+        await redis.config_set("maxmemory", "1")
+        saving = asyncio.create_task(users.save({"u": state("u", 3)}, partitions={"u": 0}))
+        async with asyncio.timeout(20):
+            while not metrics.registry.get_sample_value("tailrace_retries_total", {"what": "user states to Redis"}):
+                done, _ = await asyncio.wait([saving], timeout=0.05)
+                assert not done, saving
+        await redis.config_set("maxmemory", "0")
+        await asyncio.wait_for(saving, 20)
+        users.forget()
+        assert (await users.load(["u"]))["u"].events == 4
+
+
+async def test_nothing_to_save_asks_nothing_of_redis(topic_prefix: str):
+    async with store(make_settings("redis://127.0.0.1:1/0", topic_prefix)) as (users, _, _):
+        await asyncio.wait_for(users.save({}, partitions={}), 5)
