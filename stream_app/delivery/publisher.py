@@ -24,12 +24,8 @@ from stream_app.settings import Settings
 
 __all__ = ["OutRecord", "Publisher", "RefusedRecord"]
 
-_REFUSED = (
-    MessageSizeTooLargeError,
-    RecordListTooLargeError,
-    InvalidTopicError,
-    TopicAuthorizationFailedError,
-)
+_TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+_REFUSED = (*_TOO_LARGE, InvalidTopicError, TopicAuthorizationFailedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +149,12 @@ class Publisher:
         waiting: list[tuple[OutRecord, asyncio.Future[Any]]] = []
         failed: list[OutRecord] = []
         errors: list[BaseException] = []
+        suspects: list[OutRecord] = []
 
-        def failure(record: OutRecord, error: BaseException) -> None:
-            if isinstance(error, _REFUSED):
+        def failure(record: OutRecord, error: BaseException, *, by_broker: bool = False) -> None:
+            if by_broker and isinstance(error, _TOO_LARGE) and len(records) > 1:
+                suspects.append(record)
+            elif isinstance(error, _REFUSED):
                 refused.append(RefusedRecord(record, error))
             elif isinstance(error, KafkaError | OSError):
                 failed.append(record)
@@ -182,9 +181,14 @@ class Publisher:
         for record, future in waiting:
             problem = future.exception()
             if problem is not None:
-                failure(record, problem)
+                failure(record, problem, by_broker=True)
             else:
                 done[record.topic] = done.get(record.topic, 0) + 1
         for topic, count in done.items():
             self._metrics.records_out.labels(topic).inc(count)
+        for record in suspects:
+            # Records travel in batches, and a broker that finds a batch too large refuses all of it.
+            again, problems = await self._send([record], refused)
+            failed += again
+            errors += problems
         return failed, errors
