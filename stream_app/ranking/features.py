@@ -19,7 +19,7 @@ from stream_app.settings import ItemSettings
 
 __all__ = ["RawFeatures", "Scaled", "feature_names", "raw_features", "scale", "start_weights"]
 
-_TEXT = ("text_slow", "text_fast", "text_last", "text_negative")
+_TEXT = ("text_slow", "text_fast", "text_last", "text_negative", "text_best")
 _LINKS = tuple(f"links_{name}" for name in SCORES)
 _OWN = ("recency", "cold")
 _CROSSED = ("text_slow", "links_symmetric", "popularity_all")
@@ -48,6 +48,7 @@ def start_weights(names: Sequence[str]) -> NDArray[np.float64]:
         "text_fast": 0.25,
         "text_last": 0.1,
         "text_negative": -0.2,
+        "text_best": 0.1,
         "links_symmetric": 0.4,
         "links_recent": 0.2,
         "links_best": 0.2,
@@ -92,9 +93,9 @@ def raw_features(
     """Features of ``k`` candidates.
 
     Args:
-        text: [k, 4], cosines to the interest vectors.
+        text: [k, 5], cosines to the interest vectors, and the largest to a single recent item.
         has_vector: [k], whether the cosines say something.
-        links: [4, k], transition scores.
+        links: [5, k], transition scores.
         counts: [k, columns], decayed counts at the time of the request, all time last.
         published_at: [k], seconds since 1970, -inf where unknown.
         now: wall clock, seconds since 1970.

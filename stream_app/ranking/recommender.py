@@ -317,7 +317,7 @@ class Recommender:
         serving = self._serving
         vectors = serving.index.vectors(rows)
         raw = raw_features(
-            text=vectors @ interests.vectors.T,
+            text=_closeness(vectors, interests),
             has_vector=serving.index.has(rows),
             links=links.at(rows, self._scratch),
             counts=serving.signals.popularity(request.at, rows),
@@ -421,3 +421,12 @@ class Recommender:
         drawn = others[np.argsort(shuffled)[: self._settings.ranker.negatives]]
         features: NDArray[np.float32] = values[np.concatenate([positive, drawn])].astype(np.float32)
         return features
+
+
+def _closeness(vectors: NDArray[np.float32], interests: Interests) -> NDArray[np.float32]:
+    """Cosines of candidates to the interest vectors, and the largest to one of the recent items: float32 [k, 5]."""
+    text = np.zeros((len(vectors), 5), np.float32)
+    text[:, :4] = vectors @ interests.vectors.T
+    if len(interests.recent_vectors) and len(vectors):
+        np.max(vectors @ interests.recent_vectors.T, axis=1, out=text[:, 4])
+    return text

@@ -23,6 +23,9 @@ __all__ = ["FAST", "LAST", "NEGATIVE", "SLOW", "Interests", "derive_interests", 
 SLOW, FAST, LAST, NEGATIVE = range(4)
 """Rows of :attr:`Interests.vectors`."""
 
+_SINGLE = 15
+"""Recent items a candidate is compared with one by one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Interests:
@@ -31,12 +34,14 @@ class Interests:
     Attributes:
         vectors: float32 [4, dimensions]: slow, fast, last item, negative; unit length, or zeros where the history
             says nothing.
+        recent_vectors: float32 [up to 15, dimensions], vectors of the newest of ``recent``; zeros where there is none.
         recent: int32 [r], distinct rows of the last items with a positive event, newest first.
         lag: float64 [r], how many distinct items are newer (0 for the newest).
         events: entries in the history.
     """
 
     vectors: NDArray[np.float32]
+    recent_vectors: NDArray[np.float32]
     recent: NDArray[np.int32]
     lag: NDArray[np.float64]
     events: int
@@ -74,7 +79,10 @@ def derive_interests(
     """
     count = len(history)
     if not count:
-        return Interests(np.zeros((4, index.dimensions), np.float32), np.zeros(0, np.int32), np.zeros(0, np.float64), 0)
+        none = np.zeros((0, index.dimensions), np.float32)
+        return Interests(
+            np.zeros((4, index.dimensions), np.float32), none, np.zeros(0, np.int32), np.zeros(0, np.float64), 0
+        )
     newest_first = history[::-1]
     row_of = catalogue.row
     rows = np.array([row_of(entry.item_id) for entry in newest_first], np.int32)
@@ -105,4 +113,7 @@ def derive_interests(
     sums /= np.where(lengths > 1e-6, lengths, np.inf)[:, None].astype(np.float32)
 
     recent = list(dict.fromkeys(rows[(weights > 0) & ~missing].tolist()))[: settings.retrieval.recent_items]
-    return Interests(sums, np.array(recent, np.int32), np.arange(len(recent), dtype=np.float64), count)
+    recent_rows = np.array(recent, np.int32)
+    return Interests(
+        sums, index.vectors(recent_rows[:_SINGLE]), recent_rows, np.arange(len(recent), dtype=np.float64), count
+    )

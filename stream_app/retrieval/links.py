@@ -3,12 +3,14 @@
 The score of item ``i`` given the recent items ``j`` is ``sqrt(sum_j w_j row_j[i] / sqrt(n_j n_i))`` with a weight
 ``w_j`` for how recent ``j`` is, the decayed neighbour weight ``row_j[i]`` and counts ``n``: cosine-normalised
 co-occurrence (Sarwar et al. 2001, doi 10.1145/371920.372071), its square root taken because the sums are
-heavy-tailed. Four views of the same links, because domains differ in which says most:
+heavy-tailed. Five views of the same links, because domains differ in which says most:
 
 * ``symmetric``: a long memory (the decay of the slow interest vector);
 * ``recent``: a short one;
 * ``best``: the strongest single link instead of the sum, without decay;
-* ``directed``: what followed the last few items, in this order.
+* ``directed``: what followed the last few items, in this order;
+* ``share``: like ``recent``, but without the normalisation by the target (the share of ``j``'s links that lead to
+  ``i``), so that the ranker can weigh popularity within the links apart from popularity in general.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from stream_app.settings import Settings
 
 __all__ = ["SCORES", "Links", "Scratch", "link_scores"]
 
-SCORES = ("symmetric", "recent", "best", "directed")
+SCORES = ("symmetric", "recent", "best", "directed", "share")
 """Columns of :attr:`Links.scores`."""
 
 
@@ -57,7 +59,7 @@ class Links:
 
     Attributes:
         rows: int32 [u], distinct items pointed to.
-        scores: float64 [4, u], one row per name in :data:`SCORES`.
+        scores: float64 [5, u], one row per name in :data:`SCORES`.
         entry_rows: int32 [m], every single link's target.
         entry_origin: int32 [m], its recent item, as an index of ``Interests.recent``.
         entry_symmetric, entry_directed: float64 [m], its part of the sums, before the target's normalisation.
@@ -71,7 +73,7 @@ class Links:
     entry_directed: NDArray[np.float64]
 
     def at(self, rows: NDArray[np.int32], scratch: Scratch) -> NDArray[np.float64]:
-        """Scores of ``rows``, float64 [4, len(rows)]; zero where nothing points to them."""
+        """Scores of ``rows``, float64 [5, len(rows)]; zero where nothing points to them."""
         if not len(self.rows):
             return np.zeros((len(SCORES), len(rows)))
         slot = scratch.slot
@@ -115,11 +117,14 @@ def link_scores(interests: Interests, signals: Signals, settings: Settings, *, a
     rows = np.concatenate([part.rows for part in parts])
     lag = interests.lag
     faded = np.array([signals.decay(part.at, at) for part in parts])
-    faded /= np.sqrt(np.maximum(signals.total(interests.recent), 1.0))
+    own_scale = 1.0 / np.sqrt(np.maximum(signals.total(interests.recent), 1.0))
+    faded *= own_scale
     directed_weight = np.where(lag < settings.items.directed_history, settings.items.directed_decay**lag, 0.0)
     plain = np.concatenate([part.symmetric for part in parts]) * np.repeat(faded, lengths)
     symmetric = plain * np.repeat(settings.users.slow_decay**lag, lengths)
-    recent = plain * np.repeat(settings.items.symmetric_decay**lag, lengths)
+    short = settings.items.symmetric_decay**lag
+    recent = plain * np.repeat(short, lengths)
+    share = plain * np.repeat(short * own_scale, lengths)
     directed = np.concatenate([part.directed for part in parts]) * np.repeat(faded * directed_weight, lengths)
 
     slot = scratch.slot
@@ -135,7 +140,8 @@ def link_scores(interests: Interests, signals: Signals, settings: Settings, *, a
     scores[1] = np.bincount(place, weights=recent, minlength=size)
     np.maximum.at(scores[2], place, plain)
     scores[3] = np.bincount(place, weights=directed, minlength=size)
-    scores /= np.sqrt(np.maximum(signals.total(distinct), 1.0))
+    scores[:4] /= np.sqrt(np.maximum(signals.total(distinct), 1.0))
+    scores[4] = np.bincount(place, weights=share, minlength=size)
     np.sqrt(scores, out=scores)
     return Links(
         rows=distinct,

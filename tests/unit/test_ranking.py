@@ -34,9 +34,9 @@ NAMES = feature_names(ItemSettings())
 def raw(size: int, *, seed: int = 0, **changes: Any) -> Any:
     rng = np.random.default_rng(seed)
     fields: dict[str, Any] = {
-        "text": rng.normal(size=(size, 4)).astype(np.float32),
+        "text": rng.normal(size=(size, 5)).astype(np.float32),
         "has_vector": np.ones(size, np.bool_),
-        "links": rng.random(size=(4, size)),
+        "links": rng.random(size=(5, size)),
         "counts": rng.random(size=(size, 4)) * 20,
         "published_at": np.full(size, -np.inf),
         "now": 100 * DAY,
@@ -67,7 +67,7 @@ def test_what_is_unknown_of_a_candidate_is_average() -> None:
     has_vector = np.arange(20) % 2 == 0
     published = np.where(np.arange(20) < 5, np.arange(20) * DAY, -np.inf)
     values = scale([raw(20, has_vector=has_vector, published_at=published)]).values[0]
-    text = values[:, :4]
+    text = values[:, :5]
     assert not text[~has_vector].any()
     assert text[has_vector].mean(axis=0) == pytest.approx(0.0, abs=1e-9)
     recency = values[:, NAMES.index("recency")]
@@ -76,8 +76,8 @@ def test_what_is_unknown_of_a_candidate_is_average() -> None:
 
 
 def test_a_feature_that_is_the_same_for_all_says_nothing() -> None:
-    values = scale([raw(10, links=np.full((4, 10), 0.25), counts=np.full((10, 4), 3.0))]).values[0]
-    assert not values[:, 4:-3].any()
+    values = scale([raw(10, links=np.full((5, 10), 0.25), counts=np.full((10, 4), 3.0))]).values[0]
+    assert not values[:, 5:-3].any()
     assert not scale([raw(1)]).values.any()
     assert scale([raw(0)]).values.shape == (1, 0, len(NAMES))
 

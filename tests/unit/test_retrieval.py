@@ -153,6 +153,8 @@ def brute_force_links(state: ServingState, events: Sequence[HistoryEntry], at: f
             )
             for score, value in (("symmetric", slow), ("recent", short), ("directed", after)):
                 sums[score][other] = sums[score].get(other, 0.0) + value
+            share = settings.items.symmetric_decay**lag * symmetric * faded / max(total[name], 1.0)
+            sums["share"][other] = sums["share"].get(other, 0.0) + share
             sums["best"][other] = max(sums["best"].get(other, 0.0), symmetric * scale)
     return {score: {other: value**0.5 for other, value in values.items()} for score, values in sums.items()}
 
