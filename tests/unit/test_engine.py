@@ -1,0 +1,184 @@
+"""What we rely on inside Faust, guarded: a new version has to be looked at before it is used."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from faust.transport.consumer import Consumer as AnyConsumer
+from faust.transport.drivers import aiokafka as driver
+from mode.utils.queues import FlowControlEvent, ThrowableQueue
+
+from stream_app.delivery import engine
+from stream_app.delivery.engine import FAUST_VERSION, batches, faust_app, raw_topic
+from stream_app.errors import SettingsError
+from stream_app.settings import load_settings
+
+MODE_VERSION = "0.7.1"
+
+
+def test_faust_and_mode_are_the_versions_whose_inside_was_read():
+    advice = "read delivery/engine.py and agents/base.py against it, run tests/integration and tests/faults, then adapt"
+    assert version("faust-streaming") == FAUST_VERSION, advice
+    assert version("mode-streaming") == MODE_VERSION, advice
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (driver, "AIOKafkaConsumerThread"),
+        (driver, "Consumer"),
+        (driver, "Transport"),
+        (driver, "logger"),
+        (driver.AIOKafkaConsumerThread, "_create_worker_consumer"),
+        (driver.Consumer, "_new_consumer_thread"),
+        (driver.Consumer, "assignment"),
+        (driver.Consumer, "highwater"),
+        (AnyConsumer, "ack"),
+        (ThrowableQueue, "get"),
+        (ThrowableQueue, "get_nowait"),
+        (ThrowableQueue, "empty"),
+        (ThrowableQueue, "clear"),
+        (FlowControlEvent, "clear"),
+    ],
+)
+def test_what_we_call_or_override_is_there(owner: Any, name: str):
+    assert hasattr(owner, name), f"{owner.__name__}.{name} is gone"
+
+
+def test_attributes_made_at_run_time_are_still_made():
+    assert "_fetch_max_wait_ms" in inspect.getsource(AIOKafkaConsumer.__init__)
+    source = inspect.getsource(AnyConsumer.__init__)
+    for name in ("_read_offset", "_committed_offset"):
+        assert f"self.{name}" in source
+    assert driver.Transport.Consumer is driver.Consumer, "the transport chooses its consumer by this attribute"
+
+
+def test_the_fetch_wait_of_the_settings_reaches_the_client(monkeypatch: pytest.MonkeyPatch):
+    """Through the very method Faust calls; only the client itself is not started."""
+    made: list[AIOKafkaConsumer] = []
+
+    class Client:
+        def __init__(self) -> None:
+            self._fetch_max_wait_ms = 1_500
+            made.append(self)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "_create_worker_consumer", lambda self, transport: Client())
+    app = faust_app(load_settings(connection={"fetch_max_wait_ms": 17}), "items")
+    thread = object.__new__(engine._ConsumerThread)
+    thread.app = app
+    assert engine._ConsumerThread._create_worker_consumer(thread, app.transport)._fetch_max_wait_ms == 17
+
+
+async def test_the_app_uses_our_transport_consumer_and_thread():
+    app = faust_app(load_settings(), "items")
+    assert isinstance(app.transport, engine._Transport)
+    assert app.transport.Consumer is engine._Consumer
+    assert "_ConsumerThread(" in inspect.getsource(engine._Consumer._new_consumer_thread)
+
+
+async def test_the_app_is_set_up_as_decided():
+    settings = load_settings(
+        kafka="a:1, b:2", topics={"prefix": "shop"}, delivery={"buffer": 100, "commit_interval_s": 0.5}
+    )
+    app = faust_app(settings, "items")
+    conf = app.conf
+    assert conf.id == "shop-items"
+    assert [str(url) for url in conf.broker] == ["kafka://a:1", "kafka://b:2"]
+    assert conf.consumer_auto_offset_reset == "earliest", "a new group must not skip what is there"
+    assert conf.processing_guarantee.value == "at_least_once"
+    assert conf.stream_buffer_maxsize == 100
+    assert conf.broker_commit_interval == 0.5
+    assert conf.table_standby_replicas == 0
+    assert conf.topic_disable_leader
+    assert not conf.topic_allow_declare, "topics are the registry's business"
+    assert not conf.web_enabled
+    assert conf.broker_heartbeat_interval < conf.broker_session_timeout / 3
+    assert not conf.stream_wait_empty
+
+
+def test_credentials_of_the_settings_reach_the_broker_and_no_representation(tmp_path):
+    settings = load_settings(
+        connection={
+            "security_protocol": "SASL_PLAINTEXT",
+            "sasl_mechanism": "SCRAM-SHA-512",
+            "username": "u",
+            "password": "hunter2-s3cret",
+        }
+    )
+    credentials = faust_app(settings, "items").conf.broker_credentials
+    assert credentials.username == "u"
+    assert credentials.password == "hunter2-s3cret"  # noqa: S105 - the test's own
+    assert credentials.mechanism.value == "SCRAM-SHA-512"
+    assert "hunter2" not in repr(credentials)
+
+
+def test_missing_credentials_are_named():
+    settings = load_settings(connection={"security_protocol": "SASL_PLAINTEXT", "username": "u"})
+    with pytest.raises(SettingsError, match=r"connection\.password is not set"):
+        faust_app(settings, "items")
+
+
+class Stream:
+    """A Faust stream as far as :func:`batches` looks at it: a channel that iterates over itself and has a queue."""
+
+    def __init__(self, size: int = 0) -> None:
+        self.queue: ThrowableQueue = ThrowableQueue(maxsize=size, flow_control=FlowControlEvent())
+        self.channel = self
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Any:
+        raise AssertionError("a channel that is iterated acknowledges by itself")
+
+
+async def taken(stream: Stream, limit: int, count: int) -> list[list[Any]]:
+    found = []
+    async for batch in batches(stream, limit):
+        found.append(batch)
+        if len(found) == count:
+            break
+    return found
+
+
+async def test_a_batch_is_what_has_queued_up_and_at_most_the_limit():
+    stream = Stream()
+    for number in range(7):
+        stream.queue.put_nowait(number)
+    assert await taken(stream, 3, 3) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+async def test_a_single_event_is_a_batch_at_once():
+    stream = Stream()
+    waiting = asyncio.create_task(taken(stream, 100, 1))
+    await asyncio.sleep(0)
+    stream.queue.put_nowait("only")
+    assert await asyncio.wait_for(waiting, 1) == [["only"]]
+
+
+async def test_batches_end_when_the_stream_is_stopped():
+    stream = Stream()
+    stream.queue.put_nowait(1)
+    await stream.queue.throw(StopAsyncIteration())
+    assert [batch async for batch in batches(stream, 10)] in ([], [[1]])
+
+
+async def test_another_error_of_the_stream_is_not_swallowed():
+    stream = Stream()
+    await stream.queue.throw(RuntimeError("boom"))
+    with pytest.raises(RuntimeError, match="boom"):
+        await taken(stream, 10, 1)
+
+
+def test_records_arrive_as_bytes_whatever_they_are():
+    topic = raw_topic(faust_app(load_settings(), "items"), "t")
+    assert topic.key_type is bytes
+    assert topic.value_type is bytes
+    assert topic.key_serializer == "raw"
+    assert topic.value_serializer == "raw"
+    assert topic.allow_empty, "null values are tombstones"
