@@ -2,7 +2,7 @@
 
 A snapshot is a folder, written under a temporary name, synced and renamed: it is there whole or not at all. A
 manifest carries the format version, what the state depends on (topic prefix, half-lives, index settings), the
-offsets, and a checksum of every file. What does not fit is left alone and the topics are read instead.
+offsets, and a checksum of every file and of itself. What does not fit is left alone and the topics are read instead.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import msgspec
 import orjson
 
 from stream_app.errors import SnapshotError
+from stream_app.logs import get_logger
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
 
 __all__ = ["FORMAT", "MAX_AGE_S", "Snapshots"]
 
-FORMAT = 2
+_log = get_logger(__name__)
+FORMAT = 3
 _KEEP = 2
 _MANIFEST = "manifest.json"
 Offsets = dict[tuple[str, int], int]
@@ -96,7 +98,7 @@ class Snapshots:
                 files,
             )
             target = building / _MANIFEST
-            target.write_bytes(msgspec.json.encode(manifest))
+            target.write_bytes(_signed(msgspec.json.encode(manifest)))
             for path in building.iterdir():
                 _sync(path)
             building.rename(self._directory / name)
@@ -118,19 +120,22 @@ class Snapshots:
             try:
                 return self._load(folder, space, dimensions, now)
             except (OSError, ValueError, msgspec.MsgspecError, RuntimeError, KeyError, SnapshotError) as error:
+                _log.warning("snapshot passed over", folder=str(folder), error=str(error))
                 first_problem = first_problem or SnapshotError(f"{folder}: {error}")
         if first_problem is not None:
             raise first_problem
         return None
 
     def _load(self, folder: Path, space: str, dimensions: int, now: float) -> tuple[ServingState, Offsets]:
-        manifest = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=_Manifest)
+        manifest = msgspec.json.decode(_verified((folder / _MANIFEST).read_bytes()), type=_Manifest)
         if manifest.format != FORMAT:
             raise ValueError(f"format {manifest.format}, this code reads {FORMAT}")
         if manifest.fits != self._fits():
             raise ValueError(f"made with other settings ({manifest.fits})")
         if now - manifest.complete_at > MAX_AGE_S:
             raise ValueError(f"{(now - manifest.complete_at) / 3_600:.0f} hours old, deletions may be missing")
+        if set(manifest.files) != {path.name for path in folder.iterdir()} - {_MANIFEST}:
+            raise ValueError(f"its files are not those of {_MANIFEST}")
         for name, checksum in manifest.files.items():
             if _checksum(folder / name) != checksum:
                 raise ValueError(f"{name} is damaged (checksum)")
@@ -152,6 +157,18 @@ class Snapshots:
             # Of a process that was killed while writing; a live one finishes within the hour.
             if time.time() - left_over.stat().st_mtime > 3_600:
                 shutil.rmtree(left_over, ignore_errors=True)
+
+
+def _signed(data: bytes) -> bytes:
+    """A line of JSON and a line with its checksum: a single digit of an offset matters as much as a file."""
+    return data + b"\n" + hashlib.blake2b(data).hexdigest().encode() + b"\n"
+
+
+def _verified(signed: bytes) -> bytes:
+    data, _, _ = signed.partition(b"\n")
+    if _signed(data) != signed:
+        raise ValueError(f"{_MANIFEST} is damaged (checksum)")
+    return data
 
 
 def _checksum(path: Path) -> str:
