@@ -214,7 +214,7 @@ class ItemSignals(Struct, frozen=True, kw_only=True):
 
 
 class TrainingExample(Struct, frozen=True, kw_only=True):
-    """One choice to learn from: row 0 of ``features`` was taken, the others were not."""
+    """One choice to learn from: row 0 of ``features`` was taken, the others were not; no rows: nothing to learn."""
 
     offset: int
     at: float

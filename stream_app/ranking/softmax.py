@@ -67,7 +67,9 @@ class SoftmaxRanker:
             for example in batch.examples:
                 if example.offset <= self._applied.get(partition, -1):
                     continue
-                self.step(self._features(example, columns), weight=example.weight)
+                if example.rows:
+                    self.step(self._features(example, columns), weight=example.weight)
+                self.examples += 1
                 self._applied[partition] = example.offset
                 learned += 1
         finally:
@@ -95,7 +97,6 @@ class SoftmaxRanker:
         gradient += self._settings.l2 * (self.weights - self._start)
         self._accumulators += gradient * gradient
         self.weights = self.weights - self._settings.learning_rate * gradient / np.sqrt(self._accumulators)
-        self.examples += 1
         return float(-np.log(max(likelihoods[0], 1e-300)))
 
     def weights_message(self) -> RankerWeights:

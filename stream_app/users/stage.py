@@ -236,13 +236,14 @@ class UserStage:
     def _note_examples(self, choices: Sequence[tuple[SourcedEvent, Choice]], result: StageResult) -> None:
         found = self._recommender.examples([choice for _, choice in choices])
         for (sourced, choice), features in zip(choices, found, strict=True):
-            if features is not None:
-                result.examples[sourced.partition].append(
-                    TrainingExample(
-                        offset=sourced.offset,
-                        at=choice.request.at,
-                        weight=1.0,
-                        rows=len(features),
-                        features=pack_float32(features),
-                    )
+            # A choice with nothing to learn from is sent as well: that every choice is counted exactly once can
+            # then be checked, whatever the candidates happened to be.
+            result.examples[sourced.partition].append(
+                TrainingExample(
+                    offset=sourced.offset,
+                    at=choice.request.at,
+                    weight=1.0,
+                    rows=0 if features is None else len(features),
+                    features="" if features is None else pack_float32(features),
                 )
+            )
