@@ -27,7 +27,7 @@ from stream_app.delivery.retry import until_it_works
 from stream_app.errors import TopicError, Unavailable
 from stream_app.settings import Settings
 
-__all__ = ["default_partition", "latest", "read_at", "read_to_end", "tail"]
+__all__ = ["Ends", "default_partition", "latest", "read_at", "read_to_end", "tail"]
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ async def read_to_end(
         loop = asyncio.get_running_loop()
         progress_at = loop.time()
         reached_at: float | None = None
-        ends = _Ends(end)
+        ends = Ends(end)
         while True:
             polled = await _poll(consumer, settings, topic)
             for records in polled.values():
@@ -196,7 +196,7 @@ async def _poll(
 
 
 @dataclass(frozen=True, slots=True)
-class _Ends:
+class Ends:
     """Where each partition ends; raised once to the high watermark that comes with its first fetch."""
 
     offsets: dict[TopicPartition, int]

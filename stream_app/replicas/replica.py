@@ -3,7 +3,8 @@
 A plain reader without a consumer group: every process reads every partition of ``items.v1``,
 ``item-vectors.v1``, ``item-signals.v1`` and ``ranker-weights.v1`` into its :class:`ServingState`. It starts from
 the newest usable snapshot and its offsets, is ready when it has passed the offsets that were the end when it
-started and a poll comes back empty, and then goes on for as long as the process lives.
+started and a poll comes back empty (or has not for a second: busy topics never fall silent), and then goes on for as
+long as the process lives.
 
 Records are applied in slices of a few milliseconds, so events get their turn in between.
 """
@@ -22,7 +23,9 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 
 from schemas.decode import decode_item, decode_item_signals, decode_item_vector, decode_ranker_weights
+from schemas.messages import Item
 from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.reading import Ends
 from stream_app.delivery.retry import until_it_works
 from stream_app.errors import InvalidMessage, SnapshotError, TailraceError
 from stream_app.logs import get_logger
@@ -38,6 +41,10 @@ _log = get_logger(__name__)
 _SLICE_S = 0.004
 """Longest stretch of applying records before the event loop gets its turn."""
 _POLL_MS = 200
+_SETTLE_S = 1.0
+"""Topics that keep growing are read this far beyond where they ended at the start; then the replica is ready."""
+_STALE_EXPIRIES = 1_024
+"""Outdated entries in the heap of expiries before it is made again, beyond as many as there are valid ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +84,12 @@ class Replica:
         self._dimensions = dimensions
         self.serving = self._empty()
         self._task: asyncio.Task[None] | None = None
-        self._targets: dict[TopicPartition, int] = {}
+        self._ends = Ends({})
+        self._reached_at: float | None = None
         self._snapshots: Snapshots | None = None
         self._left_out = 0
-        self._expiring: list[tuple[float, str, ItemChange]] = []
+        self._expiries: dict[str, tuple[float, ItemChange]] = {}
+        self._expiring: list[tuple[float, str]] = []
 
     def _empty(self) -> ServingState:
         return ServingState(self.settings, space=self._space, dimensions=self._dimensions)
@@ -141,10 +150,12 @@ class Replica:
             self.positions = {TopicPartition(t, p): offset for (t, p), offset in offsets.items()}
             items = Topics(self.settings).items
             # Which record said so is not kept in snapshots.
-            self._expiring = [
-                (at, item, ItemChange(item, items, -1, -1)) for at, item in self.serving.catalogue.expiring()
-            ]
-            heapq.heapify(self._expiring)
+            self._expiries = {
+                item_id: (at, ItemChange(item_id, items, -1, -1))
+                for at, item_id in self.serving.catalogue.expiring()
+                if self.serving.catalogue.listed(item_id)
+            }
+            self._order_expiries()
             _log.info("snapshot loaded", vectors=len(self.serving.index))
 
     async def _run(self) -> None:
@@ -182,8 +193,9 @@ class Replica:
                     partitions += [TopicPartition(name, number) for number in sorted(found)]
                 consumer.assign(partitions)
                 beginning = await consumer.beginning_offsets(partitions)
-                self._targets = await consumer.end_offsets(partitions)
-                self._check_positions(beginning, self._targets)
+                end = await consumer.end_offsets(partitions)
+                self._ends, self._reached_at = Ends(dict(end)), None
+                self._check_positions(beginning, end)
                 for partition in partitions:
                     consumer.seek(partition, self.positions.setdefault(partition, beginning[partition]))
             except BaseException:
@@ -232,6 +244,8 @@ class Replica:
         _log.warning("replica starts over", why=why)
         self.positions.clear()
         self.serving = self._empty()
+        self._expiries.clear()
+        self._expiring.clear()
 
     async def _tail(self, consumer: AIOKafkaConsumer, topics: Topics) -> None:
         apply = {
@@ -263,8 +277,7 @@ class Replica:
                 self.metrics.replica_records.labels(partition.topic).inc(len(records))
             if newest:
                 self.metrics.replica_offset_age.set(max(0.0, time.time() - newest / 1000))
-            # A broker may state an end that is too low; an empty poll beyond it settles the matter.
-            if not self.ready.is_set() and not fetched and await self._reached_targets(consumer):
+            if not self.ready.is_set() and await self._caught_up(consumer, idle=not fetched):
                 self._became_ready()
             if self.ready.is_set():
                 self._expire()
@@ -276,11 +289,11 @@ class Replica:
                     await self._write_snapshot()
                     last_snapshot = time.monotonic()
 
-    async def _reached_targets(self, consumer: AIOKafkaConsumer) -> bool:
-        for partition, target in self._targets.items():
-            if await consumer.position(partition) < target:
-                return False
-        return True
+    async def _caught_up(self, consumer: AIOKafkaConsumer, *, idle: bool) -> bool:
+        """Whether everything is applied that was there at the start. ``idle``: the last poll brought nothing."""
+        if self._reached_at is None and await self._ends.reached(consumer):
+            self._reached_at = time.monotonic()
+        return self._reached_at is not None and (idle or time.monotonic() - self._reached_at > _SETTLE_S)
 
     def _became_ready(self) -> None:
         self.ready.set()
@@ -311,33 +324,50 @@ class Replica:
             _log.warning("snapshot not written", error=str(error))
 
     def _apply_item(self, record: ConsumerRecord) -> None:
-        try:
-            item_id, item = decode_item(record.key, record.value, record.headers)
-        except InvalidMessage:
-            return
-        listed = self._listed(item_id)
+        item_id, item = decode_item(record.key, record.value, record.headers)
+        now = time.time()
+        listed = self._listed(item_id, now)
         self.serving.apply_item(item_id, item)
         change = ItemChange(item_id, record.topic, record.partition, record.offset)
-        if listed and not self._listed(item_id):
+        self._note_expiry(item, change, now)
+        if listed and not self._listed(item_id, now):
             self._withdraw(change)
-        if item is not None and item.expires_at is not None:
-            heapq.heappush(self._expiring, (item.expires_at.timestamp(), item_id, change))
 
     def _withdraw(self, change: ItemChange) -> None:
         if self.on_withdrawn is not None:
             self.on_withdrawn(change)
 
+    def _note_expiry(self, item: Item | None, change: ItemChange, now: float) -> None:
+        """Remember when an item's time will be over; what was remembered of it before is outdated."""
+        held = self._expiries.pop(change.item_id, None)
+        if item is None or item.expires_at is None or not item.available:
+            return
+        ends_at = item.expires_at.timestamp()
+        if ends_at <= now:
+            return
+        self._expiries[change.item_id] = (ends_at, change)
+        if held is None or held[0] != ends_at:
+            heapq.heappush(self._expiring, (ends_at, change.item_id))
+        if len(self._expiring) > 2 * len(self._expiries) + _STALE_EXPIRIES:
+            self._order_expiries()
+
+    def _order_expiries(self) -> None:
+        self._expiring = [(at, item_id) for item_id, (at, _) in self._expiries.items()]
+        heapq.heapify(self._expiring)
+
     def _expire(self) -> None:
-        """Items whose time is over by now, without any record saying so. Entries of changed items are ignored."""
+        """Items whose time is over by now, without any record saying so."""
         now = time.time()
         while self._expiring and self._expiring[0][0] <= now:
-            _, item_id, change = heapq.heappop(self._expiring)
-            if not self._listed(item_id):
-                self._withdraw(change)
+            at, item_id = heapq.heappop(self._expiring)
+            held = self._expiries.get(item_id)
+            if held is not None and held[0] == at:
+                del self._expiries[item_id]
+                self._withdraw(held[1])
 
-    def _listed(self, item_id: str) -> bool:
+    def _listed(self, item_id: str, now: float) -> bool:
         row = self.serving.catalogue.row(item_id)
-        return row >= 0 and bool(self.serving.catalogue.servable(time.time())[row])
+        return row >= 0 and bool(self.serving.catalogue.servable(now)[row])
 
     def _apply_vector(self, record: ConsumerRecord) -> None:
         item_id, vector = decode_item_vector(record.key, record.value)
