@@ -46,12 +46,18 @@ _EVENT_TEXT_WAIT_S = 10.0
 """An event waits this long for its text's embedding, then goes on without; the text counts from the next event."""
 _REPLACED_AT_ONCE = 64
 """Slates made again in one go when an item is withdrawn; events wait for no more than these."""
+_FAILURES = (TailraceError, ArithmeticError, LookupError, TypeError, ValueError)
+"""What one bad event or user may cause, and others must not suffer from."""
 _MESSAGE_ROWS = 512
 """Transitions or examples per message, so that one stays far below the broker's limit."""
 
 
 class InteractionsAgent(Agent):
-    """Owns the users of its partitions of ``interactions.v1``."""
+    """Owns the users of its partitions of ``interactions.v1``.
+
+    Attributes:
+        standing_reads: how often the standing slates were read to their end.
+    """
 
     role: ClassVar[str] = "interactions"
 
@@ -77,6 +83,8 @@ class InteractionsAgent(Agent):
         self._showing = Showing(limit=settings.users.cache)
         self._withdrawn: dict[str, ItemChange] = {}
         self._withdrawal = asyncio.Event()
+        self._moved = asyncio.Event()
+        self.standing_reads = 0
         self._feature_names = list(feature_names(settings.items))
 
     @property
@@ -87,7 +95,7 @@ class InteractionsAgent(Agent):
         self._item_partitions = await self.publisher.partitions(self.topics.transitions)
         await super().start()
         self._run("withdrawals", self._replace_withdrawn())
-        self._run("standing", self.reading(self._read_standing, self.topics.recommendations))
+        self._run("standing", self._follow_standing())
 
     async def hand_over(self) -> None:
         # The batch under way finishes and is acknowledged; the lock is kept, so no other begins.
@@ -96,6 +104,9 @@ class InteractionsAgent(Agent):
     async def partitions_changed(self) -> None:
         self._users.forget()
         self._stage.forget()
+        # Others may have published since for users that are ours now.
+        self._showing = Showing(limit=self.settings.users.cache)
+        self._moved.set()
 
     def withdraw(self, change: ItemChange) -> None:
         """An item may not be recommended any more: the slates that show it are published again, without it."""
@@ -107,10 +118,23 @@ class InteractionsAgent(Agent):
             await self._withdrawal.wait()
             self._withdrawal.clear()
             changes, self._withdrawn = self._withdrawn, {}
-            users = self._showing.showing(changes.keys(), partitions=self.assignment())
+            async with self._busy:  # With the batch under way: its slates are made, and not yet noted as shown.
+                users = self._showing.showing(changes.keys(), partitions=self.assignment())
             for start in range(0, len(users), _REPLACED_AT_ONCE):
+                part = users[start : start + _REPLACED_AT_ONCE]
                 async with self._busy:  # Events get their turn between slices.
-                    await self._replace(users[start : start + _REPLACED_AT_ONCE], changes)
+                    await self._replace_each(part, changes)
+
+    async def _replace_each(self, users: Sequence[tuple[str, str]], changes: Mapping[str, ItemChange]) -> None:
+        """All at once; where that fails, user by user, so that one costs the others nothing."""
+        try:
+            await self._replace(users, changes)
+        except _FAILURES as error:
+            if len(users) == 1:
+                _log.error("slate not replaced", user=users[0][0], item=users[0][1], error=str(error))
+                return
+            for user in users:
+                await self._replace_each([user], changes)
 
     async def _replace(self, users: Sequence[tuple[str, str]], changes: Mapping[str, ItemChange]) -> None:
         """Fresh slates for ``users``: pairs of user and the item that must leave."""
@@ -126,8 +150,16 @@ class InteractionsAgent(Agent):
         self._showing.replaced(slates)
         self.metrics.slates_replaced.inc(len(slates))
 
+    async def _follow_standing(self) -> None:
+        """Read the standing slates whenever the partitions moved."""
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            await self.reading(self._read_standing, self.topics.recommendations)
+            self.standing_reads += 1
+
     async def _read_standing(self) -> None:
-        """The slates that stand from before this process: what they show may have been withdrawn meanwhile."""
+        """The slates others published, or we before: what they show may have been withdrawn meanwhile."""
         servable = self._serving.catalogue.servable
         before = Showing(limit=self.settings.users.cache)
         async for record in read_to_end(self.settings, self.topics.recommendations):
@@ -162,7 +194,7 @@ class InteractionsAgent(Agent):
         async with self._busy:
             try:
                 await self._process([event for _, event in sourced], letters, now)
-            except (TailraceError, ArithmeticError, LookupError, TypeError, ValueError):
+            except _FAILURES:
                 _log.warning("batch failed, going on one by one", events=len(sourced), exc_info=True)
                 await self._one_by_one(sourced, letters, now)
         for event in events:
@@ -190,7 +222,7 @@ class InteractionsAgent(Agent):
                 try:
                     await self._process([event], [], now)
                     break
-                except (TailraceError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+                except _FAILURES as error:
                     if attempt == self.settings.delivery.attempts:
                         problem = InvalidMessage(
                             "processing_failed",

@@ -31,10 +31,11 @@ class Showing:
                 self._put(slate.user_id, slate.trigger.partition, frozenset(item.item_id for item in slate.items))
 
     def replaced(self, slates: Sequence[NewSlate]) -> None:
-        """Slates made again for another reason; the owner is the same."""
+        """Slates made again for another reason; the owner is the same. Users not known (any more) are left out."""
         for slate in slates:
-            partition, _ = self._users.get(slate.user_id, (-1, frozenset()))
-            self._put(slate.user_id, partition, frozenset(item.item_id for item in slate.items))
+            if slate.user_id in self._users:
+                partition, _ = self._users[slate.user_id]
+                self._put(slate.user_id, partition, frozenset(item.item_id for item in slate.items))
 
     def standing(self, user_id: str, slate: Slate, *, partition: int) -> None:
         """A slate read from the topic in order of offsets, and the partition its user's events are in."""

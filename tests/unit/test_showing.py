@@ -58,6 +58,12 @@ def test_a_replaced_slate_keeps_its_owner():
     assert showing.showing({"a"}, partitions={3}) == []
 
 
+def test_a_replaced_slate_of_a_user_whose_owner_is_not_known_is_left_out():
+    showing = Showing(limit=10)
+    showing.replaced([NewSlate("u", places("b"), None)])
+    assert len(showing) == 0
+
+
 def test_a_slate_without_a_cause_is_not_taken_as_published():
     showing = Showing(limit=10)
     showing.published([NewSlate("u", places("a"), None)])
