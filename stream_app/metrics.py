@@ -11,6 +11,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from stream_app import __version__
+from stream_app.errors import SettingsError
 from stream_app.settings import MetricsSettings
 
 __all__ = ["Metrics", "serve_metrics"]
@@ -127,8 +128,18 @@ class Metrics:
 
 
 def serve_metrics(metrics: Metrics, settings: MetricsSettings) -> tuple[WSGIServer, int] | None:
-    """Serve ``/metrics`` on the configured address; returns the server and its port, or None when switched off."""
+    """Serve ``/metrics`` on the configured address; returns the server and its port, or None when switched off.
+
+    Raises:
+        SettingsError: when the address cannot be listened on.
+    """
     if settings.port < 0:
         return None
-    server, _ = start_http_server(settings.port, addr=settings.host, registry=metrics.registry)
+    try:
+        server, _ = start_http_server(settings.port, addr=settings.host, registry=metrics.registry)
+    except OSError as error:
+        raise SettingsError(
+            f"metrics.port = {settings.port}, metrics.host = {settings.host!r}: cannot listen there: {error}; "
+            "0 takes a free port, -1 serves none"
+        ) from error
     return server, int(server.server_port)

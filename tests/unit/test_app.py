@@ -1,0 +1,91 @@
+"""The composition root: parts start in order, stop whatever happens, and a part that fails ends the process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import urllib.error
+import urllib.request
+
+import pytest
+
+from stream_app.app import ROLES, Tailrace, stop_on_signals
+from stream_app.errors import SettingsError, TailraceError
+from stream_app.settings import Settings, load_settings
+from tests.waiting import eventually
+
+NOBODY = "127.0.0.1:1"
+"""Where nothing listens."""
+
+
+def make_settings(**overrides: object) -> Settings:
+    groups = {"metrics": {"port": 0}, "replica": {"directory": "off"}, "delivery": {"retry_max_s": 0.05}, **overrides}
+    return load_settings(kafka=NOBODY, redis=f"redis://{NOBODY}/0", **groups)
+
+
+def scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+def test_roles_are_started_in_the_order_that_feeds_the_others():
+    async def ordered() -> list[str]:
+        return list(Tailrace(make_settings(), ["interactions", "items", "catalogue"]).roles)
+
+    assert asyncio.run(ordered()) == ["catalogue", "items", "interactions"]
+    assert set(ROLES) == {"catalogue", "items", "ranker", "interactions"}
+
+
+async def test_without_a_broker_it_waits_tells_so_by_its_metrics_and_stops_when_told():
+    tailrace, stop = Tailrace(make_settings(), ROLES), asyncio.Event()
+    running = asyncio.create_task(tailrace.run(stop))
+    port = await eventually(lambda: tailrace.metrics_port, what="the metrics endpoint comes first")
+    text = await asyncio.to_thread(scrape, port)
+    assert "tailrace_ready 0.0" in text
+    await eventually(
+        lambda: tailrace.metrics.registry.get_sample_value("tailrace_retries_total", {"what": f"Kafka at {NOBODY}"})
+    )
+    assert not tailrace.ready.is_set()
+    assert not running.done()
+    stop.set()
+    await asyncio.wait_for(running, 10)
+    with pytest.raises((OSError, urllib.error.URLError)):
+        await asyncio.to_thread(scrape, port)
+
+
+async def test_told_to_stop_before_it_began_it_does_not_begin():
+    stop = asyncio.Event()
+    stop.set()
+    await asyncio.wait_for(Tailrace(make_settings(), ROLES).run(stop), 10)
+
+
+async def test_a_metrics_port_that_is_taken_is_an_error_that_names_it():
+    first, stop = Tailrace(make_settings(), []), asyncio.Event()
+    running = asyncio.create_task(first.run(stop))
+    port = await eventually(lambda: first.metrics_port)
+    second = Tailrace(make_settings(metrics={"port": port}), [])
+    try:
+        with pytest.raises(TailraceError, match=f"metrics.port.*{port}"):
+            await asyncio.wait_for(second.run(asyncio.Event()), 10)
+    finally:
+        stop.set()
+        await asyncio.wait_for(running, 10)
+
+
+async def test_settings_that_only_show_at_start_end_it_with_their_name():
+    settings = make_settings(connection={"security_protocol": "SASL_PLAINTEXT"})
+    with pytest.raises(SettingsError, match=r"connection\.username"):
+        await asyncio.wait_for(Tailrace(settings, ["items"]).run(asyncio.Event()), 10)
+
+
+async def test_sigterm_and_sigint_set_the_event():
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    loop = asyncio.get_running_loop()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(stop.wait(), 5)
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        loop.remove_signal_handler(signal.SIGINT)
