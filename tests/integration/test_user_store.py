@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from stream_app.embedded import EmbeddedStack
+from stream_app.embedded.redis import EmbeddedRedis
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings, load_settings
 from stream_app.stores.users import UserStore, connect_redis
@@ -30,6 +31,17 @@ async def store(settings: Settings) -> AsyncIterator[tuple[UserStore, Redis, Met
 @pytest.fixture
 def settings(stack: Stack, topic_prefix: str) -> Settings:
     return make_settings(stack.redis, topic_prefix)
+
+
+@pytest.fixture
+async def own_redis(tmp_path: Path) -> AsyncIterator[EmbeddedRedis]:
+    """A server to be suspended and filled up."""
+    server = EmbeddedRedis(directory=tmp_path)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
 
 
 def make_settings(redis: str, prefix: str, **users: int) -> Settings:
@@ -190,10 +202,10 @@ async def test_a_state_that_was_on_its_way_when_partitions_moved_is_not_kept(set
 
 
 async def test_loading_and_saving_wait_while_redis_hangs_and_go_on_when_it_is_back(
-    own_stack: EmbeddedStack, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+    own_redis: EmbeddedRedis, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("stream_app.stores.users._TIMEOUT_S", 0.2)
-    settings = make_settings(own_stack.redis, topic_prefix)
+    settings = make_settings(own_redis.url, topic_prefix)
     async with store(settings) as (users, _, metrics):
 
         def tries(what: str) -> float:
@@ -201,7 +213,7 @@ async def test_loading_and_saving_wait_while_redis_hangs_and_go_on_when_it_is_ba
 
         await users.save({"u": state("u", 1)}, partitions={"u": 0})
         users.forget()
-        own_stack.redis_server.suspend()
+        own_redis.suspend()
         try:
             loading = asyncio.create_task(users.load(["u", "v"]))
             saving = asyncio.create_task(users.save({"w": state("w", 3)}, partitions={"w": 0}))
@@ -210,7 +222,7 @@ async def test_loading_and_saving_wait_while_redis_hangs_and_go_on_when_it_is_ba
                     done, _ = await asyncio.wait([loading, saving], timeout=0.05)
                     assert not done
         finally:
-            own_stack.redis_server.resume()
+            own_redis.resume()
         loaded = await asyncio.wait_for(loading, 20)
         await asyncio.wait_for(saving, 20)
         assert {user: one.events for user, one in loaded.items()} == {"u": 2, "v": 0}
@@ -218,8 +230,8 @@ async def test_loading_and_saving_wait_while_redis_hangs_and_go_on_when_it_is_ba
         assert (await users.load(["w"]))["w"].events == 4
 
 
-async def test_a_redis_that_is_full_is_waited_for(own_stack: EmbeddedStack, topic_prefix: str):
-    settings = make_settings(own_stack.redis, topic_prefix)
+async def test_a_redis_that_is_full_is_waited_for(own_redis: EmbeddedRedis, topic_prefix: str):
+    settings = make_settings(own_redis.url, topic_prefix)
     async with store(settings) as (users, redis, metrics):
         await redis.config_set("maxmemory", "1")
         saving = asyncio.create_task(users.save({"u": state("u", 3)}, partitions={"u": 0}))
