@@ -68,6 +68,8 @@ class ServingState:
             if row >= 0:
                 self.index.remove(np.array([row], np.int32))
                 self.cold.set(row, cold=False)
+            if self.catalogue.unknown > self.settings.replica.unknown_items:
+                self._make_room()
             self.counters["items_removed"] += 1
             return
         row = self.catalogue.put(item)
@@ -120,14 +122,33 @@ class ServingState:
         return applied
 
     def _intern(self, item_id: str) -> int:
-        """A row for the id; makes room by freeing rows nothing refers to when there is none."""
+        """A row for the id; -1 when there is none even after making room (``replica.unknown_items`` is 0)."""
         row = self.catalogue.intern(item_id)
         if row < 0:
-            referenced = self.signals.referenced(self.catalogue.rows)
-            referenced |= self.index.has(np.arange(self.catalogue.rows, dtype=np.int32))
-            if len(self.catalogue.reclaim(referenced)):
-                row = self.catalogue.intern(item_id)
+            self._make_room()
+            row = self.catalogue.intern(item_id)
         return row
+
+    def _make_room(self) -> None:
+        """Free rows of ids without an entry: first those nothing refers to, then those with the fewest events.
+
+        A tenth of the bound is freed at a time, so that looking at all neighbours is rare.
+        """
+        catalogue = self.catalogue
+        rows = np.arange(catalogue.rows, dtype=np.int32)
+        catalogue.reclaim(self.signals.referenced(len(rows)) | self.index.has(rows))
+        surplus = catalogue.unknown - int(0.9 * self.settings.replica.unknown_items)
+        if surplus <= 0:
+            return
+        unknown = np.flatnonzero(~catalogue.known & (catalogue.id_hash >= 0)).astype(np.int32)
+        order = np.lexsort((catalogue.id_hash[unknown], self.signals.total(unknown)))
+        dropped = unknown[order[:surplus]]
+        self.signals.forget(dropped)
+        self.index.remove(dropped)
+        kept = np.ones(len(rows), np.bool_)
+        kept[dropped] = False
+        catalogue.reclaim(kept)
+        self.counters["unknown_items_dropped"] += len(dropped)
 
     def _update_cold(self, row: int, *, changed: bool = False) -> None:
         threshold = self.settings.retrieval.cold_events

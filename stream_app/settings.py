@@ -195,7 +195,7 @@ class ItemSettings(_Group):
         500, ge=1, le=100_000, description="Rows broadcast per flush at most, the longest waiting first (count)."
     )
     tracked: int = Field(
-        1_000_000, ge=1, le=100_000_000, description="Items with statistics per process at most (count)."
+        1_000_000, ge=1, le=100_000_000, description="Items with statistics per partition at most (count)."
     )
 
     @field_validator("half_lives_days")
@@ -253,7 +253,7 @@ class SlateSettings(_Group):
     diversity: float = Field(0.05, ge=0, le=1, description="Share of diversity in re-ranking; 0: pure score.")
     cold_places: int = Field(1, ge=0, le=20, description="Places reserved for new items (count).")
     cold_from_rank: int = Field(11, ge=1, le=200, description="First rank a reserved place may take.")
-    language: str = Field("en", description="Language of reasons.")
+    language: Literal["en", "zh"] = Field("en", description="Language of reasons.")
 
 
 class EncoderSettings(_Group):
@@ -365,7 +365,7 @@ class Settings(BaseSettings):
     topics: TopicSettings = Field(default_factory=TopicSettings)
     events: EventSettings = Field(default_factory=EventSettings)
     event_types: dict[str, EventType] = Field(
-        default_factory=dict, description="Event types, added to (or replacing) the built-in table."
+        default_factory=dict, description="Event types: new ones, or fields of built-in ones that differ."
     )
     users: UserSettings = Field(default_factory=UserSettings)
     items: ItemSettings = Field(default_factory=ItemSettings)
@@ -403,7 +403,13 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _with_default_event_types(self) -> Settings:
-        object.__setattr__(self, "event_types", {**DEFAULT_EVENT_TYPES, **self.event_types})
+        merged = dict(DEFAULT_EVENT_TYPES)
+        for name, given in self.event_types.items():
+            known = merged.get(name)
+            # A built-in type keeps the fields that are not given.
+            changes = {field: getattr(given, field) for field in given.model_fields_set}
+            merged[name] = given if known is None else known.model_copy(update=changes)
+        object.__setattr__(self, "event_types", merged)
         return self
 
     @classmethod

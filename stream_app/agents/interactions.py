@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.cloudevents import event_type, headers
 from schemas.decode import decode_interaction, decode_slate, encode
-from schemas.messages import Slate, TrainingExamples, Transition, Transitions, Trigger
+from schemas.messages import Slate, TrainingExample, TrainingExamples, Transition, Transitions, Trigger
 from stream_app.agents.base import Agent
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import read_to_end
@@ -41,6 +41,7 @@ from workers.pool import EncoderPool, Priority
 
 __all__ = ["InteractionsAgent"]
 
+T = TypeVar("T")
 _log = get_logger(__name__)
 _EVENT_TEXT_WAIT_S = 10.0
 """An event waits this long for its text's embedding, then goes on without; the text counts from the next event."""
@@ -48,8 +49,6 @@ _REPLACED_AT_ONCE = 64
 """Slates made again in one go when an item is withdrawn; events wait for no more than these."""
 _FAILURES = (TailraceError, ArithmeticError, LookupError, TypeError, ValueError)
 """What one bad event or user may cause, and others must not suffer from."""
-_MESSAGE_ROWS = 512
-"""Transitions or examples per message, so that one stays far below the broker's limit."""
 
 
 class InteractionsAgent(Agent):
@@ -161,7 +160,7 @@ class InteractionsAgent(Agent):
     async def _read_standing(self) -> None:
         """The slates others published, or we before: what they show may have been withdrawn meanwhile."""
         servable = self._serving.catalogue.servable
-        before = Showing(limit=self.settings.users.cache)
+        showing, before = self._showing, Showing(limit=self.settings.users.cache)
         async for record in read_to_end(self.settings, self.topics.recommendations):
             try:
                 user_id, slate = decode_slate(record.key, record.value, record.headers)
@@ -173,7 +172,9 @@ class InteractionsAgent(Agent):
                 # An item's change says nothing of the user; the topics are partitioned alike by default.
                 by_event = slate.trigger.topic == self.topic
                 before.standing(user_id, slate, partition=slate.trigger.partition if by_event else record.partition)
-        self._showing.add_older(before)
+        if self._showing is not showing:
+            return  # The partitions moved again: what was read may be outdated, and a new reading follows.
+        showing.add_older(before)
         row_of = self._serving.catalogue.row
         now = time.time()
         for item_id in self._showing.items():
@@ -240,16 +241,35 @@ class InteractionsAgent(Agent):
         result = self._stage.process(events, states, now=now, text_vectors=texts)
         for why, count in result.skipped.items():
             self.metrics.skipped.labels(why).inc(count)
-        records = [*letters, *self._slates(result.slates, now), *self._notes(result)]
+        first, *more = self._notes(result)
+        records = [*letters, *self._slates(result.slates, now), *first]
         t2 = time.perf_counter()
         await self.publisher.publish(records)
+        for notes in more:
+            await self.publisher.publish(notes)
         self._showing.published(result.slates)
         self._measure_freshness(result.slates)
         t3 = time.perf_counter()
-        await self._users.save(result.states, partitions=result.partitions)
+        refused = await self._users.save(result.states, partitions=result.partitions)
+        if refused:
+            await self._publish_again(refused, result.partitions, now)
         t4 = time.perf_counter()
         for step, seconds in (("load", t1 - t0), ("compute", t2 - t1), ("publish", t3 - t2), ("save", t4 - t3)):
             observe(self.role, step).observe(seconds)
+
+    async def _publish_again(self, users: Sequence[str], partitions: Mapping[str, int], now: float) -> None:
+        """Slates from the stored states of users somebody else has by now: ours may have come after theirs."""
+        states = await self._users.load(users)
+        slates = self._stage.rerank(states, now=now, text_vectors=await self._text_vectors([], states))
+        generated_at = datetime.fromtimestamp(now, UTC)
+        records = []
+        for slate in slates:
+            partition = partitions[slate.user_id]
+            through = states[slate.user_id].applied.get(partition, -1)
+            cause = ItemChange("", self.topic, partition, through)
+            records.append(self._slate(slate, generated_at, cause))
+        await self.publisher.publish(records)
+        self._showing.replaced(slates)
 
     async def _text_vectors(
         self, events: Sequence[SourcedEvent], states: Mapping[str, UserState]
@@ -296,7 +316,8 @@ class InteractionsAgent(Agent):
             slate_id = f"{sourced.partition}-{sourced.offset}"
         elif change is not None:
             trigger = Trigger(topic=change.topic, partition=change.partition, offset=change.offset)
-            slate_id = f"items-{change.partition}-{change.offset}"
+            why = "again" if change.topic == self.topic else "items"
+            slate_id = f"{why}-{change.partition}-{change.offset}"
         else:
             raise ValueError("a slate is caused by an event or by an item's change")
         message = Slate(
@@ -320,9 +341,21 @@ class InteractionsAgent(Agent):
             ),
         )
 
-    def _notes(self, result: StageResult) -> list[OutRecord]:
-        """Transitions for the item owners and examples for the ranker."""
-        records: list[OutRecord] = []
+    def _notes(self, result: StageResult) -> list[list[OutRecord]]:
+        """Transitions for the item owners and examples for the ranker, in rounds.
+
+        Their consumers take offsets in order, so of the parts that one message cannot hold, each is published after
+        the one before is acknowledged: round by round.
+        """
+        limit = self.settings.connection.max_message_bytes // 3
+        rounds: list[list[OutRecord]] = [[]]
+
+        def add(records: list[OutRecord]) -> None:
+            while len(rounds) < len(records):
+                rounds.append([])
+            for place, record in enumerate(records):
+                rounds[place].append(record)
+
         for source, transitions in result.transitions.items():
             by_owner: dict[int, list[Transition]] = {}
             for transition in transitions:
@@ -331,32 +364,20 @@ class InteractionsAgent(Agent):
                 for owner in owners:
                     by_owner.setdefault(owner, []).append(transition)
             for owner, rows in sorted(by_owner.items()):
-                records += [
-                    OutRecord(
-                        self.topics.transitions,
-                        str(source).encode(),
-                        encode(Transitions(source_topic=self.topic, source_partition=source, rows=part)),
-                        partition=owner,
-                    )
-                    for part in _parts(rows)
-                ]
+                add([self._transitions(source, owner, part) for part in _parts(rows, _transition_bytes, limit)])
         for source, examples in result.examples.items():
-            records += [
-                OutRecord(
-                    self.topics.training_examples,
-                    b"default",
-                    encode(
-                        TrainingExamples(
-                            source_topic=self.topic,
-                            source_partition=source,
-                            feature_names=self._feature_names,
-                            examples=part,
-                        )
-                    ),
-                )
-                for part in _parts(examples)
-            ]
-        return records
+            add([self._examples(source, part) for part in _parts(examples, _example_bytes, limit)])
+        return rounds
+
+    def _transitions(self, source: int, owner: int, rows: list[Transition]) -> OutRecord:
+        message = Transitions(source_topic=self.topic, source_partition=source, rows=rows)
+        return OutRecord(self.topics.transitions, str(source).encode(), encode(message), partition=owner)
+
+    def _examples(self, source: int, examples: list[TrainingExample]) -> OutRecord:
+        message = TrainingExamples(
+            source_topic=self.topic, source_partition=source, feature_names=self._feature_names, examples=examples
+        )
+        return OutRecord(self.topics.training_examples, b"default", encode(message))
 
     def _measure_freshness(self, slates: Sequence[NewSlate]) -> None:
         now = time.time()
@@ -368,5 +389,24 @@ class InteractionsAgent(Agent):
         )
 
 
-def _parts(rows: list[Any]) -> list[list[Any]]:
-    return [rows[start : start + _MESSAGE_ROWS] for start in range(0, len(rows), _MESSAGE_ROWS)]
+def _parts(rows: Sequence[T], size: Callable[[T], int], limit: int) -> list[list[T]]:
+    """``rows`` in order, cut so that the sizes of a part add up to at most ``limit`` bytes (or it is one row)."""
+    parts: list[list[T]] = []
+    room = 0
+    for row in rows:
+        needed = size(row)
+        if not parts or needed > room:
+            parts.append([])
+            room = limit
+        parts[-1].append(row)
+        room -= needed
+    return parts
+
+
+def _transition_bytes(row: Transition) -> int:
+    """An upper estimate of the row's JSON: four bytes a character, two numbers per earlier item."""
+    return 200 + 4 * len(row.item_id) + sum(4 * len(item_id) + 48 for item_id in row.previous)
+
+
+def _example_bytes(row: TrainingExample) -> int:
+    return 160 + len(row.features)

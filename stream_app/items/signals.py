@@ -170,6 +170,17 @@ class Signals:
                 referenced[neighbours.rows[neighbours.rows < rows]] = True
         return referenced
 
+    def forget(self, rows: NDArray[np.int32]) -> None:
+        """Drop the statistics of ``rows`` and every mention of them; looks at all neighbours."""
+        gone = np.zeros(max(self.rows, int(rows.max()) + 1 if len(rows) else 0), np.bool_)
+        gone[rows] = True
+        for row in rows.tolist():
+            self._clear(row)
+        for row, held in enumerate(self._neighbours):
+            kept = ~gone[held.rows]
+            if not kept.all():
+                self._neighbours[row] = Neighbours(held.rows[kept], held.symmetric[kept], held.directed[kept], held.at)
+
     def _reserve(self, rows: int) -> None:
         missing = rows - len(self._neighbours)
         if missing <= 0:

@@ -80,13 +80,19 @@ def strongest_kind(
 ) -> list[str]:
     """The kind with the largest contribution for each item; ``recommended`` where none speaks for it.
 
+    Only evidence counts: a feature above the median that raises the score. One below it with a negative weight
+    raises the score too, but "popular" must not be said of what nobody bought. For ``unlike`` it is the other way
+    round: being unlike what the user turned down is the evidence.
+
     Args:
         values: float64 [items, features], scaled.
         middle: float64 [features], the medians over the request's candidates.
         weights: float64 [features].
         kinds: from :func:`kind_matrix`.
     """
-    contributions = ((values - middle) * weights) @ kinds
+    above = values - middle
+    evidence = np.where(kinds[:, KINDS.index("unlike")] > 0, -above, above) > 0
+    contributions = np.where(evidence, above * weights, 0.0) @ kinds
     best = contributions.argmax(axis=1)
     strongest = contributions[np.arange(len(best)), best]
     return [KINDS[kind] if amount > 0 else "recommended" for kind, amount in zip(best, strongest, strict=True)]

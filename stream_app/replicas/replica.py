@@ -326,7 +326,9 @@ class Replica:
     def _apply_item(self, record: ConsumerRecord) -> None:
         item_id, item = decode_item(record.key, record.value, record.headers)
         now = time.time()
-        listed = self._listed(item_id, now)
+        held = self._expiries.get(item_id)
+        # Its time may be over since the last look: then nobody was told yet, and this record is what tells.
+        listed = self._listed(item_id, now) or (held is not None and held[0] <= now)
         self.serving.apply_item(item_id, item)
         change = ItemChange(item_id, record.topic, record.partition, record.offset)
         self._note_expiry(item, change, now)

@@ -114,8 +114,11 @@ class UserStore:
 
         return await self._patiently(attempt, "user states from Redis")
 
-    async def save(self, states: Mapping[str, UserState], *, partitions: Mapping[str, int]) -> None:
+    async def save(self, states: Mapping[str, UserState], *, partitions: Mapping[str, int]) -> list[str]:
         """Write the states and put them into the cache; waits while Redis is away.
+
+        Returns:
+            the users of whom Redis holds as much or more: somebody else has them by now. Nothing was written.
 
         Args:
             states: new states by user id.
@@ -125,7 +128,7 @@ class UserStore:
             ValueError: when what is stored of a user is no state; names the user. The others are written.
         """
         if not states:
-            return
+            return []
         generation = self._generation
 
         async def attempt() -> list[object]:
@@ -156,14 +159,17 @@ class UserStore:
             for user_id in states:  # Some were written, and the cache knows nothing of it.
                 self._cache.pop(user_id, None)
             raise
+        refused = []
         for (user_id, state), result in zip(states.items(), written, strict=True):
             if result and generation == self._generation:
                 self._cache[user_id] = state
                 self._cache.move_to_end(user_id)
             else:
-                # Redis holds as much or more: somebody else owns the user by now. Read it again next time.
-                self._cache.pop(user_id, None)
+                self._cache.pop(user_id, None)  # Read it again next time.
+            if not result:
+                refused.append(user_id)
         self._shrink()
+        return refused
 
     def _shrink(self) -> None:
         while len(self._cache) > self._settings.users.cache:
@@ -181,9 +187,16 @@ class UserStore:
 
 
 def _raise_errors(user_ids: Iterable[str], results: Iterable[object]) -> None:
-    """Raise what came back instead of a reply: errors that pass as they are, others as ``ValueError``."""
+    """Raise what came back instead of a reply.
+
+    Only a key that is no state is a matter of its user (``ValueError``). Whatever else Redis refuses (no replicas,
+    disk full, no permission, busy, loading, full) is the operator's to mend, and events wait for it: dead-lettering
+    them would empty the stream into the dead letter topic within seconds.
+    """
     for user_id, result in zip(user_ids, results, strict=True):
-        if isinstance(result, ResponseError) and not isinstance(result, REDIS_TRANSIENT):
+        if isinstance(result, ResponseError) and "WRONGTYPE" in str(result):
             raise ValueError(f"state of user {user_id!r} cannot be read or written: {result}") from result
+        if isinstance(result, ResponseError) and not isinstance(result, REDIS_TRANSIENT):
+            raise Unavailable(f"Redis refuses: {result}") from result
         if isinstance(result, BaseException):
             raise result

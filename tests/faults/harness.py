@@ -168,8 +168,10 @@ class Pipeline:
             await create_topics(self.settings)
         for role in roles:
             eager = {**self.overrides, "encoder": {**self.overrides["encoder"], "eager": "catalogue" in role}}
-            self.workers[role] = WorkerProcess(role.split(","), overrides=eager, directory=self.directory)
-        await asyncio.gather(*(worker.start() for worker in self.workers.values()))
+            # "interactions#2" is a second process of the role.
+            names = role.partition("#")[0].split(",")
+            self.workers[role] = WorkerProcess(names, overrides=eager, directory=self.directory)
+        await asyncio.gather(*(self.workers[role].start() for role in roles))
 
     async def close(self) -> None:
         await asyncio.gather(*(worker.kill() for worker in self.workers.values()))
@@ -220,8 +222,9 @@ class Pipeline:
             wanted = sum((await self._ends(topic)).values())
 
             async def tailed(topic: str = topic, wanted: int = wanted) -> bool:
-                samples = await self._ranking_worker().metrics() or {}
-                return samples.get(f'tailrace_replica_position{{topic="{topic}"}}', 0) >= wanted
+                sample = f'tailrace_replica_position{{topic="{topic}"}}'
+                found = [await worker.metrics() or {} for worker in self._ranking_workers()]
+                return all(samples.get(sample, 0) >= wanted for samples in found)
 
             await eventually(tailed, timeout_s=timeout_s, interval_s=0.1, what=f"replica read {topic} ({wanted})")
 
@@ -233,7 +236,8 @@ class Pipeline:
         """Wait until the interactions process can find ``count`` vectors."""
 
         async def there() -> bool:
-            return (await self._ranking_worker().metric("tailrace_index_items") or 0) >= count
+            found = [await worker.metric("tailrace_index_items") or 0 for worker in self._ranking_workers()]
+            return min(found) >= count
 
         await eventually(there, timeout_s=timeout_s, interval_s=0.1, what=f"{count} vectors in the index")
 
@@ -276,8 +280,8 @@ class Pipeline:
         """The users' states in Redis, packed."""
         return await self._states(users)
 
-    def _ranking_worker(self) -> WorkerProcess:
-        return next(worker for name, worker in self.workers.items() if "interactions" in name)
+    def _ranking_workers(self) -> list[WorkerProcess]:
+        return [worker for name, worker in self.workers.items() if "interactions" in name and worker.running]
 
     async def _interactions_committed(self) -> bool:
         committed = await self._committed("interactions", self.topics.interactions)

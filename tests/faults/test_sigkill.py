@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stream_app.app import ROLES
 from tests.faults.harness import Outcome, Pipeline, Stream, make_stream
 from tests.stacks import Stack
 
@@ -57,17 +58,53 @@ async def run(stack: Stack, directory: Path, prefix: str, stream: Stream, seed: 
         await pipeline.close()
 
 
+async def hand_over(stack: Stack, directory: Path, prefix: str, stream: Stream) -> Outcome:
+    """Two interactions processes share the users; one is killed and stays away; later a third joins."""
+    pipeline = Pipeline(stack, prefix, directory)
+
+    async def between(number: int) -> None:
+        if number == len(stream.events) // 3:
+            await pipeline.workers["interactions"].kill()
+        elif number == 2 * len(stream.events) // 3:
+            joining.append(asyncio.create_task(pipeline.start(["interactions#3"], create=False)))
+
+    joining: list[asyncio.Task[None]] = []
+    try:
+        await pipeline.start([*ROLES, "interactions#2"])
+        await pipeline.send_items(stream.items)
+        await pipeline.embedded(len(stream.items))
+        await pipeline.send_events(stream.events, between=between)
+        await asyncio.gather(*joining)
+        return await pipeline.outcome(stream)
+    except BaseException:
+        print(pipeline.logs())  # noqa: T201 - pytest shows it with the failure
+        raise
+    finally:
+        await pipeline.close()
+
+
 _undisturbed: dict[tuple[str, int], Outcome] = {}
+
+
+async def undisturbed(stack: Stack, directory: Path, prefix: str, stream: Stream) -> Outcome:
+    """The stream without any fault; run once per session."""
+    key = (stack.kafka, len(stream.events))
+    if key not in _undisturbed:
+        calm = _undisturbed[key] = await run(stack, directory, f"{prefix}-calm", stream, None)
+        assert len(calm.users) == len(stream.users)
+        assert len(calm.slates) == len(stream.users)
+        assert calm.examples > 0
+    return _undisturbed[key]
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
 async def test_a_killed_process_leaves_no_trace(stack: Stack, topic_prefix: str, tmp_path: Path, seed: int) -> None:
     stream = make_stream(7)
-    key = (stack.kafka, 7)
-    if key not in _undisturbed:
-        _undisturbed[key] = await run(stack, tmp_path, f"{topic_prefix}-calm", stream, None)
-        assert len(_undisturbed[key].users) == len(stream.users)
-        assert len(_undisturbed[key].slates) == len(stream.users)
-        assert _undisturbed[key].examples > 0
-    outcome = await run(stack, tmp_path, topic_prefix, stream, seed)
-    assert _undisturbed[key].differences(outcome) == []
+    calm = await undisturbed(stack, tmp_path, topic_prefix, stream)
+    assert calm.differences(await run(stack, tmp_path, topic_prefix, stream, seed)) == []
+
+
+async def test_users_move_between_processes_without_a_trace(stack: Stack, topic_prefix: str, tmp_path: Path) -> None:
+    stream = make_stream(7)
+    calm = await undisturbed(stack, tmp_path, topic_prefix, stream)
+    assert calm.differences(await hand_over(stack, tmp_path, topic_prefix, stream)) == []

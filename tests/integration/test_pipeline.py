@@ -123,10 +123,10 @@ async def test_what_a_shop_sees(shop: Live) -> None:
     await shop.item(taken[0], TITLES[taken[0]])
 
     async def back() -> bool:
-        place = await shop.event("fred", taken[0], "view")
-        return taken[0] in ids(await shop.slate_after("fred", place)) or None is not place
+        place = await shop.event("fred", None, "search", text=TITLES[taken[0]])
+        return taken[0] in ids(await shop.slate_after("fred", place))
 
-    await eventually(back, what="available again")
+    await eventually(back, interval_s=0.2, what=f"{taken[0]} available again")
 
     # A changed price costs no embedding.
     texts = shop.tailrace.pool.stats.texts_encoded if shop.tailrace.pool else 0

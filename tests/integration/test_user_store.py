@@ -230,16 +230,21 @@ async def test_loading_and_saving_wait_while_redis_hangs_and_go_on_when_it_is_ba
         assert (await users.load(["w"]))["w"].events == 4
 
 
-async def test_a_redis_that_is_full_is_waited_for(own_redis: EmbeddedRedis, topic_prefix: str):
+@pytest.mark.parametrize(
+    ("setting", "refusing", "willing"), [("maxmemory", "1", "0"), ("min-replicas-to-write", "1", "0")]
+)
+async def test_a_redis_that_refuses_writes_is_waited_for(
+    own_redis: EmbeddedRedis, topic_prefix: str, setting: str, refusing: str, willing: str
+):
     settings = make_settings(own_redis.url, topic_prefix)
     async with store(settings) as (users, redis, metrics):
-        await redis.config_set("maxmemory", "1")
+        await redis.config_set(setting, refusing)
         saving = asyncio.create_task(users.save({"u": state("u", 3)}, partitions={"u": 0}))
         async with asyncio.timeout(20):
             while not metrics.registry.get_sample_value("tailrace_retries_total", {"what": "user states to Redis"}):
                 done, _ = await asyncio.wait([saving], timeout=0.05)
                 assert not done, saving
-        await redis.config_set("maxmemory", "0")
+        await redis.config_set(setting, willing)
         await asyncio.wait_for(saving, 20)
         users.forget()
         assert (await users.load(["u"]))["u"].events == 4

@@ -100,6 +100,13 @@ def test_items_of_one_basket_are_linked_without_direction_and_earlier_ones_with_
     assert last.directed == pytest.approx([0, 0, 0.7])
 
 
+def test_what_the_user_turned_down_is_not_linked():
+    _, folds = run([event(1, "a", "click"), event(2, "b", "hide"), event(3, "d", "dislike"), event(4, "c", "click")])
+    transition = folds[-1].transition
+    assert transition is not None
+    assert transition.previous == ["a"]
+
+
 def test_an_earlier_item_is_linked_once_at_its_latest_place():
     _, folds = run([event(1, "a", "click"), event(2, "b", "click"), event(3, "a", "click"), event(4, "c", "click")])
     transition = folds[-1].transition

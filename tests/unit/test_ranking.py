@@ -311,6 +311,15 @@ def test_the_reason_is_the_largest_contribution_against_the_middle_candidate() -
     assert shifted == ["taken_together"], "what every candidate has is no reason"
 
 
+def test_what_is_missing_is_no_reason_even_where_it_raises_the_score() -> None:
+    names = ("popularity_all", "text_slow")
+    values = np.array([[-1.0, 0.2]])
+    codes = strongest_kind(values, np.zeros(2), np.array([-0.5, 0.1]), kind_matrix(names))
+    assert codes == ["similar"], "an item nobody bought is not popular with others"
+    alone = strongest_kind(values[:, :1], np.zeros(1), np.array([-0.5]), kind_matrix(names[:1]))
+    assert alone == ["recommended"]
+
+
 def test_every_feature_belongs_to_one_kind() -> None:
     assert (kind_matrix(NAMES).sum(axis=1) == 1).all()
 

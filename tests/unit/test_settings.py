@@ -261,3 +261,10 @@ def test_a_redis_url_that_cannot_be_used_is_refused_at_once():
     message = complaint(redis="redis://h:port/0")
     assert "redis = (hidden)" in message
     assert "port" in message
+
+
+def test_one_field_of_a_built_in_event_type_leaves_its_others_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAILRACE_EVENT_TYPES__PURCHASE__WEIGHT", "5")
+    purchase = load_settings().event_types["purchase"]
+    assert purchase.weight == 5
+    assert purchase.consumes

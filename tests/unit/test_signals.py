@@ -92,6 +92,17 @@ def test_an_evicted_row_counts_nothing_and_may_start_again() -> None:
     assert signals.apply("a", message("a", [1.0] * 3, applied={"0": 1}), catalogue)
 
 
+def test_forgotten_rows_are_nobodys_neighbours() -> None:
+    signals, catalogue = Signals(SETTINGS), Catalogue(unknown_items=10)
+    signals.apply("a", message("a", [5.0] * 3, links={"b": (1.0, 0.0), "c": (2.0, 1.0)}), catalogue)
+    signals.apply("b", message("b", [3.0] * 3, links={"a": (1.0, 0.0)}), catalogue)
+    signals.forget(np.array([catalogue.row("b")], np.int32))
+    assert signals.neighbours(catalogue.row("a")).rows.tolist() == [catalogue.row("c")]
+    assert signals.neighbours(catalogue.row("a")).symmetric.tolist() == [2.0]
+    assert signals.total(np.array([catalogue.row("b")])).tolist() == [0.0]
+    assert signals.referenced(catalogue.rows).tolist() == [True, False, True]
+
+
 def test_arrays_that_do_not_fit_are_refused() -> None:
     signals, catalogue = Signals(SETTINGS), Catalogue(unknown_items=10)
     with pytest.raises(ValueError, match="half_lives"):

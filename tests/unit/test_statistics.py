@@ -124,6 +124,38 @@ def test_items_are_bounded_and_the_least_recent_leaves_with_a_tombstone():
     assert ("a", None) in statistics.take(10)
 
 
+def test_an_evicted_item_holds_the_commit_back_until_its_tombstone_is_durable():
+    statistics = ItemStatistics(0, 1, ItemSettings(tracked=1))
+    statistics.apply(message(transition(0, "a")), offset=0)
+    statistics.take(10)
+    statistics.taken_are_durable()
+    statistics.apply(message(transition(1, "b")), offset=1)
+    statistics.apply(message(transition(2, "b")), offset=2)
+    assert statistics.commit_offset() == 1
+    assert statistics.take(1) == [("a", None)]
+    statistics.taken_are_durable()
+    assert statistics.commit_offset() == 1, "b waits as well"
+
+
+def test_an_evicted_item_that_comes_back_has_a_row_and_no_tombstone():
+    statistics = ItemStatistics(0, 1, ItemSettings(tracked=1))
+    for offset, item in enumerate("aba"):
+        statistics.apply(message(transition(offset, item)), offset=offset)
+    taken = statistics.take(10)
+    assert [item for item, row in taken if row is None] == ["b"]
+    assert [item for item, row in taken if row is not None] == ["a"]
+
+
+def test_a_row_is_stated_at_one_time_for_counts_and_links():
+    statistics = ItemStatistics(0, 1, SETTINGS)
+    statistics.apply(message(transition(0, "a", at=0.0)), offset=0)
+    statistics.apply(message(transition(1, "b", "a", at=200 * SETTINGS.transition_half_life_days * DAY)), offset=1)
+    row = dict(statistics.take(10))["a"]
+    assert row.at == 200 * SETTINGS.transition_half_life_days * DAY, "the link's reference moved on"
+    assert row.counts[0] == pytest.approx(0.0, abs=1e-12)
+    assert row.counts[-1] == 1
+
+
 def test_a_row_that_does_not_fit_the_settings_is_refused():
     row = ItemSignals(item_id="a", at=0, counts=[1], neighbours=[], symmetric="", directed="", applied={})
     with pytest.raises(ValueError, match="half_lives_days"):

@@ -1,0 +1,219 @@
+"""The serving state: topics may interleave in any order, spaces never mix, snapshots are whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.arrays import pack_float32, pack_float64
+from schemas.messages import Item, ItemSignals, ItemVector
+from stream_app.errors import SnapshotError
+from stream_app.ranking.recommender import RankRequest, Recommender
+from stream_app.serving import ServingState
+from stream_app.settings import ItemSettings, ReplicaSettings, Settings
+from stream_app.users.state import HistoryEntry, UserState
+
+DIMENSIONS = 4
+SPACE = "test/4/raw"
+NAMES = ("a", "b", "c", "d")
+
+
+def new_state(settings: Settings | None = None) -> ServingState:
+    return ServingState(settings or Settings(), space=SPACE, dimensions=DIMENSIONS)
+
+
+def vector(item_id: str, *values: float, space: str = SPACE) -> ItemVector:
+    unit = np.array(values) / np.linalg.norm(values)
+    return ItemVector(item_id=item_id, space=space, text_hash="", dimensions=len(values), vector=pack_float32(unit))
+
+
+def signals(item_id: str, count: float, *neighbours: str, offset: int = 1) -> ItemSignals:
+    weights = pack_float64(np.ones(len(neighbours)))
+    return ItemSignals(
+        item_id=item_id,
+        at=0.0,
+        counts=[count] * 4,
+        neighbours=list(neighbours),
+        symmetric=weights,
+        directed=weights,
+        applied={"0": offset},
+    )
+
+
+def slate(state: ServingState) -> list[tuple[Any, ...]]:
+    """A slate as published, for somebody who has seen ``a``."""
+    recommender = Recommender(state.settings, state)
+    user = UserState("u", (HistoryEntry("a", "click", 0.0, 1.0, 0),))
+    items = recommender.slate_items(recommender.rank([RankRequest(user=user, at=1.0, now=1.0, n=10)])[0])
+    return [(item.item_id, item.score, item.sources, item.reason) for item in items]
+
+
+STEPS = [
+    *[("item", name) for name in NAMES],
+    *[("vector", name) for name in NAMES],
+    *[("signals", name) for name in NAMES[:3]],
+]
+
+
+def apply(state: ServingState, step: tuple[str, str]) -> None:
+    kind, name = step
+    place = NAMES.index(name)
+    if kind == "item":
+        state.apply_item(name, Item(item_id=name, title=name.upper()))
+    elif kind == "vector":
+        state.apply_vector(name, vector(name, 1.0, place, place % 2, 0.5))
+    else:
+        state.apply_signals(name, signals(name, 6.0 - place, *NAMES[place + 1 :]))
+
+
+@given(st.permutations(STEPS))
+def test_topics_may_interleave_in_any_order(order: list[tuple[str, str]]) -> None:
+    expected, state = new_state(), new_state()
+    for step in STEPS:
+        apply(expected, step)
+    for step in order:
+        apply(state, step)
+    assert slate(state) == slate(expected)
+    assert {row[0] for row in slate(state)} == set(NAMES)
+
+
+def test_replaying_a_topic_changes_nothing() -> None:
+    state = new_state()
+    for step in STEPS:
+        apply(state, step)
+    before = slate(state)
+    for step in STEPS:
+        apply(state, step)
+    assert slate(state) == before
+
+
+def test_a_deleted_item_leaves_index_and_slates_at_once() -> None:
+    state = new_state()
+    for step in STEPS:
+        apply(state, step)
+    state.apply_item("d", None)
+    state.apply_item("never there", None)
+    assert len(state.index) == 3
+    assert len(state.cold) == 1, "of a, b, c only c has fewer than five events"
+    assert "d" not in {row[0] for row in slate(state)}
+    state.apply_vector("c", None)
+    assert len(state.index) == 2
+    assert "c" in {row[0] for row in slate(state)}, "without its vector it is still for sale"
+
+
+def test_a_vector_that_outlives_its_item_is_not_served() -> None:
+    state = new_state()
+    apply(state, ("item", "a"))
+    apply(state, ("vector", "a"))
+    state.apply_item("a", None)
+    apply(state, ("vector", "a"))  # the encoder was slower than the deletion
+    assert slate(state) == []
+    apply(state, ("item", "a"))
+    assert [row[0] for row in slate(state)] == ["a"]
+
+
+def test_vectors_of_another_space_are_ignored() -> None:
+    state = new_state()
+    state.apply_vector("a", vector("a", 1.0, 2.0, space="other/2/raw"))
+    assert len(state.index) == 0
+    assert state.counters["vectors_of_other_spaces"] == 1
+    with pytest.raises(ValueError, match="shape"):
+        state.apply_vector("a", vector("a", 1.0, 2.0))
+
+
+def test_an_item_is_cold_until_enough_events() -> None:
+    state = new_state()
+    apply(state, ("item", "a"))
+    assert len(state.cold) == 1
+    state.apply_signals("a", signals("a", 4.9, offset=1))
+    assert len(state.cold) == 1
+    state.apply_signals("a", signals("a", 5.0, offset=2))
+    assert len(state.cold) == 0
+    state.apply_signals("a", None)
+    assert len(state.cold) == 1
+    state.apply_signals("b", signals("b", 1.0))
+    assert len(state.cold) == 1, "an id without an entry is not an item"
+
+
+def test_rows_nobody_needs_make_room_for_new_ids() -> None:
+    state = new_state(Settings(replica=ReplicaSettings(unknown_items=2)))
+    for number in range(50):
+        name = f"i{number}"
+        state.apply_item(name, Item(item_id=name, title=name))
+        state.apply_vector(name, vector(name, 1.0, number, 0.0, 0.0))
+        state.apply_item(name, None)
+        state.apply_signals(f"early{number % 2}", signals(f"early{number % 2}", 1.0, offset=number))
+    assert state.catalogue.rows < 10
+    apply(state, ("item", "a"))
+    assert [row[0] for row in slate(state)] == ["a"]
+
+
+def test_of_too_many_unknown_ids_the_ones_with_fewest_events_go() -> None:
+    state = new_state(Settings(replica=ReplicaSettings(unknown_items=20)))
+    for number in range(100):
+        name = f"early{number}"
+        state.apply_signals(name, signals(name, float(number % 50), f"early{(number + 1) % 100}", offset=number))
+        assert state.catalogue.unknown <= 20
+    assert state.catalogue.rows <= 21
+    assert state.counters["unknown_items_dropped"] > 50
+    assert state.catalogue.row("early49") >= 0
+    assert state.catalogue.row("early3") == -1
+
+
+def test_versions_say_what_made_a_slate() -> None:
+    state = new_state()
+    before = state.versions
+    apply(state, ("vector", "a"))
+    after = state.versions
+    assert before.space == after.space == SPACE
+    assert before.index != after.index
+    assert after.ranker == "default.0"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    state = new_state()
+    for step in STEPS:
+        apply(state, step)
+    state.apply_signals("early", signals("early", 3.0, "a"))
+    state.save(tmp_path / "snapshot")
+    return tmp_path / "snapshot"
+
+
+def test_loaded_from_a_snapshot_it_goes_on_the_same(saved: Path) -> None:
+    undisturbed = new_state()
+    for step in STEPS:
+        apply(undisturbed, step)
+    undisturbed.apply_signals("early", signals("early", 3.0, "a"))
+    state = ServingState.load(saved, Settings(), space=SPACE, dimensions=DIMENSIONS)
+    assert state.versions == undisturbed.versions
+    assert slate(state) == slate(undisturbed)
+    for later in (state, undisturbed):
+        later.apply_item("e", Item(item_id="e", title="E"))
+        later.apply_item("b", None)
+        later.apply_signals("c", signals("c", 9.0, "e", offset=5))
+        assert not later.apply_signals("c", signals("c", 1.0, offset=4))
+    assert slate(state) == slate(undisturbed)
+
+
+def test_a_snapshot_of_another_space_or_settings_is_not_used(saved: Path) -> None:
+    with pytest.raises(SnapshotError, match="space"):
+        ServingState.load(saved, Settings(), space="other", dimensions=DIMENSIONS)
+    with pytest.raises(SnapshotError, match="dimensions"):
+        ServingState.load(saved, Settings(), space=SPACE, dimensions=DIMENSIONS + 1)
+    other = Settings(items=ItemSettings(half_lives_days=(1.0,)))
+    with pytest.raises(SnapshotError, match="half-lives"):
+        ServingState.load(saved, other, space=SPACE, dimensions=DIMENSIONS)
+
+
+@pytest.mark.parametrize("name", ["serving.json", "catalogue.npz", "vectors.npz", "signals.npz", "signals.msgpack"])
+def test_an_incomplete_snapshot_is_not_used(saved: Path, name: str) -> None:
+    (saved / name).write_bytes(msgspec.json.encode("something else"))
+    with pytest.raises(SnapshotError):
+        ServingState.load(saved, Settings(), space=SPACE, dimensions=DIMENSIONS)
