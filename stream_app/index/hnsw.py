@@ -14,6 +14,8 @@ once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -57,6 +59,7 @@ class VectorIndex:
         self._row_of_label: NDArray[np.int32] = np.zeros(0, np.int32)
         self._labels = 0
         self._build: _Build | None = None
+        self._held = False
         self.rebuilds = 0
         self.version = 0
 
@@ -83,8 +86,7 @@ class VectorIndex:
         """Vectors of rows, float32 [len(rows), dimensions], a copy; zeros where there is none."""
         if len(rows) and int(rows.max()) >= len(self._matrix):
             self._reserve(int(rows.max()) + 1)
-        found: NDArray[np.float32] = self._matrix[rows]
-        return found
+        return self._matrix.take(rows, axis=0)
 
     def upsert(self, rows: NDArray[np.int32], vectors: NDArray[np.float32]) -> int:
         """Set vectors of distinct rows; returns how many were new or different.
@@ -267,7 +269,7 @@ class VectorIndex:
     def _cut_over(self) -> None:
         """Put a finished graph into place; does nothing while it is being built or when there is none."""
         build = self._build
-        if build is None or build.thread.is_alive():
+        if build is None or self._held or build.thread.is_alive():
             return
         build.thread.join()
         self._build = None
@@ -279,6 +281,16 @@ class VectorIndex:
         self.rebuilds += 1
         if build.touched:
             self._apply_to_graph(np.fromiter(sorted(build.touched), np.int32, len(build.touched)))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No new graph takes over inside: what is there may be saved by a thread while others search."""
+        self._cut_over()
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
 
     def save(self, directory: Path) -> None:
         """Write the index into ``directory`` (which exists): the vectors, and the graph when there is one."""

@@ -82,6 +82,7 @@ class Ranking:
         scores: float64 [n], log-odds against each other, rounded to 1e-6.
         sources: uint32 [n], bit ``i`` says that source ``i`` proposed the item.
         reserved: bool [n], the place was kept for a new item.
+        vectors: float32 [n, dimensions].
         values: float64 [n, features], scaled.
         middle: float64 [features], medians over the candidates.
         weights: float64 [features] the scores were made with.
@@ -96,6 +97,7 @@ class Ranking:
     scores: NDArray[np.float64]
     sources: NDArray[np.uint32]
     reserved: NDArray[np.bool_]
+    vectors: NDArray[np.float32]
     values: NDArray[np.float64]
     middle: NDArray[np.float64]
     weights: NDArray[np.float64]
@@ -340,8 +342,9 @@ class Recommender:
             scores=scores[chosen.order],
             sources=prepared.sources[chosen.order],
             reserved=chosen.reserved,
+            vectors=prepared.vectors[chosen.order],
             values=values[chosen.order],
-            middle=np.median(values, axis=0) if len(values) else np.zeros(len(self.feature_names)),
+            middle=_median(values),
             weights=self._serving.ranker.weights,
             candidates=prepared.rows[ranked],
             candidate_sources=prepared.sources[ranked],
@@ -353,34 +356,27 @@ class Recommender:
     def _reasons(self, ranking: Ranking) -> list[Any]:
         language = self._settings.slate.language
         codes = strongest_kind(ranking.values, ranking.middle, ranking.weights, self._kinds)
-        symmetric, directed = ranking.links.strongest_origin(ranking.rows, len(ranking.interests.recent), self._scratch)
-        recent = ranking.interests.recent
-        likest = self._likest(ranking)
+        together, after = ranking.links.strongest_origin(ranking.rows, self._scratch)
+        likest = _likest(ranking)
         reasons = []
         for place, (code, reserved) in enumerate(zip(codes, ranking.reserved.tolist(), strict=True)):
             params: dict[str, Any] = {}
             if reserved:
                 code = "new_for_you"
             elif code == "taken_together":
-                params = self._named(int(recent[symmetric[place]]))
+                params = self._named(ranking.interests, together[place])
             elif code == "taken_after":
-                params = self._named(int(recent[directed[place]]))
-            elif code == "similar" and likest is not None:
-                params = self._named(int(recent[likest[place]]))
+                params = self._named(ranking.interests, after[place])
+            elif code == "similar":
+                params = self._named(ranking.interests, likest[place])
             reasons.append(phrase(code, params, language))
         return reasons
 
-    def _likest(self, ranking: Ranking) -> NDArray[np.intp] | None:
-        """For each slate item the recent item closest to it in text; None when there is none."""
-        recent = ranking.interests.recent
-        if not len(recent):
-            return None
-        index = self._serving.index
-        likeness = index.vectors(ranking.rows) @ index.vectors(recent).T
-        closest: NDArray[np.intp] = np.round(likeness, 5).argmax(axis=1)
-        return closest
-
-    def _named(self, row: int) -> dict[str, Any]:
+    def _named(self, interests: Interests, place: int) -> dict[str, Any]:
+        """Id and title of a recent item; nothing for -1."""
+        if place < 0:
+            return {}
+        row = int(interests.recent[place])
         facts = self._serving.catalogue.facts(row)
         params: dict[str, Any] = {"item_id": self._serving.catalogue.item_id(row)}
         if facts is not None:
@@ -425,8 +421,28 @@ class Recommender:
 
 def _closeness(vectors: NDArray[np.float32], interests: Interests) -> NDArray[np.float32]:
     """Cosines of candidates to the interest vectors, and the largest to one of the recent items: float32 [k, 5]."""
+    cosines = vectors @ np.concatenate([interests.vectors, interests.recent_vectors]).T
     text = np.zeros((len(vectors), 5), np.float32)
-    text[:, :4] = vectors @ interests.vectors.T
-    if len(interests.recent_vectors) and len(vectors):
-        np.max(vectors @ interests.recent_vectors.T, axis=1, out=text[:, 4])
+    text[:, :4] = cosines[:, :4]
+    if len(interests.recent_vectors):
+        cosines[:, 4:].max(axis=1, out=text[:, 4])
     return text
+
+
+def _likest(ranking: Ranking) -> list[int]:
+    """For each slate item the place of the recent item closest to it in text; -1 when there is none."""
+    recent = ranking.interests.recent_vectors
+    if not len(recent) or not len(ranking.rows):
+        return [-1] * len(ranking.rows)
+    closest: list[int] = np.round(ranking.vectors @ recent.T, 5).argmax(axis=1).tolist()
+    return closest
+
+
+def _median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The (upper) median of each column; zeros for no rows."""
+    if not len(values):
+        return np.zeros(values.shape[1])
+    half = len(values) // 2
+    columns = np.ascontiguousarray(values.T)
+    columns.partition(half, axis=1)
+    return columns[:, half]

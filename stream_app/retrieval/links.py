@@ -60,73 +60,63 @@ class Links:
     Attributes:
         rows: int32 [u], distinct items pointed to.
         scores: float64 [5, u], one row per name in :data:`SCORES`.
-        entry_rows: int32 [m], every single link's target.
-        entry_origin: int32 [m], its recent item, as an index of ``Interests.recent``.
-        entry_symmetric, entry_directed: float64 [m], its part of the sums, before the target's normalisation.
+        symmetric, directed: float64 [recent items, u], what each recent item adds to the sums, before the lag's weight
+            and the target's normalisation.
+        symmetric_weights, directed_weights: float64 [recent items], the lag's weights.
     """
 
     rows: NDArray[np.int32]
     scores: NDArray[np.float64]
-    entry_rows: NDArray[np.int32]
-    entry_origin: NDArray[np.int32]
-    entry_symmetric: NDArray[np.float64]
-    entry_directed: NDArray[np.float64]
+    symmetric: NDArray[np.float64]
+    directed: NDArray[np.float64]
+    symmetric_weights: NDArray[np.float64]
+    directed_weights: NDArray[np.float64]
 
     def at(self, rows: NDArray[np.int32], scratch: Scratch) -> NDArray[np.float64]:
         """Scores of ``rows``, float64 [5, len(rows)]; zero where nothing points to them."""
         if not len(self.rows):
             return np.zeros((len(SCORES), len(rows)))
-        slot = scratch.slot
-        slot[self.rows] = np.arange(len(self.rows), dtype=np.int32)
-        place = slot[rows]
-        slot[self.rows] = -1
+        place = self._places(rows, scratch)
         found: NDArray[np.float64] = self.scores[:, place]
         found[:, place < 0] = 0.0
         return found
 
-    def strongest_origin(
-        self, rows: NDArray[np.int32], origins: int, scratch: Scratch
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def strongest_origin(self, rows: NDArray[np.int32], scratch: Scratch) -> tuple[list[int], list[int]]:
         """For each row the recent item that contributes most to its symmetric and to its directed score.
 
         Returns:
-            two int arrays [len(rows)], indices of ``Interests.recent``; meaningless where the score is zero.
+            two lists of indices of ``Interests.recent``; -1 where nothing points to the row.
         """
+        if not len(self.rows):
+            return [-1] * len(rows), [-1] * len(rows)
+        place = self._places(rows, scratch)
+        found = []
+        for parts, weights in ((self.symmetric, self.symmetric_weights), (self.directed, self.directed_weights)):
+            strongest = (parts[:, place] * weights[: len(parts), None]).argmax(axis=0)
+            found.append(np.where(place >= 0, strongest, -1).tolist())
+        return found[0], found[1]
+
+    def _places(self, rows: NDArray[np.int32], scratch: Scratch) -> NDArray[np.int32]:
+        """Where ``rows`` are among ours, -1 where they are not."""
         slot = scratch.slot
-        slot[rows] = np.arange(len(rows), dtype=np.int32)
-        place = slot[self.entry_rows]
-        slot[rows] = -1
-        used = np.flatnonzero(place >= 0)
-        place, origin = place[used], self.entry_origin[used]
-        parts = np.zeros((2, len(rows), max(origins, 1)))
-        parts[0, place, origin] = self.entry_symmetric[used]
-        parts[1, place, origin] = self.entry_directed[used]
-        symmetric, directed = parts.argmax(axis=2)
-        return symmetric, directed
+        slot[self.rows] = np.arange(len(self.rows), dtype=np.int32)
+        place = slot[rows]
+        slot[self.rows] = -1
+        return place
 
 
 def link_scores(interests: Interests, signals: Signals, settings: Settings, *, at: float, scratch: Scratch) -> Links:
     """Scores of everything the recent items point to, at event time ``at`` (seconds)."""
     parts = [signals.neighbours(row) for row in interests.recent.tolist()]
-    lengths = np.array([len(part.rows) for part in parts], np.intp)
-    total = int(lengths.sum()) if len(lengths) else 0
+    lengths = [len(part.rows) for part in parts]
+    total = sum(lengths)
+    slow = settings.users.slow_decay**interests.lag
+    reach = min(settings.items.directed_history, len(parts))
+    ahead = settings.items.directed_decay ** interests.lag[:reach]
     if not total:
-        empty = np.zeros(0)
-        no_rows = np.zeros(0, np.int32)
-        return Links(no_rows, np.zeros((len(SCORES), 0)), no_rows, no_rows, empty, empty)
+        none = np.zeros((0, 0))
+        return Links(np.zeros(0, np.int32), np.zeros((len(SCORES), 0)), none, none, slow, ahead)
     rows = np.concatenate([part.rows for part in parts])
-    lag = interests.lag
-    faded = np.array([signals.decay(part.at, at) for part in parts])
-    own_scale = 1.0 / np.sqrt(np.maximum(signals.total(interests.recent), 1.0))
-    faded *= own_scale
-    directed_weight = np.where(lag < settings.items.directed_history, settings.items.directed_decay**lag, 0.0)
-    plain = np.concatenate([part.symmetric for part in parts]) * np.repeat(faded, lengths)
-    symmetric = plain * np.repeat(settings.users.slow_decay**lag, lengths)
-    short = settings.items.symmetric_decay**lag
-    recent = plain * np.repeat(short, lengths)
-    share = plain * np.repeat(short * own_scale, lengths)
-    directed = np.concatenate([part.directed for part in parts]) * np.repeat(faded * directed_weight, lengths)
-
     slot = scratch.slot
     places = np.arange(total, dtype=np.int32)
     slot[rows] = places
@@ -135,19 +125,24 @@ def link_scores(interests: Interests, signals: Signals, settings: Settings, *, a
     slot[distinct] = places[:size]
     place = slot[rows]
     slot[distinct] = -1
-    scores = np.zeros((len(SCORES), size))
-    scores[0] = np.bincount(place, weights=symmetric, minlength=size)
-    scores[1] = np.bincount(place, weights=recent, minlength=size)
-    np.maximum.at(scores[2], place, plain)
-    scores[3] = np.bincount(place, weights=directed, minlength=size)
+
+    own_scale = 1.0 / np.sqrt(np.maximum(signals.total(interests.recent), 1.0))
+    faded = own_scale * [signals.decay(part.at, at) for part in parts]
+    short = settings.items.symmetric_decay**interests.lag
+    symmetric = np.zeros((len(parts), size))
+    directed = np.zeros((reach, size))
+    start = 0
+    for index, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+        stop = start + length
+        symmetric[index, place[start:stop]] = part.symmetric * faded[index]
+        if index < reach:
+            directed[index, place[start:stop]] = part.directed * faded[index]
+        start = stop
+    scores = np.empty((len(SCORES), size))
+    # Rows of SCORES; the products sum over the recent items in the same order for every target.
+    scores[[0, 1, 4]] = np.stack([slow, short, short * own_scale]) @ symmetric
+    symmetric.max(axis=0, out=scores[2])
+    scores[3] = ahead @ directed
     scores[:4] /= np.sqrt(np.maximum(signals.total(distinct), 1.0))
-    scores[4] = np.bincount(place, weights=share, minlength=size)
     np.sqrt(scores, out=scores)
-    return Links(
-        rows=distinct,
-        scores=scores,
-        entry_rows=rows,
-        entry_origin=np.repeat(np.arange(len(parts), dtype=np.int32), lengths),
-        entry_symmetric=symmetric,
-        entry_directed=directed,
-    )
+    return Links(distinct, scores, symmetric, directed, slow, ahead)

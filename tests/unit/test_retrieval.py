@@ -183,9 +183,9 @@ def test_transition_scores_are_those_of_the_formula() -> None:
         by_row = [expected[score].get(state.catalogue.item_id(row), 0.0) for row in rows.tolist()]
         assert found[column] == pytest.approx(by_row)
     assert (scratch.slot == -1).all(), "scratch arrays are left as they were"
-    symmetric, _ = links.strongest_origin(rows[:5], len(interests.recent), scratch)
+    symmetric, _ = links.strongest_origin(rows[:5], scratch)
     assert (scratch.slot == -1).all()
-    for row, origin in zip(rows[:5].tolist(), symmetric.tolist(), strict=True):
+    for row, origin in zip(rows[:5].tolist(), symmetric, strict=True):
         parts = [
             float(part.symmetric[part.rows == row].sum())
             * state.signals.decay(part.at, at)
