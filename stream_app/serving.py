@@ -7,6 +7,8 @@ and what came before the entry takes effect with it.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -154,6 +156,16 @@ class ServingState:
         threshold = self.settings.retrieval.cold_events
         cold = bool(self.catalogue.known[row]) and self.signals.total(np.array([row]))[0] < threshold
         self.cold.set(row, cold=cold, changed=changed)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """While :meth:`save` runs in a thread: ranking goes on and changes nothing that is saved.
+
+        Applying records must wait.
+        """
+        self.signals.reserve(self.catalogue.rows)
+        with self.index.held():
+            yield
 
     def save(self, directory: Path) -> None:
         """Write a snapshot into ``directory`` (made when missing)."""

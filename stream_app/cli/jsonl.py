@@ -17,6 +17,8 @@ from stream_app.errors import DatasetError
 
 __all__ = ["STDIN", "Line", "LineReader"]
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 STDIN: Final = "-"
 
 _READ_BYTES: Final = 1 << 17
@@ -125,7 +127,7 @@ class LineReader:
                 if skipping or len(line) > self._max:
                     skipping = False
                     chunk.append((number, None))
-                elif stripped := line.strip():
+                elif stripped := (line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).strip():
                     chunk.append((number, stripped))
             if skipping or len(rest) > self._max:
                 rest, skipping = b"", True

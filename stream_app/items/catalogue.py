@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from schemas.messages import Item
 from stream_app.errors import SnapshotError
+from stream_app.textify.clean import clean
 from stream_app.users.state import id_hash
 
 __all__ = ["Catalogue", "ItemFacts"]
@@ -165,8 +166,15 @@ class Catalogue:
         self._published_at[row] = _seconds(item.published_at, -math.inf)
         self._expires_at[row] = _seconds(item.expires_at, math.inf)
         self._price[row] = math.nan if item.price is None else item.price
+        # The title is shown to people in reasons, on pages and terminals: no markup, no control characters.
         self._facts[row] = ItemFacts(
-            item.title, tuple(item.categories), item.brand, item.owner_id, item.language, item.price, item.currency
+            clean(item.title),
+            tuple(item.categories),
+            item.brand,
+            item.owner_id,
+            item.language,
+            item.price,
+            item.currency,
         )
         self._changed(row)
         return row

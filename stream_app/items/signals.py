@@ -73,7 +73,7 @@ class Signals:
 
     def total(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         """Counts of all time of rows, float64 [len(rows)]."""
-        self._reserve(int(rows.max()) + 1 if len(rows) else 0)
+        self.reserve(int(rows.max()) + 1 if len(rows) else 0)
         found: NDArray[np.float64] = self._counts[rows, -1]
         return found
 
@@ -82,7 +82,7 @@ class Signals:
 
         ``at`` is one time, or one per row.
         """
-        self._reserve(int(rows.max()) + 1 if len(rows) else 0)
+        self.reserve(int(rows.max()) + 1 if len(rows) else 0)
         elapsed = np.maximum(at - self._at[rows], 0.0)
         decayed: NDArray[np.float64] = self._counts[rows] * np.exp2(-elapsed[:, None] * self._rates)
         return decayed
@@ -128,13 +128,13 @@ class Signals:
         row = catalogue.intern(item_id)
         if row < 0:
             return False
-        self._reserve(row + 1)
+        self.reserve(row + 1)
         held = self._applied[row]
         if any(signals.applied.get(partition, -1) < offset for partition, offset in held.items()):
             return False
         intern = catalogue.intern
         rows = np.array([intern(other) for other in signals.neighbours], np.int32)
-        self._reserve(int(rows.max()) + 1 if len(rows) else 0)
+        self.reserve(int(rows.max()) + 1 if len(rows) else 0)
         placed = rows >= 0
         self._neighbours[row] = Neighbours(
             rows[placed], symmetric[placed].astype(np.float32), directed[placed].astype(np.float32), signals.at
@@ -181,7 +181,8 @@ class Signals:
             if not kept.all():
                 self._neighbours[row] = Neighbours(held.rows[kept], held.symmetric[kept], held.directed[kept], held.at)
 
-    def _reserve(self, rows: int) -> None:
+    def reserve(self, rows: int) -> None:
+        """Make room for as many rows; ranking looks at rows of items nobody has touched yet."""
         missing = rows - len(self._neighbours)
         if missing <= 0:
             return
@@ -228,7 +229,7 @@ class Signals:
                 count = len(arrays["at"])
                 if len(applied) != count or arrays["counts"].shape != (count, signals.columns):
                     raise ValueError("tables differ in length, or were written with other half-lives")
-                signals._reserve(count)
+                signals.reserve(count)
                 signals.version = int(arrays["version"])
                 signals._counts[:count] = arrays["counts"]
                 signals._at[:count] = arrays["at"]

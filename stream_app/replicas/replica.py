@@ -318,8 +318,9 @@ class Replica:
         assert self._snapshots is not None  # noqa: S101 - only called with one
         positions = {(p.topic, p.partition): offset for p, offset in self.positions.items()}
         try:
-            # Nothing is applied meanwhile: the reader waits for the thread; ranking only reads.
-            await asyncio.to_thread(self._snapshots.write, self.serving, positions, now=time.time())
+            # Nothing is applied meanwhile: the reader waits for the thread; ranking goes on.
+            with self.serving.saving():
+                await asyncio.to_thread(self._snapshots.write, self.serving, positions, now=time.time())
         except OSError as error:
             _log.warning("snapshot not written", error=str(error))
 
