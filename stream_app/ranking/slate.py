@@ -11,8 +11,8 @@ from stream_app.settings import SlateSettings
 
 __all__ = ["Chosen", "choose"]
 
-_POOL_FACTOR = 2
 _POOL_EXTRA = 20
+"""Candidates beyond the slate's size that diversity may bring in."""
 _PLACES_PER = 20
 
 
@@ -62,7 +62,7 @@ def _diversified(
 
     Relevance is the score on a scale from 0 (last of the pool) to 1 (best).
     """
-    pool = ranked[: _POOL_FACTOR * size + _POOL_EXTRA]
+    pool = ranked[: size + _POOL_EXTRA]
     relevance = scores[pool] - scores[pool[-1]]
     relevance *= (1.0 - share) / max(relevance[0], 1e-9)
     near = vectors[pool]

@@ -129,15 +129,14 @@ def link_scores(interests: Interests, signals: Signals, settings: Settings, *, a
     own_scale = 1.0 / np.sqrt(np.maximum(signals.total(interests.recent), 1.0))
     faded = own_scale * [signals.decay(part.at, at) for part in parts]
     short = settings.items.symmetric_decay**interests.lag
+    # One row per recent item, one column per target; each link has one cell.
+    cells = np.repeat(np.arange(0, len(parts) * size, size), lengths) + place
     symmetric = np.zeros((len(parts), size))
+    symmetric.ravel()[cells] = np.concatenate([part.symmetric for part in parts]) * np.repeat(faded, lengths)
     directed = np.zeros((reach, size))
-    start = 0
-    for index, (part, length) in enumerate(zip(parts, lengths, strict=True)):
-        stop = start + length
-        symmetric[index, place[start:stop]] = part.symmetric * faded[index]
-        if index < reach:
-            directed[index, place[start:stop]] = part.directed * faded[index]
-        start = stop
+    near = sum(lengths[:reach])
+    following = np.concatenate([part.directed for part in parts[:reach]])
+    directed.ravel()[cells[:near]] = following * np.repeat(faded[:reach], lengths[:reach])
     scores = np.empty((len(SCORES), size))
     # Rows of SCORES; the products sum over the recent items in the same order for every target.
     scores[[0, 1, 4]] = np.stack([slow, short, short * own_scale]) @ symmetric
