@@ -114,6 +114,7 @@ class _User:
     bought: set[str] = field(default_factory=set)
     slate: tuple[str, ...] = ()
     cause: str | None = None
+    begun: int = -1
     covered: dict[int, int] = field(default_factory=dict)
     waiting: dict[int, set[int]] = field(default_factory=dict)
 
@@ -143,15 +144,15 @@ class Scoreboard:
         self._popularity = Popularity()
         self._users: dict[str, _User] = {}
         self._sent: OrderedDict[tuple[int, int], tuple[float, Interaction]] = OrderedDict()
-        self._begun: int = -1
         self._early: OrderedDict[tuple[int, int], tuple[float, Slate]] = OrderedDict()
 
     def basket_begins(self, basket: Basket) -> None:
         """The first purchase of the basket is about to be sent: test what stands, then learn popularity."""
-        if basket.number <= self._begun:
-            return
-        self._begun = basket.number
         user = self._users.setdefault(basket.user_id, _User())
+        if basket.number <= user.begun:
+            return
+        # By user: baskets of different users may begin in another order than they are numbered.
+        user.begun = basket.number
         new = list(dict.fromkeys(e.item_id for e in basket.events if e.item_id and e.item_id not in user.bought))
         if user.bought and new and self.events_in >= self._train:
             slate = [item for item in user.slate if item not in user.bought]

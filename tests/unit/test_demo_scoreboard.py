@@ -253,3 +253,10 @@ def test_it_knows_which_event_caused_the_slate_that_stands():
     assert score.knows(event)
     score.received(slate("u", "a", by_item=True), at=0, since_start=0)
     assert not score.knows(event)
+
+
+def test_baskets_of_different_users_count_in_whatever_order_they_begin():
+    board = Scoreboard()
+    for number, user in ((0, "a"), (1, "b"), (3, "b"), (2, "a")):
+        board.basket_begins(basket(number, user, f"item-{number}"))
+    assert board.hit_rate.tests == 2, "the second basket of each"
