@@ -113,6 +113,12 @@ async def test_what_a_shop_sees(shop: Live) -> None:
     place = await shop.event("eve", None, "visit")
     assert gone not in ids(await shop.slate_after("eve", place))
 
+    # An item that is deleted between an event and its ranking: the event counts, the slate is made without it.
+    place = await shop.event("gil", gone, "click")
+    slate = await shop.slate_after("gil", place)
+    assert slate.items
+    assert gone not in ids(slate)
+
     # So do one that is not available and one whose time is over.
     taken = [item for item in ids(shop.slates["eve"]) if item in TITLES][:2]
     await shop.item(taken[0], TITLES[taken[0]], available=False)
