@@ -1,0 +1,37 @@
+"""Functions compiled to machine code at their first call: the inner loops over arrays.
+
+One decorator for all of them::
+
+    from stream_app.compiled import compiled
+
+    @compiled
+    def total(values: NDArray[np.float64]) -> float: ...
+
+A compiled function takes and returns arrays, numbers and tuples of these, and no Python objects; it may call other
+compiled functions. It runs without the global interpreter lock. What was compiled is kept on disk, next to the
+module or, where that folder is read-only, in the user's cache folder (numba's ``NUMBA_CACHE_DIR`` names another), so
+that only the first process of a machine compiles. Compilation is for the argument types of the first call: callers
+always pass the same dtypes and contiguous arrays, or each new combination compiles once more.
+
+What is kept is valid while the module of the function is unchanged; numba does not look at other modules. Who changes
+a compiled function that one of another module calls, touches that module too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+from numba import njit
+
+__all__ = ["compiled"]
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+def compiled(function: _Function) -> _Function:
+    """``function`` as machine code; for type checkers it stays what it is."""
+    try:
+        return cast(_Function, njit(cache=True, nogil=True)(function))
+    except RuntimeError:  # no folder to keep it in: a read-only file system without a home
+        return cast(_Function, njit(nogil=True)(function))

@@ -1,0 +1,51 @@
+"""Compiled functions run wherever the package is installed, also where nothing can be written next to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream_app.compiled import compiled
+
+_MODULE = """
+from stream_app.compiled import compiled
+
+@compiled
+def twice(value):
+    return 2 * value
+
+print(twice(21))
+"""
+
+
+@compiled
+def _sum_of_squares(values: np.ndarray) -> float:
+    total = 0.0
+    for value in values:
+        total += value * value
+    return total
+
+
+def test_a_compiled_function_computes_what_its_text_says() -> None:
+    assert _sum_of_squares(np.array([3.0, 4.0])) == 25.0
+
+
+@pytest.mark.parametrize("home", [True, False], ids=["kept in the user's cache", "kept nowhere"])
+def test_a_folder_that_cannot_be_written_to_is_no_obstacle(tmp_path: Path, home: bool) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    module = package / "module.py"
+    module.write_text(_MODULE)
+    # A file where a folder would have to be made: cannot be written to, not even as root.
+    (package / "__pycache__").write_text("")
+    (tmp_path / "file").write_text("")
+    environment = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "HOME")}
+    environment["XDG_CACHE_HOME"] = environment["HOME"] = str(tmp_path / ("home" if home else "file"))
+    done = subprocess.run([sys.executable, str(module)], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "42\n", done.stderr
+    assert home == any((tmp_path / "home").rglob("*.nbc"))
