@@ -34,6 +34,7 @@ from schemas.messages import (
     Slate,
     TrainingExamples,
     Transitions,
+    User,
 )
 from schemas.problems import invalid_structure, shorten, too_deep
 from stream_app.errors import InvalidMessage
@@ -51,9 +52,11 @@ __all__ = [
     "decode_slate",
     "decode_training_examples",
     "decode_transitions",
+    "decode_user",
     "encode",
     "parse_interaction",
     "parse_item",
+    "parse_user",
 ]
 
 MAX_VALUE_BYTES: Final = 16 * 1_048_576
@@ -84,6 +87,7 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 
 _ITEM: Final = event_type("items").encode()
 _INTERACTION: Final = event_type("interactions").encode()
+_USER: Final = event_type("users").encode()
 _NO_ITEM_NEEDED: Final = frozenset({"impression", "search", "visit"})
 _SHOWN_TYPES: Final = 20
 
@@ -181,6 +185,34 @@ def parse_interaction(
     if event.context:
         _limit_depth("context", event.context)
     return event
+
+
+def decode_user(key: bytes | None, value: bytes | None, headers: Headers = None) -> tuple[str, User | None]:
+    """A record of ``users.v1``: the user id and the profile, None when the user is to be forgotten (null value).
+
+    Raises:
+        InvalidMessage: see :data:`REASONS`.
+    """
+    user_id = _key(key, "user_id")
+    if value is None:
+        return user_id, None
+    expect_type(headers, _USER)
+    user = parse_user(value)
+    if user.user_id != user_id:
+        raise _key_mismatch(user_id, "user_id", user.user_id)
+    return user_id, user
+
+
+def parse_user(value: bytes) -> User:
+    """The profile in the value of a record, without regard to its key.
+
+    Raises:
+        InvalidMessage: see :data:`REASONS`.
+    """
+    user = _public(value, User, "users")
+    if user.attributes:
+        _limit_depth("attributes", user.attributes)
+    return user
 
 
 def decode_slate(key: bytes | None, value: bytes | None, headers: Headers = None) -> tuple[str, Slate | None]:

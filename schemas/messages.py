@@ -29,6 +29,7 @@ __all__ = [
     "Transition",
     "Transitions",
     "Trigger",
+    "User",
     "Versions",
 ]
 
@@ -93,6 +94,24 @@ class Interaction(Struct, frozen=True, kw_only=True):
     slate_id: Annotated[str, Meta(max_length=MAX_ID, description="Slate the user acted on, if any.")] | None = None
     position: Annotated[int, Meta(ge=0, description="Place in what was shown, from 0.")] | None = None
     context: Annotated[dict[str, Any], Meta(description="Anything else, nested at most 32 levels.")] = {}
+
+
+class User(Struct, frozen=True, kw_only=True):
+    """What is known of a user beyond events, on ``users.v1`` with key = ``user_id``; null: forget the user."""
+
+    user_id: Identifier
+    text: Annotated[str, Meta(max_length=100_000, description="The profile in words; any language.")] | None = None
+    interests: Annotated[Labels, Meta(description="Declared interests: free words or categories.")] = []
+    language: Language | None = None
+    liked_items: Annotated[
+        list[Identifier], Meta(max_length=100, description="Items the user says to like, most liked first.")
+    ] = []
+    blocked_items: Annotated[
+        list[Identifier], Meta(max_length=1_000, description="Items never to be shown to the user.")
+    ] = []
+    blocked_categories: Annotated[Labels, Meta(description="Nothing of these categories is shown to the user.")] = []
+    blocked_brands: Annotated[Labels, Meta(description="Nothing of these brands is shown to the user.")] = []
+    attributes: Annotated[dict[str, Any], Meta(description="Anything else, nested at most 32 levels; not used.")] = {}
 
 
 class Reason(Struct, frozen=True, kw_only=True):

@@ -17,7 +17,8 @@ __all__ = ["TOPICS", "Topic", "Topics"]
 class Topic:
     """One topic of the contract.
 
-    ``partitions``: None takes ``topics.partitions``; a number is fixed by design.
+    ``partitions``: None takes ``topics.partitions``; a number is fixed by design. ``as_many_as`` names an older topic
+    whose keys are the same: where that one is there already, this one is created with as many partitions.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Topic:
     compacted: bool
     summary: str
     partitions: int | None = None
+    as_many_as: str | None = None
     config: dict[str, str] = field(default_factory=dict)
     direction: Literal["in", "out", "internal"] = "internal"
 
@@ -50,6 +52,17 @@ TOPICS: tuple[Topic, ...] = (
         direction="in",
         config={"message.timestamp.type": "LogAppendTime"},
         summary="What users did.",
+    ),
+    Topic(
+        name="users.v1",
+        message=messages.User,
+        key="user_id",
+        public=True,
+        compacted=True,
+        direction="in",
+        as_many_as="interactions.v1",
+        config={"message.timestamp.type": "LogAppendTime"},
+        summary="Profiles of users; a null value forgets a user.",
     ),
     Topic(
         name="recommendations.v1",
@@ -124,6 +137,7 @@ class Topics:
         named = {topic.name: self._full(topic) for topic in TOPICS}
         self.items = named["items.v1"]
         self.interactions = named["interactions.v1"]
+        self.users = named["users.v1"]
         self.recommendations = named["recommendations.v1"]
         self.dead_letter = named["dead-letter.v1"]
         self.item_vectors = named["item-vectors.v1"]

@@ -103,18 +103,21 @@ class TopicState:
 
 
 def copartition_difference(states: Iterable[TopicState]) -> Difference | None:
-    """Statistics of an item are broadcast on the partition its transitions came from: both need as many."""
-    counts = {
-        state.topic.name: state.partitions
-        for state in states
-        if state.topic.name in ("transitions.v1", "item-signals.v1") and state.partitions is not None
-    }
-    if len(set(counts.values())) <= 1:
-        return None
-    said = " and ".join(f"{name} has {count}" for name, count in sorted(counts.items()))
-    return Difference(
-        severity="wrong", text=f"{said} partitions and they must have as many; recreate the smaller one while stopped"
-    )
+    """Topics that need as many partitions as each other and have not.
+
+    Statistics of an item are broadcast on the partition its transitions came from; a user's profile and events are
+    of one owner.
+    """
+    there = {state.topic.name: state.partitions for state in states if state.partitions is not None}
+    for pair in (("item-signals.v1", "transitions.v1"), ("interactions.v1", "users.v1")):
+        counts = {name: there[name] for name in pair if name in there}
+        if len(set(counts.values())) > 1:
+            said = " and ".join(f"{name} has {count}" for name, count in counts.items())
+            return Difference(
+                severity="wrong",
+                text=f"{said} partitions and they must have as many; recreate the smaller one while stopped",
+            )
+    return None
 
 
 async def create_topics(settings: Settings) -> list[TopicState]:
@@ -128,7 +131,12 @@ async def create_topics(settings: Settings) -> list[TopicState]:
     """
     async with _client(settings) as client:
         before = await _describe(client, settings)
-        missing = [state for state in before if state.partitions is None]
+        there = {state.topic.name: state.partitions for state in before}
+        missing = [
+            replace(state, wanted_partitions=there.get(state.topic.as_many_as or "") or state.wanted_partitions)
+            for state in before
+            if state.partitions is None
+        ]
         if not missing:
             return before
         created = await _create(client, settings, missing)

@@ -29,6 +29,11 @@ _START_CAPACITY = 1_024
 _COLUMNS = ("known", "available", "published_at", "expires_at", "price")
 
 
+def label(kind: str, name: str) -> str:
+    """A category or brand to compare by: without regard to case and outer spaces."""
+    return f"{kind}:{name.strip().casefold()}"
+
+
 class ItemFacts(msgspec.Struct, frozen=True, array_like=True):
     """What slates and people are shown of an item; the description stays in ``items.v1``."""
 
@@ -143,6 +148,14 @@ class Catalogue:
     def facts(self, row: int) -> ItemFacts | None:
         """What is known of the row's item; None when it has no entry."""
         return self._facts[row]
+
+    def labels(self, row: int) -> frozenset[str]:
+        """Categories and brand of the row's item, as :func:`label` writes them."""
+        facts = self._facts[row]
+        if facts is None:
+            return frozenset()
+        brand = () if facts.brand is None else (label("brand", facts.brand),)
+        return frozenset((*(label("category", name) for name in facts.categories), *brand))
 
     def intern(self, item_id: str) -> int:
         """The row of an id, made when there is none; -1 when ``unknown_items`` rows are taken by such ids."""

@@ -45,7 +45,11 @@ class RankRequest:
         now: wall clock (seconds since 1970); decides which items are published and not expired.
         n: items wanted.
         before: only events before this time count (see ``history_view``); None: all.
-        extra_vectors: unit vectors of free texts in the history, by text.
+        extra_vectors: unit vectors of free texts in the history and the prior, by text.
+        prior: texts of the user's profile; see ``derive_interests``.
+        prior_weight: their weight together.
+        language: of the reasons; None: the setting ``slate.language``.
+        blocked_labels: categories and brands the user wants nothing of (see ``Catalogue.labels``).
     """
 
     user: UserState
@@ -54,6 +58,10 @@ class RankRequest:
     n: int
     before: float | None = None
     extra_vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    prior: Sequence[str] = ()
+    prior_weight: float = 0.0
+    language: str | None = None
+    blocked_labels: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +99,7 @@ class Ranking:
         interests: what was derived of the user.
         history: the history it was derived from.
         links: transition scores.
+        language: of the reasons.
     """
 
     rows: NDArray[np.int32]
@@ -106,6 +115,7 @@ class Ranking:
     interests: Interests
     history: tuple[HistoryEntry, ...]
     links: Links
+    language: str
 
 
 @dataclass(slots=True)
@@ -218,13 +228,10 @@ class Recommender:
         """Candidates of each request from every source."""
         if not requests:
             return []
-        serving, settings = self._serving, self._settings
+        serving = self._serving
         self._scratch.reserve(serving.catalogue.rows)
         views = [history_view(request.user.history, request.before) for request in requests]
-        interests = [
-            derive_interests(view, serving.catalogue, serving.index, settings, request.extra_vectors)
-            for request, view in zip(requests, views, strict=True)
-        ]
+        interests = [self._interests(request, view) for request, view in zip(requests, views, strict=True)]
         near, similarity = self._near(requests, interests)
         cold_rows = serving.cold.rows(serving.catalogue, serving.index)
         slow = np.stack([part.vectors[SLOW] for part in interests])
@@ -233,6 +240,17 @@ class Recommender:
             self._candidates(request, view, part, near[place], similarity[place], cold_rows, cold_similarity[place])
             for place, (request, view, part) in enumerate(zip(requests, views, interests, strict=True))
         ]
+
+    def _interests(self, request: RankRequest, history: tuple[HistoryEntry, ...]) -> Interests:
+        return derive_interests(
+            history,
+            self._serving.catalogue,
+            self._serving.index,
+            self._settings,
+            request.extra_vectors,
+            request.prior,
+            request.prior_weight,
+        )
 
     def _near(
         self, requests: Sequence[RankRequest], interests: Sequence[Interests]
@@ -290,6 +308,8 @@ class Recommender:
         scratch.slot[rows] = places
         distinct = rows[scratch.slot[rows] == places]
         scratch.slot[rows] = -1
+        if request.blocked_labels:
+            distinct = self._wanted(distinct, request.blocked_labels)
         distinct = distinct[np.argsort(catalogue.id_hash[distinct])]
         sources = scratch.bits[distinct]
         scratch.bits[rows] = 0
@@ -306,6 +326,11 @@ class Recommender:
             if excluded:
                 rows = np.fromiter(map(row_of, excluded), np.int32, len(excluded))
                 scratch.blocked[rows[rows >= 0]] = scratch.request
+
+    def _wanted(self, rows: NDArray[np.int32], blocked: frozenset[str]) -> NDArray[np.int32]:
+        """Those of ``rows`` that are in none of the blocked categories and of none of the blocked brands."""
+        kept = [blocked.isdisjoint(self._serving.catalogue.labels(row)) for row in rows.tolist()]
+        return rows[np.array(kept, np.bool_)]
 
     def _prepared(
         self,
@@ -351,10 +376,11 @@ class Recommender:
             interests=prepared.interests,
             history=prepared.history,
             links=prepared.links,
+            language=prepared.request.language or self._settings.slate.language,
         )
 
     def _reasons(self, ranking: Ranking) -> list[Any]:
-        language = self._settings.slate.language
+        language = ranking.language
         codes = strongest_kind(ranking.values, ranking.middle, ranking.weights, self._kinds)
         together, after = ranking.links.strongest_origin(ranking.rows, self._scratch)
         likest = _likest(ranking)
@@ -397,13 +423,15 @@ class Recommender:
         """A request whose candidates are given: those that can still be served, and are not the user's already."""
         serving, request = self._serving, choice.request
         history = history_view(request.user.history, request.before)
-        interests = derive_interests(history, serving.catalogue, serving.index, self._settings, request.extra_vectors)
+        interests = self._interests(request, history)
         links = link_scores(interests, serving.signals, self._settings, at=request.at, scratch=self._scratch)
         self._block(request.user)
         rows = choice.candidates if choice.candidates is not None else np.zeros(0, np.int32)
         rows = rows[
             serving.catalogue.servable(request.now)[rows] & (self._scratch.blocked[rows] != self._scratch.request)
         ]
+        if request.blocked_labels:
+            rows = self._wanted(rows, request.blocked_labels)
         rows = rows[np.argsort(serving.catalogue.id_hash[rows])]
         return self._prepared(request, history, interests, links, rows, np.zeros(len(rows), np.uint32))
 

@@ -7,7 +7,7 @@ migration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,7 @@ class Interests:
         recent_vectors: float32 [up to 15, dimensions], vectors of the newest of ``recent``; zeros where there is none.
         recent: int32 [r], distinct rows of the last items with a positive event, newest first.
         lag: float64 [r], how many distinct items are newer (0 for the newest).
-        events: entries in the history.
+        events: entries in the history, and the weight of the prior where there is one.
     """
 
     vectors: NDArray[np.float32]
@@ -64,11 +64,14 @@ def derive_interests(
     index: VectorIndex,
     settings: Settings,
     text_vectors: Mapping[str, NDArray[np.float32]],
+    prior: Sequence[str] = (),
+    prior_weight: float = 0.0,
 ) -> Interests:
     """Interests of a history (oldest first).
 
     An entry with a text and no item counts with the text's vector, any other with its item's; entries without a
-    vector contribute nothing to the vectors.
+    vector contribute nothing to the vectors. The prior counts like an event older than all of the history, so it is
+    all there is at first and fades with every event.
 
     Args:
         history: a view of the user's history.
@@ -76,13 +79,17 @@ def derive_interests(
         index: their vectors.
         settings: decays, and how many recent items are looked at.
         text_vectors: unit vectors of free texts, by text.
+        prior: texts that say what the user likes whatever happened; those without a vector count nothing.
+        prior_weight: weight of all of them together, of the size of an event's.
     """
     count = len(history)
+    before = _mean([text_vectors[text] for text in prior if text in text_vectors], index.dimensions)
+    known = round(prior_weight) if before.any() else 0
+    slow, fast = settings.users.slow_decay, settings.users.fast_decay
     if not count:
         none = np.zeros((0, index.dimensions), np.float32)
-        return Interests(
-            np.zeros((4, index.dimensions), np.float32), none, np.zeros(0, np.int32), np.zeros(0, np.float64), 0
-        )
+        vectors = np.stack([before, before, before, np.zeros_like(before)])
+        return Interests(vectors, none, np.zeros(0, np.int32), np.zeros(0, np.float64), known)
     newest_first = history[::-1]
     row_of = catalogue.row
     rows = np.array([row_of(entry.item_id) for entry in newest_first], np.int32)
@@ -98,10 +105,10 @@ def derive_interests(
     age = np.arange(count)
     signs = np.stack(
         [
-            weights * settings.users.slow_decay**age,
-            weights * settings.users.fast_decay**age,
+            weights * slow**age,
+            weights * fast**age,
             np.zeros(count),
-            np.where(weights < 0, -weights, 0.0) * settings.users.slow_decay**age,
+            np.where(weights < 0, -weights, 0.0) * slow**age,
         ]
     )
     present = np.einsum("rd,rd->r", vectors, vectors) > 0
@@ -109,11 +116,25 @@ def derive_interests(
     if len(positive):
         signs[LAST, positive[0]] = 1.0
     sums = signs.astype(np.float32) @ vectors
+    sums[SLOW] += np.float32(prior_weight * slow**count) * before
+    sums[FAST] += np.float32(prior_weight * fast**count) * before
+    if not len(positive):
+        sums[LAST] = before
     lengths = np.sqrt(np.einsum("rd,rd->r", sums, sums))
     sums /= np.where(lengths > 1e-6, lengths, np.inf)[:, None].astype(np.float32)
 
     recent = list(dict.fromkeys(rows[(weights > 0) & ~missing].tolist()))[: settings.retrieval.recent_items]
     recent_rows = np.array(recent, np.int32)
     return Interests(
-        sums, index.vectors(recent_rows[:_SINGLE]), recent_rows, np.arange(len(recent), dtype=np.float64), count
+        sums, index.vectors(recent_rows[:_SINGLE]), recent_rows, np.arange(len(recent), dtype=np.float64), count + known
     )
+
+
+def _mean(vectors: Sequence[NDArray[np.float32]], dimensions: int) -> NDArray[np.float32]:
+    """The direction of the sum of unit vectors, float32 [dimensions]; zeros when there are none."""
+    if not vectors:
+        return np.zeros(dimensions, np.float32)
+    direction: NDArray[np.float32] = np.sum(vectors, axis=0, dtype=np.float32)
+    length = float(np.linalg.norm(direction))
+    direction /= np.float32(length if length > 1e-6 else np.inf)
+    return direction

@@ -174,6 +174,20 @@ async def test_differing_topics_are_left_alone_and_told(settings: Settings, topi
     assert "item-signals.v1 has 4 and transitions.v1 has 3" in unequal.text
 
 
+async def test_a_new_topic_of_users_has_as_many_partitions_as_the_events_that_are_there(
+    settings: Settings, topic_prefix: str
+) -> None:
+    admin = AIOKafkaAdminClient(**kafka_options(settings))
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(f"{topic_prefix}.interactions.v1", 7, 1)])
+    finally:
+        await admin.close()
+    states = {state.topic.name: state for state in await create_topics(settings)}
+    assert states["users.v1"].partitions == 7
+    assert copartition_difference(states.values()) is None
+
+
 @pytest.mark.kafka
 async def test_topic_the_broker_refuses_is_named_with_its_reason(settings: Settings) -> None:
     greedy = settings.model_copy(

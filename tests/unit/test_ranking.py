@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from schemas.arrays import pack_float32, pack_float64
 from schemas.messages import Item, ItemSignals, ItemVector, TrainingExample, TrainingExamples
+from stream_app.items.catalogue import label
 from stream_app.ranking.features import feature_names, raw_features, scale, start_weights
 from stream_app.ranking.reasons import KINDS, kind_matrix, phrase, strongest_kind
 from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recommender
@@ -577,3 +578,39 @@ class TestExamples:
         learner.version += 1
         assert state.apply_weights(learner.weights_message())
         assert state.ranker.weights[text] > before + 0.3
+
+
+class TestWhatTheRequestSaysOfTheUser:
+    @pytest.fixture
+    def shop(self) -> ServingState:
+        state = new_state()
+        fill(state, list(range(60)))
+        for number in range(0, 60, 2):
+            state.apply_item(f"i{number}", Item(item_id=f"i{number}", title="t", categories=["Home", "Lamps "]))
+        state.apply_item("i1", Item(item_id="i1", title="t", brand="Nordlys"))
+        return state
+
+    def test_nothing_of_blocked_categories_and_brands_is_ranked(self, shop: ServingState) -> None:
+        recommender = Recommender(shop.settings, shop)
+        blocked = frozenset({label("category", "LAMPS"), label("brand", " nordlys")})
+        asked = request(user(3, 5), blocked_labels=blocked)
+        free, kept = recommender.rank([request(user(3, 5)), asked])
+        names = {shop.catalogue.item_id(row) for row in kept.candidates.tolist()}
+        assert names
+        assert names == {
+            name
+            for name in (shop.catalogue.item_id(row) for row in free.candidates.tolist())
+            if int(name[1:]) % 2 and name != "i1"
+        }
+        row = shop.catalogue.row("i7")
+        taught = recommender.example(asked, free.candidates, row, seed=1)
+        assert taught is not None
+        assert len(taught) <= len(kept.candidates)
+
+    def test_reasons_are_in_the_users_language(self, shop: ServingState) -> None:
+        recommender = Recommender(shop.settings, shop)
+        english, chinese = recommender.rank([request(user(3)), request(user(3), language="zh-Hans")])
+        said = [item.reason.text for item in recommender.slate_items(english)]
+        other = [item.reason.text for item in recommender.slate_items(chinese)]
+        assert all(text.isascii() for text in said)
+        assert not any(text.isascii() for text in other)

@@ -122,6 +122,33 @@ class TestInterests:
         assert not interests.vectors.any()
         assert (len(interests.recent), interests.events) == (0, 0)
 
+    def test_a_prior_is_all_there_is_and_fades_with_events(
+        self, settings: Settings, catalogue: Catalogue, index: VectorIndex
+    ) -> None:
+        texts = {"films": unit(0, 0, 1), "jazz": unit(0, 0, 0, 1)}
+        prior = ("films", "jazz", "not embedded yet")
+        alone = derive_interests((), catalogue, index, settings, texts, prior, 3.0)
+        for vector in (SLOW, FAST, LAST):
+            assert alone.vectors[vector] == pytest.approx(unit(0, 0, 1, 1))
+        assert alone.events == 3
+        together = np.sqrt(0.5) * 3.0
+        one = derive_interests(history(("a", 1.0)), catalogue, index, settings, texts, prior, 3.0)
+        assert one.vectors[SLOW] == pytest.approx(unit(1, 0, 0.97 * together, 0.97 * together))
+        assert one.vectors[FAST] == pytest.approx(unit(1, 0, 0.7 * together, 0.7 * together))
+        assert one.vectors[LAST] == pytest.approx(unit(1))
+        many = derive_interests(history(*[("a", 1.0)] * 50), catalogue, index, settings, texts, prior, 3.0)
+        assert many.vectors[SLOW][2] < 0.05
+        assert many.vectors[FAST][2] < 1e-6
+
+    def test_a_prior_without_any_vector_changes_nothing(
+        self, settings: Settings, catalogue: Catalogue, index: VectorIndex
+    ) -> None:
+        for events in ((), history(("a", 1.0))):
+            plain = derive_interests(events, catalogue, index, settings, {})
+            prior = derive_interests(events, catalogue, index, settings, {}, ("nothing",), 3.0)
+            assert np.array_equal(plain.vectors, prior.vectors)
+            assert plain.events == prior.events
+
     def test_an_item_seen_twice_is_recent_once(
         self, settings: Settings, catalogue: Catalogue, index: VectorIndex
     ) -> None:

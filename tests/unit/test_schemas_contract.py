@@ -25,7 +25,7 @@ from stream_app.topics import TOPICS
 GOLDEN = Path(__file__).parents[1] / "golden" / "messages"
 SCHEMAS = Path(schemas.__file__).parent
 MESSAGES = sorted(GOLDEN.glob("*.json"))
-KEYS = {"interactions": "user_id", "recommendations": "user_id", "ranker-weights": "variant"}
+KEYS = {"interactions": "user_id", "users": "user_id", "recommendations": "user_id", "ranker-weights": "variant"}
 
 
 def decode_golden(path: Path) -> msgspec.Struct:
@@ -41,6 +41,8 @@ def decode_golden(path: Path) -> msgspec.Struct:
             message = decode.decode_interaction(
                 key, value, event_types=DEFAULT_EVENT_TYPES, now=now, oldest=0.0, future_tolerance_s=0.0
             )
+        case "users":
+            _, message = decode.decode_user(key, value)
         case "recommendations":
             _, message = decode.decode_slate(key, value)
         case "dead-letter":
@@ -116,6 +118,11 @@ def test_golden_message_is_valid_by_schema_and_decodes_to_its_bytes(path: Path) 
         ("interactions.visit", {"user_id": 4}),
         ("interactions.visit", {"position": -1}),
         ("interactions.visit", {"items": ["a", 1]}),
+        ("users.full", {"user_id": ""}),
+        ("users.full", {"interests": "lamps"}),
+        ("users.full", {"liked_items": [1]}),
+        ("users.full", {"blocked_items": ["x"] * 1_001}),
+        ("users.full", {"language": 5}),
         ("recommendations.slate", {"items": [{"item_id": "a"}]}),
         ("dead-letter.not-json", {"attempts": 0}),
     ],

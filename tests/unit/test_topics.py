@@ -19,6 +19,7 @@ def test_every_registered_topic_has_an_attribute_with_its_full_name(topics: Topi
     by_attribute = {
         topics.items,
         topics.interactions,
+        topics.users,
         topics.recommendations,
         topics.dead_letter,
         topics.item_vectors,
@@ -48,6 +49,7 @@ def test_state_topics_are_compacted_and_streams_are_not(topics: Topics):
     compacted = {topic.name for topic in TOPICS if topics.config(topic)["cleanup.policy"] == "compact"}
     assert compacted == {
         "items.v1",
+        "users.v1",
         "recommendations.v1",
         "item-vectors.v1",
         "item-signals.v1",
@@ -58,7 +60,7 @@ def test_state_topics_are_compacted_and_streams_are_not(topics: Topics):
 
 def test_freshness_topics_carry_the_broker_s_append_time(topics: Topics):
     stamped = {topic.name for topic in TOPICS if topics.config(topic).get("message.timestamp.type") == "LogAppendTime"}
-    assert stamped == {"interactions.v1", "recommendations.v1"}
+    assert stamped == {"interactions.v1", "users.v1", "recommendations.v1"}
 
 
 def test_each_role_has_a_group_of_its_own_under_the_prefix(topics: Topics):
