@@ -1,7 +1,10 @@
 """Statistics of items as ranking reads them: decayed counts and neighbours by dense row.
 
 A replica's copy of ``item-signals.v1``. The item owner decides the values (``stream_app.items.statistics``); here
-they are only moved to the time of a request and laid out for arrays.
+they are only moved to the time of a request and laid out for arrays: the neighbours of all rows lie in blocks of
+three flat arrays (``stream_app.items.blocks``), which compiled functions read directly (:attr:`Signals.arena`).
+
+Memory: 12 bytes per entry of a block (at most twice the neighbours, see there), and about 130 bytes per row.
 """
 
 from __future__ import annotations
@@ -15,15 +18,18 @@ from numpy.typing import NDArray
 
 from schemas.arrays import unpack_float64
 from schemas.messages import ItemSignals
+from stream_app.compiled import compiled
 from stream_app.errors import SnapshotError
+from stream_app.items.blocks import SIZES, allocate, block_size, no_blocks, release, size_of
 from stream_app.items.catalogue import Catalogue
 from stream_app.items.trending import TopRows
 from stream_app.settings import ItemSettings
 
-__all__ = ["Neighbours", "Signals"]
+__all__ = ["Arena", "Neighbours", "Signals"]
 
 _DAY = 86_400.0
 _START_CAPACITY = 1_024
+_START_ENTRIES = 16_384
 
 
 class Neighbours(NamedTuple):
@@ -38,7 +44,28 @@ class Neighbours(NamedTuple):
     at: float
 
 
-_NONE = Neighbours(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32), 0.0)
+class Arena(NamedTuple):
+    """The neighbours of all rows, for compiled functions: those of ``row`` are the entries ``starts[row]`` to
+    ``starts[row] + lengths[row]`` of ``rows``, ``symmetric`` and ``directed``.
+
+    Attributes:
+        starts: int64 [capacity].
+        lengths: int32 [capacity], 0 for rows without neighbours.
+        stated: float64 [capacity], event time (seconds) the weights are stated at.
+        scale: float64 [capacity], ``1 / sqrt(max(count of all time, 1))``.
+        rows: int32 [entries], distinct within a row's entries.
+        symmetric, directed: float32 [entries].
+
+    It holds until the next change of the signals: growing replaces the arrays.
+    """
+
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+    stated: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    rows: NDArray[np.int32]
+    symmetric: NDArray[np.float32]
+    directed: NDArray[np.float32]
 
 
 class Signals:
@@ -54,12 +81,28 @@ class Signals:
         self._rates = np.array([1.0 / seconds for seconds in half_lives] + [0.0])
         self._transition_rate = 1.0 / (settings.transition_half_life_days * _DAY)
         self._top = [TopRows(top) for _ in self._rates]
-        self._neighbours: list[Neighbours] = []
-        self._applied: list[dict[str, int]] = []
+        self._rows = 0
+        self._sources: dict[str, int] = {}
+        self._applied = np.full((0, _START_CAPACITY), -1, np.int64)
         self._counts = np.zeros((_START_CAPACITY, len(self._rates)))
-        self._at = np.zeros(_START_CAPACITY)
         self._keys = np.full((len(self._rates), _START_CAPACITY), -np.inf)
+        self._sizes = np.full(_START_CAPACITY, -1, np.int8)
+        self._free = no_blocks()
+        self.arena = Arena(
+            starts=np.zeros(_START_CAPACITY, np.int64),
+            lengths=np.zeros(_START_CAPACITY, np.int32),
+            stated=np.zeros(_START_CAPACITY),
+            scale=np.ones(_START_CAPACITY),
+            rows=np.zeros(_START_ENTRIES, np.int32),
+            symmetric=np.zeros(_START_ENTRIES, np.float32),
+            directed=np.zeros(_START_ENTRIES, np.float32),
+        )
         self.version = 0
+
+    @property
+    def transition_rate(self) -> float:
+        """Half-lives of transitions per second."""
+        return self._transition_rate
 
     @property
     def columns(self) -> int:
@@ -69,7 +112,7 @@ class Signals:
     @property
     def rows(self) -> int:
         """Rows with an entry or before one; rows beyond have counted nothing."""
-        return len(self._neighbours)
+        return self._rows
 
     def total(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         """Counts of all time of rows, float64 [len(rows)]."""
@@ -83,9 +126,8 @@ class Signals:
         ``at`` is one time, or one per row.
         """
         self.reserve(int(rows.max()) + 1 if len(rows) else 0)
-        elapsed = np.maximum(at - self._at[rows], 0.0)
-        decayed: NDArray[np.float64] = self._counts[rows] * np.exp2(-elapsed[:, None] * self._rates)
-        return decayed
+        times = np.full(len(rows), at) if np.ndim(at) == 0 else np.ascontiguousarray(at, np.float64)
+        return _decayed(times, rows.astype(np.int32, copy=False), self._counts, self.arena.stated, self._rates)
 
     def trending(self, column: int, ties: NDArray[np.int64]) -> NDArray[np.int32]:
         """Rows with the largest decayed counts in ``column``, best first; the order does not depend on the time.
@@ -98,8 +140,13 @@ class Signals:
         return self._top[column].rows(self._keys[column, :count], ties[:count])
 
     def neighbours(self, row: int) -> Neighbours:
-        """Neighbours of a row, as they were stated; empty when there are none."""
-        return self._neighbours[row] if row < len(self._neighbours) else _NONE
+        """Neighbours of a row, as they were stated; empty when there are none. Views: read-only, and good until the
+        next change."""
+        arena = self.arena
+        start = int(arena.starts[row]) if row < self._rows else 0
+        end = start + (int(arena.lengths[row]) if row < self._rows else 0)
+        stated = float(arena.stated[row]) if row < self._rows else 0.0
+        return Neighbours(arena.rows[start:end], arena.symmetric[start:end], arena.directed[start:end], stated)
 
     def decay(self, stated_at: float, at: float) -> float:
         """What is left at ``at`` of a neighbour weight stated at ``stated_at`` (event times, seconds)."""
@@ -112,10 +159,14 @@ class Signals:
             False when the held row is complete through later offsets, or no row is free for the id.
 
         Raises:
-            ValueError: when arrays differ in length, or the number of half-lives is another.
+            ValueError: when arrays differ in length, the number of half-lives is another, or an offset is no int64.
         """
         if signals is None:
-            return self._clear(catalogue.row(item_id))
+            row = catalogue.row(item_id)
+            if not 0 <= row < self.rows:
+                return False
+            self._clear(np.array([row], np.int32))
+            return True
         if len(signals.counts) != self.columns:
             raise ValueError(
                 f"signals of item {item_id!r} have {len(signals.counts)} counts, this process expects {self.columns} "
@@ -125,95 +176,164 @@ class Signals:
         directed = unpack_float64(signals.directed)
         if not len(symmetric) == len(directed) == len(signals.neighbours):
             raise ValueError(f"signals of item {item_id!r}: neighbours and weights differ in length")
+        if not all(-(2**63) <= offset < 2**63 for offset in signals.applied.values()):
+            raise ValueError(f"signals of item {item_id!r}: an offset of {signals.applied} is no 64-bit integer")
         row = catalogue.intern(item_id)
         if row < 0:
             return False
         self.reserve(row + 1)
-        held = self._applied[row]
-        if any(signals.applied.get(partition, -1) < offset for partition, offset in held.items()):
+        if self._holds_more(row, signals.applied):
             return False
         intern = catalogue.intern
-        rows = np.array([intern(other) for other in signals.neighbours], np.int32)
-        self.reserve(int(rows.max()) + 1 if len(rows) else 0)
-        placed = rows >= 0
-        self._neighbours[row] = Neighbours(
-            rows[placed], symmetric[placed].astype(np.float32), directed[placed].astype(np.float32), signals.at
+        found = self.apply_arrays(
+            np.array([row], np.int32),
+            np.array([len(symmetric)], np.int32),
+            np.array([intern(other) for other in signals.neighbours], np.int32),
+            symmetric,
+            directed,
+            np.array([signals.counts], np.float64),
+            np.array([signals.at], np.float64),
+            {source: np.array([offset], np.int64) for source, offset in signals.applied.items()},
         )
-        self._applied[row] = dict(signals.applied)
-        self._state_counts(row, np.asarray(signals.counts), signals.at)
-        self.version += 1
-        return True
+        return bool(found[0])
 
-    def _clear(self, row: int) -> bool:
-        if not 0 <= row < self.rows:
-            return False
-        self._neighbours[row] = _NONE
-        self._applied[row] = {}
-        self._state_counts(row, np.zeros(self.columns), 0.0)
-        self.version += 1
-        return True
+    def _holds_more(self, row: int, applied: dict[str, int]) -> bool:
+        return any(applied.get(source, -1) < self._applied[place, row] for source, place in self._sources.items())
 
-    def _state_counts(self, row: int, counts: NDArray[np.float64], at: float) -> None:
-        self._counts[row] = counts
-        self._at[row] = at
-        with np.errstate(divide="ignore"):
-            self._keys[:, row] = np.log2(counts) + at * self._rates
-        for top in self._top:
-            top.change(row)
+    def apply_arrays(
+        self,
+        rows: NDArray[np.int32],
+        lengths: NDArray[np.int32],
+        neighbours: NDArray[np.int32],
+        symmetric: NDArray[np.float64],
+        directed: NDArray[np.float64],
+        counts: NDArray[np.float64],
+        at: NDArray[np.float64],
+        applied: dict[str, NDArray[np.int64]],
+    ) -> NDArray[np.bool_]:
+        """Take over ``k`` rows without a message; what fits together is the caller's care.
+
+        Args:
+            rows: int32 [k], distinct, none negative.
+            lengths: int32 [k], how many of the entries below are each row's, one row after the other.
+            neighbours: int32 [sum of lengths], rows, distinct within a row; -1 leaves the entry out.
+            symmetric, directed: float64 [sum of lengths], weights.
+            counts: float64 [k, columns].
+            at: float64 [k], event times (seconds) everything is stated at.
+            applied: by source partition: int64 [k], offsets through which the rows are complete, -1 for none.
+
+        Returns:
+            bool [k], False where the held row is complete through later offsets.
+        """
+        top = max(int(rows.max(initial=-1)), int(neighbours.max(initial=-1)))
+        self.reserve(top + 1)
+        for source in applied:
+            if source not in self._sources:
+                self._sources[source] = len(self._sources)
+                self._applied = np.concatenate([self._applied, np.full((1, self._applied.shape[1]), -1, np.int64)])
+        offsets = np.full((len(self._sources), len(rows)), -1, np.int64)
+        for source, values in applied.items():
+            offsets[self._sources[source]] = values
+        self._room(int(np.maximum(2 * lengths, 4).sum()))
+        found = np.zeros(len(rows), np.bool_)
+        _take_over(
+            rows, lengths, neighbours, symmetric, directed, counts, at, offsets, found,
+            self.arena, self._sizes, self._free, self._applied, self._counts, self._keys, self._rates,
+        )  # fmt: skip
+        self.version += int(np.count_nonzero(found))
+        for column in self._top:
+            column.change(rows)
+        return found
+
+    def _clear(self, rows: NDArray[np.int32]) -> None:
+        """Rows of ours count nothing and have no neighbours any more."""
+        arena = self.arena
+        for row in rows.tolist():
+            if self._sizes[row] >= 0:
+                release(int(arena.starts[row]), int(self._sizes[row]), arena.rows, self._free)
+        self._sizes[rows] = -1
+        arena.lengths[rows] = 0
+        arena.stated[rows] = 0.0
+        arena.scale[rows] = 1.0
+        self._applied[:, rows] = -1
+        self._counts[rows] = 0.0
+        self._keys[:, rows] = -np.inf
+        for column in self._top:
+            column.change(rows)
+        self.version += len(rows)
 
     def referenced(self, rows: int) -> NDArray[np.bool_]:
         """Which of the first ``rows`` rows have statistics or are somebody's neighbour: bool [rows]."""
         referenced = np.zeros(rows, np.bool_)
-        for row, neighbours in enumerate(self._neighbours[:rows]):
-            if self._applied[row]:
-                referenced[row] = True
-                referenced[neighbours.rows[neighbours.rows < rows]] = True
+        _refer(self._applied[:, : min(rows, self._rows)], self.arena, referenced)
         return referenced
 
     def forget(self, rows: NDArray[np.int32]) -> None:
         """Drop the statistics of ``rows`` and every mention of them; looks at all neighbours."""
+        self._clear(rows[(rows >= 0) & (rows < self._rows)])
         gone = np.zeros(max(self.rows, int(rows.max()) + 1 if len(rows) else 0), np.bool_)
         gone[rows] = True
-        for row in rows.tolist():
-            self._clear(row)
-        for row, held in enumerate(self._neighbours):
-            kept = ~gone[held.rows]
-            if not kept.all():
-                self._neighbours[row] = Neighbours(held.rows[kept], held.symmetric[kept], held.directed[kept], held.at)
+        _leave_out(gone, self._rows, self.arena)
 
     def reserve(self, rows: int) -> None:
         """Make room for as many rows; ranking looks at rows of items nobody has touched yet."""
-        missing = rows - len(self._neighbours)
-        if missing <= 0:
+        if rows <= self._rows:
             return
-        self._neighbours.extend([_NONE] * missing)
-        self._applied.extend({} for _ in range(missing))
-        size = len(self._at)
+        self._rows = rows
+        arena = self.arena
+        size = len(arena.starts)
         if rows <= size:
             return
         while size < rows:
             size *= 2
-        grown = size - len(self._at)
+        grown = size - len(arena.starts)
+        self.arena = arena._replace(
+            starts=np.concatenate([arena.starts, np.zeros(grown, np.int64)]),
+            lengths=np.concatenate([arena.lengths, np.zeros(grown, np.int32)]),
+            stated=np.concatenate([arena.stated, np.zeros(grown)]),
+            scale=np.concatenate([arena.scale, np.ones(grown)]),
+        )
+        self._sizes = np.concatenate([self._sizes, np.full(grown, -1, np.int8)])
         self._counts = np.concatenate([self._counts, np.zeros((grown, self.columns))])
-        self._at = np.concatenate([self._at, np.zeros(grown)])
         self._keys = np.concatenate([self._keys, np.full((self.columns, grown), -np.inf)], axis=1)
+        self._applied = np.concatenate([self._applied, np.full((len(self._sources), grown), -1, np.int64)], axis=1)
+
+    def _room(self, entries: int) -> None:
+        """See to it that ``entries`` more fit at the untouched end."""
+        arena = self.arena
+        needed = int(self._free[SIZES]) + entries
+        size = len(arena.rows)
+        if needed <= size:
+            return
+        while size < needed:
+            size *= 2
+        grown = size - len(arena.rows)
+        self.arena = arena._replace(
+            rows=np.concatenate([arena.rows, np.zeros(grown, np.int32)]),
+            symmetric=np.concatenate([arena.symmetric, np.zeros(grown, np.float32)]),
+            directed=np.concatenate([arena.directed, np.zeros(grown, np.float32)]),
+        )
 
     def save(self, directory: Path) -> None:
         """Write everything into ``directory`` (which exists)."""
         count = self.rows
-        lengths = np.array([len(entry.rows) for entry in self._neighbours], np.int64)
+        arena = self.arena
+        lengths = arena.lengths[:count].astype(np.int64)
+        # Where each entry of the rows, one row after the other, lies in the blocks.
+        ends = np.cumsum(lengths)
+        entries = np.arange(int(lengths.sum())) + np.repeat(arena.starts[:count] - (ends - lengths), lengths)
         np.savez(
             directory / "signals.npz",
             version=np.int64(self.version),
             counts=self._counts[:count],
-            at=self._at[:count],
-            neighbours_at=np.array([entry.at for entry in self._neighbours]),
+            at=arena.stated[:count],
+            applied=self._applied[:, :count],
             lengths=lengths,
-            rows=_joined([entry.rows for entry in self._neighbours], np.int32),
-            symmetric=_joined([entry.symmetric for entry in self._neighbours], np.float32),
-            directed=_joined([entry.directed for entry in self._neighbours], np.float32),
+            rows=arena.rows[entries],
+            symmetric=arena.symmetric[entries],
+            directed=arena.directed[entries],
         )
-        (directory / "signals.msgpack").write_bytes(msgspec.msgpack.encode(self._applied))
+        (directory / "signals.msgpack").write_bytes(msgspec.msgpack.encode(list(self._sources)))
 
     @classmethod
     def load(cls, directory: Path, settings: ItemSettings, *, top: int = 256) -> Signals:
@@ -224,30 +344,131 @@ class Signals:
         """
         signals = cls(settings, top=top)
         try:
-            applied = msgspec.msgpack.decode((directory / "signals.msgpack").read_bytes(), type=list[dict[str, int]])
+            sources = msgspec.msgpack.decode((directory / "signals.msgpack").read_bytes(), type=list[str])
             with np.load(directory / "signals.npz", allow_pickle=False) as arrays:
-                count = len(arrays["at"])
-                if len(applied) != count or arrays["counts"].shape != (count, signals.columns):
-                    raise ValueError("tables differ in length, or were written with other half-lives")
-                signals.reserve(count)
-                signals.version = int(arrays["version"])
-                signals._counts[:count] = arrays["counts"]
-                signals._at[:count] = arrays["at"]
-                ends = np.cumsum(arrays["lengths"])[:-1]
-                columns = [np.split(arrays[name], ends) for name in ("rows", "symmetric", "directed")]
-                stated = arrays["neighbours_at"].tolist()
+                held = {name: arrays[name] for name in arrays.files}
+            count, links = len(held["at"]), len(held["rows"])
+            if held["applied"].shape != (len(sources), count) or held["counts"].shape != (count, signals.columns):
+                raise ValueError("tables differ in length, or were written with other half-lives")
+            if {int(held["lengths"].sum()), len(held["symmetric"]), len(held["directed"])} != {links}:
+                raise ValueError("lists of neighbours differ in length")
+            if held["lengths"].min(initial=0) < 0 or held["rows"].min(initial=0) < 0:
+                raise ValueError("a length or a row is negative")
+            signals.reserve(count)
+            signals.apply_arrays(
+                np.arange(count, dtype=np.int32),
+                held["lengths"].astype(np.int32),
+                held["rows"].astype(np.int32),
+                held["symmetric"].astype(np.float64),
+                held["directed"].astype(np.float64),
+                held["counts"].astype(np.float64),
+                held["at"].astype(np.float64),
+                dict(zip(sources, held["applied"].astype(np.int64), strict=True)),
+            )
+            signals.version = int(held["version"])
         except (OSError, KeyError, ValueError, msgspec.DecodeError) as error:
             raise SnapshotError(f"the signals in {directory} cannot be read: {error}") from error
-        if count:
-            signals._neighbours = [
-                Neighbours(rows, symmetric, directed, at)
-                for rows, symmetric, directed, at in zip(*columns, stated, strict=True)
-            ]
-        signals._applied = applied
-        with np.errstate(divide="ignore"):
-            signals._keys[:, :count] = (np.log2(signals._counts[:count]) + signals._at[:count, None] * signals._rates).T
         return signals
 
 
-def _joined(arrays: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
-    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
+@compiled
+def _decayed(
+    at: NDArray[np.float64],
+    rows: NDArray[np.int32],
+    counts: NDArray[np.float64],
+    stated: NDArray[np.float64],
+    rates: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    found = np.empty((len(rows), len(rates)))
+    for place, row in enumerate(rows):
+        elapsed = max(at[place] - stated[row], 0.0)
+        for column, rate in enumerate(rates):
+            found[place, column] = counts[row, column] * 2.0 ** (-elapsed * rate)
+    return found
+
+
+@compiled
+def _take_over(
+    rows: NDArray[np.int32],
+    lengths: NDArray[np.int32],
+    neighbours: NDArray[np.int32],
+    symmetric: NDArray[np.float64],
+    directed: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    at: NDArray[np.float64],
+    offsets: NDArray[np.int64],
+    found: NDArray[np.bool_],
+    arena: Arena,
+    sizes: NDArray[np.int8],
+    free: NDArray[np.int64],
+    applied: NDArray[np.int64],
+    all_counts: NDArray[np.float64],
+    keys: NDArray[np.float64],
+    rates: NDArray[np.float64],
+) -> None:
+    """:meth:`Signals.apply_arrays`, with room made before."""
+    end = 0
+    for place, row in enumerate(rows):
+        begin = end
+        end += lengths[place]
+        newer = True
+        for source in range(len(offsets)):
+            newer = newer and offsets[source, place] >= applied[source, row]
+        if not newer:
+            continue
+        found[place] = True
+        for source in range(len(offsets)):
+            applied[source, row] = offsets[source, place]
+        length = 0
+        for entry in range(begin, end):
+            length += neighbours[entry] >= 0
+        if length == 0 or sizes[row] < 0 or length > block_size(sizes[row]):
+            if sizes[row] >= 0:
+                release(arena.starts[row], sizes[row], arena.rows, free)
+                sizes[row] = -1
+            if length > 0:
+                sizes[row] = size_of(length)
+                arena.starts[row] = allocate(sizes[row], arena.rows, free)
+        into = arena.starts[row]
+        for entry in range(begin, end):
+            if neighbours[entry] >= 0:
+                arena.rows[into] = neighbours[entry]
+                arena.symmetric[into] = symmetric[entry]
+                arena.directed[into] = directed[entry]
+                into += 1
+        arena.lengths[row] = length
+        arena.stated[row] = at[place]
+        for column, rate in enumerate(rates):
+            count = counts[place, column]
+            all_counts[row, column] = count
+            keys[column, row] = (np.log2(count) if count > 0.0 else -np.inf) + at[place] * rate
+        arena.scale[row] = 1.0 / np.sqrt(max(all_counts[row, len(rates) - 1], 1.0))
+
+
+@compiled
+def _refer(applied: NDArray[np.int64], arena: Arena, referenced: NDArray[np.bool_]) -> None:
+    """Mark the rows that have statistics, and their neighbours."""
+    for row in range(applied.shape[1]):
+        stated = False
+        for source in range(applied.shape[0]):
+            stated = stated or applied[source, row] >= 0
+        if stated:
+            referenced[row] = True
+            for entry in range(arena.starts[row], arena.starts[row] + arena.lengths[row]):
+                if arena.rows[entry] < len(referenced):
+                    referenced[arena.rows[entry]] = True
+
+
+@compiled
+def _leave_out(gone: NDArray[np.bool_], rows: int, arena: Arena) -> None:
+    """Take the neighbours that are ``gone`` out of the first ``rows`` rows."""
+    for row in range(rows):
+        start = arena.starts[row]
+        kept = start
+        for entry in range(start, start + arena.lengths[row]):
+            if not gone[arena.rows[entry]]:
+                arena.rows[kept] = arena.rows[entry]
+                arena.symmetric[kept] = arena.symmetric[entry]
+                arena.directed[kept] = arena.directed[entry]
+                kept += 1
+        arena.lengths[row] = kept - start

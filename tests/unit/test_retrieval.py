@@ -14,7 +14,7 @@ from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
 from stream_app.ranking.recommender import RankRequest, Recommender
 from stream_app.retrieval.cold import mixed
-from stream_app.retrieval.interests import FAST, LAST, NEGATIVE, SLOW, derive_interests, history_view
+from stream_app.retrieval.interests import FAST, LAST, NEGATIVE, SLOW, Interests, derive_interests, history_view
 from stream_app.retrieval.links import SCORES, Scratch, link_scores
 from stream_app.retrieval.source import best
 from stream_app.serving import ServingState
@@ -222,6 +222,79 @@ def test_transition_scores_are_those_of_the_formula() -> None:
             for part in (state.signals.neighbours(recent),)
         ]
         assert parts[origin] == pytest.approx(max(parts))
+
+
+def matrix_links(
+    state: ServingState, interests: Interests, at: float
+) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
+    """The same scores by one matrix with a row per recent item and a column per target; and the strongest origins."""
+    settings, signals = state.settings, state.signals
+    parts = [signals.neighbours(row) for row in interests.recent.tolist()]
+    rows = np.unique(np.concatenate([part.rows for part in parts]))
+    symmetric = np.zeros((len(parts), len(rows)))
+    directed = np.zeros((len(parts), len(rows)))
+    own = 1.0 / np.sqrt(np.maximum(signals.total(interests.recent), 1.0))
+    for place, part in enumerate(parts):
+        faded = own[place] * signals.decay(part.at, at)
+        symmetric[place, np.searchsorted(rows, part.rows)] = part.symmetric * faded
+        directed[place, np.searchsorted(rows, part.rows)] = part.directed * faded
+    slow = settings.users.slow_decay**interests.lag
+    short = settings.items.symmetric_decay**interests.lag
+    ahead = np.where(interests.lag < settings.items.directed_history, settings.items.directed_decay**interests.lag, 0.0)
+    sums = [slow @ symmetric, short @ symmetric, symmetric.max(axis=0), ahead @ directed, (short * own) @ symmetric]
+    scores = np.stack(sums)
+    scores[:4] /= np.sqrt(np.maximum(signals.total(rows), 1.0))
+    followed = (directed * ahead[:, None]).max(axis=0) > 0
+    origins = (slow[:, None] * symmetric).argmax(axis=0), (ahead[:, None] * directed).argmax(axis=0)
+    return rows, np.sqrt(scores), origins[0], np.where(followed, origins[1], -1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_transition_scores_are_those_of_one_matrix_product(seed: int) -> None:
+    state = ServingState(Settings(), space=SPACE, dimensions=DIMENSIONS)
+    rng = np.random.default_rng(seed)
+    names = [f"i{number}" for number in range(400)]
+    for name in names:
+        state.apply_item(name, Item(item_id=name, title=name))
+    for name in names[: 300 + 50 * seed]:
+        others = rng.choice([other for other in names if other != name], int(rng.integers(0, 120)), replace=False)
+        links = {str(other): (float(rng.uniform(0.1, 5)), float(rng.choice([0.0, 1.0, 2.0]))) for other in others}
+        state.apply_signals(
+            name, signals_message(name, float(rng.uniform(0.2, 90)), links, at=float(rng.uniform(0, 9 * DAY)))
+        )
+    events = history(*[(names[number], 1.0) for number in rng.permutation(400)[:60].tolist()])
+    interests = derive_interests(events, state.catalogue, state.index, state.settings, {})
+    scratch = Scratch()
+    links_found = link_scores(interests, state.signals, state.settings, at=5 * DAY, scratch=scratch)
+    rows, scores, together, after = matrix_links(state, interests, 5 * DAY)
+    assert np.array_equal(np.sort(links_found.rows), rows)
+    assert links_found.at(rows, scratch) == pytest.approx(scores, rel=1e-12)
+    shown = rng.permutation(rows)[:10]
+    place = np.searchsorted(rows, shown)
+    assert links_found.strongest_origin(shown, scratch) == (together[place].tolist(), after[place].tolist())
+    assert (scratch.slot == -1).all()
+
+
+def test_without_links_every_score_is_zero() -> None:
+    state = ServingState(Settings(), space=SPACE, dimensions=DIMENSIONS)
+    state.apply_item("a", Item(item_id="a", title="a"))
+    interests = derive_interests(history(("a", 1.0)), state.catalogue, state.index, state.settings, {})
+    scratch = Scratch()
+    scratch.reserve(1)
+    links = link_scores(interests, state.signals, state.settings, at=0.0, scratch=scratch)
+    rows = np.array([0], np.int32)
+    assert not len(links.rows)
+    assert not links.at(rows, scratch).any()
+    assert links.strongest_origin(rows, scratch) == ([-1], [-1])
+
+
+def test_what_is_blocked_stays_blocked_when_room_is_made() -> None:
+    scratch = Scratch()
+    scratch.reserve(10)
+    scratch.blocked[3] = 7
+    scratch.reserve(100_000)
+    assert scratch.blocked[3] == 7
+    assert len(scratch.slot) == len(scratch.blocked) == len(scratch.bits) >= 100_000
 
 
 def test_best_breaks_ties_by_id_and_not_by_row() -> None:

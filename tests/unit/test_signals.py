@@ -135,6 +135,69 @@ def test_trending_is_what_sorting_everything_gives(updates: list[tuple[int, floa
             assert signals.popularity(now, found)[:, column] == pytest.approx(best)
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 12), st.integers(0, 40), st.sampled_from(["apply", "apply", "apply", "evict", "forget"])
+        ),
+        max_size=60,
+    )
+)
+def test_neighbours_are_those_last_stated_whatever_came_in_between(steps: list[tuple[int, int, str]]) -> None:
+    signals, catalogue = Signals(SETTINGS), Catalogue(unknown_items=100)
+    stated: dict[str, dict[str, tuple[float, float]]] = {}
+    for number, (name, size, step) in enumerate(steps):
+        item = f"i{name}"
+        if step == "apply":
+            links = {f"i{(name + 1 + other) % 50}": (number + other + 0.5, float(other % 3)) for other in range(size)}
+            signals.apply(item, message(item, [1.0] * 3, links=links, applied={"0": number}), catalogue)
+            stated[item] = links
+        elif step == "evict":
+            signals.apply(item, None, catalogue)
+            stated.pop(item, None)
+        elif catalogue.row(item) >= 0:
+            signals.forget(np.array([catalogue.row(item)], np.int32))
+            stated.pop(item, None)
+            for links in stated.values():
+                links.pop(item, None)
+    for row in range(catalogue.rows):
+        held = signals.neighbours(row)
+        found = {
+            catalogue.item_id(other): (symmetric, directed)
+            for other, symmetric, directed in zip(
+                held.rows.tolist(), held.symmetric.tolist(), held.directed.tolist(), strict=True
+            )
+        }
+        assert found == stated.get(catalogue.item_id(row), {})
+
+
+def test_room_for_neighbours_is_used_again() -> None:
+    signals, catalogue = Signals(SETTINGS), Catalogue(unknown_items=3_000)
+    offset = 0
+    sizes = []
+    for _ in range(6):
+        for name in range(60):
+            links = {f"o{other}": (1.0, 0.0) for other in range(100 + name % 100)}
+            offset += 1
+            signals.apply(f"i{name}", message(f"i{name}", [1.0] * 3, links=links, applied={"0": offset}), catalogue)
+        sizes.append(len(signals.arena.rows))
+        for name in range(60):
+            signals.apply(f"i{name}", None, catalogue)
+    assert len(set(sizes)) == 1
+
+
+def test_a_snapshot_that_was_damaged_is_not_used(tmp_path: Path) -> None:
+    signals, catalogue = Signals(SETTINGS), Catalogue(unknown_items=10)
+    signals.apply("a", message("a", [1.0, 2.0, 3.0], links={"b": (1.5, 0.5)}), catalogue)
+    signals.save(tmp_path)
+    with np.load(tmp_path / "signals.npz") as arrays:
+        held = {name: arrays[name] for name in arrays.files}
+    for name, value in (("lengths", -1), ("rows", -7)):
+        np.savez(tmp_path / "signals.npz", **{**held, name: np.full_like(held[name], value)})
+        with pytest.raises(SnapshotError):
+            Signals.load(tmp_path, SETTINGS)
+
+
 def test_trending_is_not_sorted_anew_for_every_update() -> None:
     signals, catalogue = Signals(SETTINGS, top=10), Catalogue(unknown_items=1_000)
     rng = np.random.default_rng(0)
