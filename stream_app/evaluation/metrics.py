@@ -1,76 +1,115 @@
-"""Ranking metrics over single-item tests, and what a run of tests amounts to."""
+"""Ranking metrics over tests that have one relevant item each, with 95 % intervals.
+
+A test is a rank: the place of the item from 1 (a half where it ties), infinity when it was not found (a miss). Hit
+rate, NDCG and reciprocal rank follow Järvelin and Kekäläinen 2002 (doi 10.1145/582415.582418) with one relevant item.
+The interval of a hit rate is Wilson's (1927, doi 10.1080/01621459.1927.10502953), that of the other means the normal
+one. Both take tests as independent; tests of one user are not quite, so the true intervals are a little wider.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from math import log2
+from array import array
+from dataclasses import dataclass
+from math import sqrt
+from typing import Final
 
-__all__ = ["Scores", "Tally"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["DEPTH", "FEW_TESTS", "Estimate", "Ranks", "gains", "hit_rate", "mean", "wilson"]
+
+DEPTH: Final = 50
+"""Places looked at; an item further down is a miss."""
+FEW_TESTS: Final = 100
+"""With fewer tests a figure says little and carries a warning."""
+_Z: Final = 1.959964
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scores:
-    """Means over tests: hit rates, NDCG and reciprocal rank, each test having one relevant item.
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over tests and its 95 % interval; all None when there was no test."""
 
-    ``coverage_at_10`` is the share of the catalogue that was in somebody's first ten. Cold tests are those whose
-    item had fewer than the configured number of earlier events.
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+_NOTHING: Final = Estimate(None, None, None)
+
+
+def wilson(hits: int, tests: int) -> Estimate:
+    """The share ``hits / tests`` with Wilson's 95 % interval."""
+    if not tests:
+        return _NOTHING
+    share, square = hits / tests, _Z * _Z
+    centre = (share + square / (2 * tests)) / (1 + square / tests)
+    half = _Z * sqrt(share * (1 - share) / tests + square / (4 * tests * tests)) / (1 + square / tests)
+    return Estimate(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))
+
+
+def mean(values: NDArray[np.float64]) -> Estimate:
+    """The mean of ``values`` (float64 [tests], each from 0 to 1) with the normal 95 % interval."""
+    tests = len(values)
+    if not tests:
+        return _NOTHING
+    middle = float(values.mean())
+    half = _Z * float(values.std(ddof=1)) / sqrt(tests) if tests > 1 else 1.0
+    return Estimate(middle, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def hit_rate(ranks: NDArray[np.float32], k: int) -> Estimate:
+    """Share of tests whose item stands among the first ``k``."""
+    return wilson(int((ranks <= k).sum()), len(ranks))
+
+
+def gains(ranks: NDArray[np.float32], k: int) -> NDArray[np.float64]:
+    """NDCG at ``k`` of each test: 1 / log2(rank + 1) where the item stands among the first ``k``, else 0."""
+    found: NDArray[np.float64] = np.where(ranks <= k, 1.0 / np.log2(ranks.astype(np.float64) + 1.0), 0.0)
+    return found
+
+
+class Ranks:
+    """Ranks of tests in the order they come, and which items were in somebody's first ten.
+
+    Args:
+        rows: rows of the catalogue.
     """
 
-    tests: int
-    hr_at_10: float
-    ndcg_at_10: float
-    mrr: float
-    hr_at_50: float
-    coverage_at_10: float
-    cold_tests: int
-    cold_hr_at_10: float
-    cold_hr_at_50: float
+    def __init__(self, rows: int) -> None:
+        self._ranks = array("f")
+        self._shown = np.zeros(rows, np.bool_)
 
+    def __len__(self) -> int:
+        return len(self._ranks)
 
-@dataclass(slots=True)
-class Tally:
-    """Sums over tests, in the order they come."""
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """float32 [tests], infinity for a miss."""
+        return np.array(self._ranks, np.float32)
 
-    tests: int = 0
-    _hits_10: int = 0
-    _hits_50: int = 0
-    _gain: float = 0.0
-    _reciprocal: float = 0.0
-    _cold: int = 0
-    _cold_hits_10: int = 0
-    _cold_hits_50: int = 0
-    _shown: set[int] = field(default_factory=set)
+    @property
+    def shown(self) -> int:
+        """Distinct items that were in somebody's first ten."""
+        return int(self._shown.sum())
 
-    def add(self, rank: int | None, *, cold: bool) -> None:
-        """Count a test; ``rank`` is the item's place from 1, None when it is not in the slate (a miss)."""
-        self.tests += 1
-        self._cold += cold
-        if rank is None:
-            return
-        self._reciprocal += 1.0 / rank
-        if rank <= 50:
-            self._hits_50 += 1
-            self._cold_hits_50 += cold
-        if rank <= 10:
-            self._hits_10 += 1
-            self._cold_hits_10 += cold
-            self._gain += 1.0 / log2(rank + 1)
+    def add(self, ranks: NDArray[np.float32], first: NDArray[np.int32]) -> None:
+        """Ranks of the tests of one request, and the rows of its first ten."""
+        self._ranks.extend(ranks.tolist())
+        self._shown[first[:10]] = True
 
-    def show(self, rows: list[int]) -> None:
-        """Note the first ten of a slate, by row."""
-        self._shown.update(rows[:10])
+    def add_slate(self, slate: NDArray[np.int32], tested: NDArray[np.int32]) -> None:
+        """Tests of one request against its slate.
 
-    def scores(self, catalogue_size: int) -> Scores:
-        """Means so far; zeros when there were no tests."""
-        tests, cold = max(self.tests, 1), max(self._cold, 1)
-        return Scores(
-            tests=self.tests,
-            hr_at_10=self._hits_10 / tests,
-            ndcg_at_10=self._gain / tests,
-            mrr=self._reciprocal / tests,
-            hr_at_50=self._hits_50 / tests,
-            coverage_at_10=len(self._shown) / max(catalogue_size, 1),
-            cold_tests=self._cold,
-            cold_hr_at_10=self._cold_hits_10 / cold,
-            cold_hr_at_50=self._cold_hits_50 / cold,
-        )
+        An item's rank leaves out the other tested items: they were taken as well.
+
+        Args:
+            slate: int32, distinct rows, best first.
+            tested: int32 [n], distinct rows; one test each.
+        """
+        ranks = np.full(len(tested), np.inf, np.float32)
+        # Slates are short and baskets mostly too: a table over both is faster than any look-up.
+        of_test, place = np.nonzero(tested[:, None] == slate[None, :DEPTH])
+        if len(place):
+            order = np.argsort(place)
+            ranks[of_test[order]] = place[order] + 1 - np.arange(len(place))
+        self.add(ranks, slate)

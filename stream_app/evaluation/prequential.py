@@ -1,28 +1,35 @@
 """Prequential replay: every event is first predicted, then learned, through the functions that run live.
 
 Interactions come in order of time. Consecutive events of one user with the same time are a basket. Before anything
-of a basket is learned, the user is ranked; every item of it that the user has not consumed yet is one test, ranked
-against everything except the other items of the basket. Then the basket goes through the user stage, the item
-stage and the ranker, and what those publish reaches the serving state: after every basket, or every
+of a basket is learned, the user is ranked; every item of it that is new to the user is one test, ranked against
+everything except the other items of the basket and what the user had before. Then the basket goes through the user
+stage, the item stage and the ranker, and what those publish reaches the serving state: after every basket, or every
 ``publish_every`` events to imitate the lag of a real deployment.
 
-The first share of the events only trains; users without any earlier event are not tested. (Protocol: Gama,
-Sebastião and Rodrigues 2013, doi 10.1007/s10994-012-5320-9; for recommenders Vinagre, Jorge and Gama 2014.)
+The first share of the events only trains; users without any earlier event are not tested; neither are events that say
+the user did not want the item. (Protocol: Gama, Sebastião and Rodrigues 2013, doi 10.1007/s10994-012-5320-9; for
+recommenders Vinagre, Jorge and Gama 2014.)
+
+Leave-one-out, the protocol of published tables, is the same replay without the last new item of each user and what
+that user did afterwards; those items are tested at the end, one per user.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.arrays import pack_float32
 from schemas.messages import Interaction, Item, ItemVector, TrainingExamples, Transitions
-from stream_app.evaluation.metrics import Scores, Tally
+from stream_app.evaluation.baselines import Baseline, Told
+from stream_app.evaluation.metrics import DEPTH, Ranks
 from stream_app.items.statistics import ItemStatistics
 from stream_app.ranking.recommender import RankRequest, Recommender
 from stream_app.ranking.softmax import SoftmaxRanker
@@ -31,10 +38,17 @@ from stream_app.settings import Settings
 from stream_app.users.stage import SourcedEvent, UserStage
 from stream_app.users.state import UserState
 
-__all__ = ["Options", "Prequential", "Report"]
+__all__ = ["SLATES", "Options", "Outcome", "Prequential", "Protocol", "baskets", "leave_one_out"]
+
+Protocol = Literal["streaming", "leave-one-out"]
+
+SLATES: Final = "slates"
+"""Name of what is published, among the rankings of an outcome."""
 
 _TOPIC = "interactions"
 _PARTITION = 0
+_REPORT_EVERY = 100
+_MAX_DEPTH = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,25 +58,52 @@ class Options:
     Attributes:
         train_share: share of the events, from the first, that only train.
         publish_every: events between two publications of statistics and weights; 1: after every basket.
-        depth: length of the tested slate.
         sources: whether every source is also tested on its own.
+        seed: of baselines that draw random numbers.
     """
 
     train_share: float = 0.1
     publish_every: int = 1
-    depth: int = 50
     sources: bool = False
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What a replay found: scores of the slates, and of each source alone (at most as deep as it proposes)."""
+class Outcome:
+    """Every test of a replay, in the order they came.
+
+    Attributes:
+        events: how many were replayed.
+        items: size of the catalogue.
+        maturity: int32 [tests], earlier events of the user.
+        at: float64 [tests], event time (seconds since 1970).
+        cold: bool [tests], the item had fewer earlier events than ``retrieval.cold_events``.
+        slates: ranks in what is published.
+        sources: ranks in what each source proposes, which may be shorter than the slate.
+        baselines: ranks in the catalogue as each baseline orders it.
+        weights: of the ranker at the end, by feature.
+        untested: events that named an item and were no test, by why.
+    """
 
     events: int
     items: int
-    slates: Scores
-    sources: dict[str, Scores] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
+    maturity: NDArray[np.int32]
+    at: NDArray[np.float64]
+    cold: NDArray[np.bool_]
+    slates: Ranks
+    sources: Mapping[str, Ranks] = field(default_factory=dict)
+    baselines: Mapping[str, Ranks] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    untested: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Had:
+    """Rows a user had something to do with: all of them, and those that may still be recommended."""
+
+    rows: set[int] = field(default_factory=set)
+    open: set[int] = field(default_factory=set)
+    number: int = 0
 
 
 class Prequential:
@@ -74,6 +115,8 @@ class Prequential:
         vectors: unit vectors by item id, float32; an item without one is served without its text.
         space: the vectors' space.
         options: how to replay.
+        baselines: simple methods that are told the same and tested on the same; made for this catalogue, its rows
+            in the order of ``items``.
     """
 
     def __init__(
@@ -84,6 +127,7 @@ class Prequential:
         *,
         space: str,
         options: Options,
+        baselines: Sequence[Baseline] = (),
     ) -> None:
         self.settings = settings
         self.options = options
@@ -103,69 +147,164 @@ class Prequential:
         self._statistics = ItemStatistics(0, 1, settings.items)
         self._ranker = SoftmaxRanker(self.recommender.feature_names, settings.ranker)
         self._states: dict[str, UserState] = {}
-        self._seen: Counter[str] = Counter()
-        self._slates = Tally()
-        self._sources = {source.name: Tally() for source in self.recommender.sources} if options.sources else {}
+        self._size = len(items)
+        rows = self.serving.catalogue.rows
+        self._baselines = {baseline.name: baseline for baseline in baselines}
+        self._slates = Ranks(rows)
+        self._of_source = {source.name: Ranks(rows) for source in self.recommender.sources} if options.sources else {}
+        self._of_baseline = {name: Ranks(rows) for name in self._baselines}
+        self._maturity, self._at, self._cold = array("i"), array("d"), array("b")
+        self._item_events: Counter[str] = Counter()
+        self._had: dict[str, _Had] = {}
+        self._untested: Counter[str] = Counter()
         self._offset = 0
         self._unpublished = 0
 
     def run(
         self, interactions: Iterable[Interaction], count: int, *, on_progress: Callable[[int], None] = lambda _: None
-    ) -> Report:
-        """Replay ``count`` interactions, which are in order of time.
+    ) -> Outcome:
+        """Replay ``count`` interactions, which are in order of time: test, then learn.
 
         Args:
-            on_progress: told how many events are done, after every basket.
+            on_progress: told how many events are done, now and then.
         """
         tested_from = int(count * self.options.train_share)
-        for basket in _baskets(islice(interactions, count)):
-            if self._offset >= tested_from:
-                self._test(basket)
+        reported = 0
+        for basket in baskets(islice(interactions, count)):
+            self._test(basket, count_tests=self._offset >= tested_from)
             self._learn(basket)
-            on_progress(self._offset)
-        return self.report()
+            self._remember(basket)
+            if self._offset - reported >= _REPORT_EVERY:
+                reported = self._offset
+                on_progress(reported)
+        on_progress(self._offset)
+        return self.outcome()
 
-    def report(self) -> Report:
-        """Scores so far."""
-        size = len(self.serving.catalogue)
+    def run_leave_one_out(
+        self, interactions: Sequence[Interaction], *, on_progress: Callable[[int], None] = lambda _: None
+    ) -> Outcome:
+        """Learn from everything but each user's last new item, then test that, at the time the log ends.
+
+        Args:
+            interactions: in order of time.
+            on_progress: told how many events are done, now and then.
+        """
+        learned, held = leave_one_out(interactions, wanted=self._wanted)
+        reported = 0
+        for basket in baskets(learned):
+            self._learn(basket)
+            self._remember(basket)
+            if self._offset - reported >= _REPORT_EVERY:
+                reported = self._offset
+                on_progress(reported)
+        end = interactions[-1].occurred_at.timestamp() if interactions else 0.0
+        for number, event in enumerate(held):
+            self._test([event], at=end)
+            if number % _REPORT_EVERY == 0:
+                on_progress(self._offset + number)
+        on_progress(len(interactions))
+        return self.outcome()
+
+    def outcome(self) -> Outcome:
+        """The tests so far."""
         weights = zip(self._ranker.names, self._ranker.weights.tolist(), strict=True)
-        return Report(
+        return Outcome(
             events=self._offset,
-            items=size,
-            slates=self._slates.scores(size),
-            sources={name: tally.scores(size) for name, tally in self._sources.items()},
+            items=self._size,
+            maturity=np.array(self._maturity, np.int32),
+            at=np.array(self._at, np.float64),
+            cold=np.array(self._cold, np.bool_),
+            slates=self._slates,
+            sources=self._of_source,
+            baselines=self._of_baseline,
             weights={name: round(weight, 4) for name, weight in weights},
+            untested=dict(self._untested),
         )
 
-    def _test(self, basket: Sequence[Interaction]) -> None:
-        state = self._states.get(basket[0].user_id)
-        if state is None or not state.events:
-            return
-        catalogue = self.serving.catalogue
+    def _wanted(self, event: Interaction) -> bool:
+        """Whether the event says that the user wanted an item of the catalogue."""
+        kind = self.settings.event_types[event.type]
+        disliked = kind.negative_below is not None and event.value is not None and event.value < kind.negative_below
+        return (
+            kind.polarity > 0
+            and not disliked
+            and not event.items
+            and event.item_id is not None
+            and self.serving.catalogue.row(event.item_id) >= 0
+        )
+
+    def _test(self, basket: Sequence[Interaction], *, count_tests: bool = True, at: float | None = None) -> None:
+        """Rank the user of the basket, and count its new items as tests."""
+        user_id = basket[0].user_id
+        had = self._had.get(user_id)
+        before: Container[int] = had.rows if had is not None else ()
         tested: dict[int, str] = {}
+        untested = self._untested
         for event in basket:
-            row = catalogue.row(event.item_id or "")
-            if row >= 0 and event.item_id and not state.excludes(int(catalogue.id_hash[row])):
+            if event.item_id is None:
+                continue
+            row = self.serving.catalogue.row(event.item_id)
+            if not self._wanted(event):
+                untested["not wanted, or not in the catalogue"] += 1
+            elif row in before or row in tested:
+                untested["not new to the user"] += 1
+            else:
                 tested[row] = event.item_id
+        state = self._states.get(user_id)
         if not tested:
             return
-        at = basket[0].occurred_at.timestamp()
-        request = RankRequest(user=state, at=at, now=at, n=self.options.depth)
-        self._count(self._slates, self.recommender.rank([request])[0].rows.tolist(), tested)
-        if self._sources:
-            for name, rows in self.recommender.propose(request).items():
-                self._count(self._sources[name], rows[: self.options.depth].tolist(), tested)
+        if state is None or not state.events:
+            untested["first events of a user"] += len(tested)
+            return
+        if not count_tests:
+            untested["training part"] += len(tested)
+            return
+        at = basket[0].occurred_at.timestamp() if at is None else at
+        rows = np.fromiter(tested, np.int32, len(tested))
+        cold_events = self.settings.retrieval.cold_events
+        self._maturity.extend([state.events] * len(rows))
+        self._at.extend([at] * len(rows))
+        self._cold.extend([self._item_events[item_id] < cold_events for item_id in tested.values()])
+        # What the user had and may still be shown takes no place: a list so much longer is asked for.
+        spare = len(had.open) + max(0, len(had.rows) - self.settings.users.consumed) if had is not None else 0
+        request = RankRequest(user=state, at=at, now=at, n=min(DEPTH + spare, _MAX_DEPTH))
+        self._slates.add_slate(_without(self.recommender.rank([request])[0].rows, before), rows)
+        if self._of_source:
+            for name, proposed in self.recommender.propose(request).items():
+                self._of_source[name].add_slate(_without(proposed[:_MAX_DEPTH], before), rows)
+        if self._baselines and had is not None:
+            had_rows = np.fromiter(had.rows, np.int32, len(had.rows))
+            for name, baseline in self._baselines.items():
+                self._of_baseline[name].add(*baseline.test(had.number, at, had_rows, rows))
 
-    def _count(self, tally: Tally, slate: list[int], tested: Mapping[int, str]) -> None:
-        tally.show(slate)
-        place = {row: index for index, row in enumerate(slate)}
-        others = sorted(place[row] for row in tested if row in place)
-        threshold = self.settings.retrieval.cold_events
-        for row, item_id in tested.items():
-            index = place.get(row)
-            # The other items of the basket that stand before this one do not count against it.
-            rank = None if index is None else index + 1 - sum(other < index for other in others)
-            tally.add(rank, cold=self._seen[item_id] < threshold)
+    def _remember(self, basket: Sequence[Interaction]) -> None:
+        """Note what the user had, and tell the baselines what the user wanted."""
+        user_id = basket[0].user_id
+        had = self._had.get(user_id)
+        if had is None:
+            had = self._had[user_id] = _Had(number=len(self._had))
+        wanted = []
+        for event in basket:
+            if event.item_id is None:
+                continue
+            self._item_events[event.item_id] += 1
+            row = self.serving.catalogue.row(event.item_id)
+            if not 0 <= row < self._size:
+                continue
+            kind = self.settings.event_types[event.type]
+            if not kind.polarity:
+                continue
+            if kind.consumes or kind.hides:
+                had.open.discard(row)
+            elif row not in had.rows:
+                had.open.add(row)
+            had.rows.add(row)
+            if self._baselines and self._wanted(event):
+                wanted.append(row)
+        if wanted:
+            told = Told(had.number, basket[0].occurred_at.timestamp(), np.array(wanted, np.int32))
+            for baseline in self._baselines.values():
+                baseline.learn(told)
 
     def _learn(self, basket: Sequence[Interaction]) -> None:
         events = [SourcedEvent(event, _PARTITION, offset) for offset, event in enumerate(basket, start=self._offset)]
@@ -186,7 +325,6 @@ class Prequential:
                     examples=examples,
                 )
             )
-        self._seen.update(event.item_id for event in basket if event.item_id)
         self._offset += len(basket)
         self._unpublished += len(basket)
         if self._unpublished >= self.options.publish_every:
@@ -200,7 +338,7 @@ class Prequential:
         self._unpublished = 0
 
 
-def _baskets(interactions: Iterable[Interaction]) -> Iterator[list[Interaction]]:
+def baskets(interactions: Iterable[Interaction]) -> Iterator[list[Interaction]]:
     """Consecutive interactions of one user at one time."""
     basket: list[Interaction] = []
     for event in interactions:
@@ -210,3 +348,37 @@ def _baskets(interactions: Iterable[Interaction]) -> Iterator[list[Interaction]]
         basket.append(event)
     if basket:
         yield basket
+
+
+def leave_one_out(
+    interactions: Sequence[Interaction], *, wanted: Callable[[Interaction], bool]
+) -> tuple[list[Interaction], list[Interaction]]:
+    """The events to learn from, and the last of each user to be tested.
+
+    The tested event is the user's last with an item that is new to the user and wanted; what the user did after it
+    (with items that were not new) is left out, because it may name the tested item. Users with nothing before it are
+    learned from whole.
+
+    Args:
+        interactions: in order of time.
+        wanted: whether an event can be a test.
+    """
+    seen: set[tuple[str, str | None]] = set()
+    first: dict[str, int] = {}
+    held: dict[str, int] = {}
+    for place, event in enumerate(interactions):
+        pair = (event.user_id, event.item_id)
+        if event.item_id is not None and pair not in seen:
+            seen.add(pair)
+            if event.user_id in first and wanted(event):
+                held[event.user_id] = place
+        first.setdefault(event.user_id, place)
+    cut = len(interactions)
+    learned = [event for place, event in enumerate(interactions) if place < held.get(event.user_id, cut)]
+    return learned, [interactions[place] for place in sorted(held.values())]
+
+
+def _without(slate: NDArray[np.int32], had: Container[int]) -> NDArray[np.int32]:
+    """The slate without what the user had."""
+    kept = [row for row in slate.tolist() if row not in had]
+    return slate if len(kept) == len(slate) else np.array(kept, np.int32)

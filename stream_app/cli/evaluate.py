@@ -1,0 +1,181 @@
+"""``tailrace evaluate``: what Tailrace would have recommended, measured on your own log."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from stream_app.evaluation.files import Log
+    from stream_app.settings import Settings
+
+__all__ = ["evaluate"]
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("dataset", type=click.Choice(["online-retail"]), required=False)
+@click.option("--items", type=_FILE, help="The catalogue (.jsonl, .jsonl.zst, .jsonl.gz).")
+@click.option("--interactions", type=_FILE, help="What happened (.jsonl, .jsonl.zst, .jsonl.gz).")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N interactions, in order of time.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["streaming", "leave-one-out"]),
+    default="streaming",
+    show_default=True,
+    help="streaming: test every basket, then learn from it. leave-one-out: learn from all but each user's last new "
+    "item, then test that.",
+)
+@click.option("--sources/--no-sources", default=True, show_default=True, help="Also score every source on its own.")
+@click.option("--first-only", is_flag=True, help="Leave out a user's later interactions with the same item.")
+@click.option(
+    "--train-share",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="Share of the interactions, from the first, that only train.",
+)
+@click.option(
+    "--publish-every",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Statistics and weights reach ranking after so many events: the lag of a real deployment.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
+@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Folder for vectors between runs.")
+@click.option("--json", "json_file", type=_FILE, help="Also write everything to this file.")
+def evaluate(
+    dataset: str | None,
+    items: Path | None,
+    interactions: Path | None,
+    json_file: Path | None,
+    **options: Any,
+) -> None:
+    """Replay a log in order of time: rank for the user before every basket, compare, then learn from it.
+
+    The log is two files in the contract (schemas/v1/items.json, schemas/v1/interactions.json), or the shop that ships
+    with Tailrace: tailrace evaluate online-retail. No broker is needed. Lines that cannot be used are counted and left
+    out. docs/evaluation.md says how things are counted.
+    """
+    if (dataset is None) == (interactions is None):
+        raise click.UsageError("name a log: --items FILE --interactions FILE, or the data set online-retail")
+    if dataset is not None and items is not None:
+        raise click.UsageError("--items goes with --interactions; online-retail has its own catalogue")
+    _writable(json_file)
+    from stream_app.cli.console import errors, output
+    from stream_app.evaluation.tables import tables
+    from stream_app.settings import load_settings
+
+    settings = load_settings()
+    console = errors()
+    with _progress(console) as progress:
+        log = _load(dataset, items, interactions, settings, options["limit"], progress)
+    _say_what_is_wrong(console, log)
+    with _progress(console) as progress:
+        found = _evaluate(log, settings, progress, **options)
+    screen = output()
+    for table in tables(found):
+        screen.print(table)
+    for warning in found["warnings"][len(log.warnings) :]:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    if json_file is not None:
+        _write_json(json_file, found)
+
+
+def _writable(file: Path | None) -> None:
+    """Say before an hour's work that its result cannot be written."""
+    if file is None:
+        return
+    try:
+        with file.open("ab"):
+            pass
+    except OSError as error:
+        raise click.UsageError(f"{file} cannot be written: {error.strerror or error}") from error
+
+
+def _write_json(file: Path, found: dict[str, Any]) -> None:
+    import msgspec
+
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+
+
+def _progress(console: Console) -> AbstractContextManager[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _load(
+    dataset: str | None,
+    items: Path | None,
+    interactions: Path | None,
+    settings: Settings,
+    limit: int | None,
+    progress: Progress,
+) -> Log:
+    from stream_app.datasets.online_retail import load_online_retail
+    from stream_app.evaluation.files import from_dataset, read_log
+
+    reading = progress.add_task("reading", total=None)
+    if interactions is None:
+        return from_dataset(load_online_retail(), limit=limit)
+    return read_log(
+        items,
+        interactions,
+        settings,
+        limit=limit,
+        on_progress=lambda lines: progress.update(reading, completed=lines),
+    )
+
+
+def _say_what_is_wrong(console: Console, log: Log) -> None:
+    for line in log.bad_lines:
+        console.print(line, style="red", markup=False)
+    for warning in log.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _evaluate(
+    log: Log,
+    settings: Settings,
+    progress: Progress,
+    *,
+    protocol: str,
+    sources: bool,
+    first_only: bool,
+    train_share: float,
+    publish_every: int,
+    seed: int,
+    cache: Path | None,
+    limit: int | None,
+) -> dict[str, Any]:
+    from stream_app.cli.settings_reference import effective_settings
+    from stream_app.evaluation.prequential import Options
+    from stream_app.evaluation.run import evaluate_log
+
+    encoding = progress.add_task("texts", total=len(log.items))
+    replaying = progress.add_task("interactions", total=len(log.interactions))
+
+    def advance(what: str, done: int, total: int) -> None:
+        progress.update(encoding if what == "texts" else replaying, completed=done, total=total)
+
+    return evaluate_log(
+        log,
+        settings,
+        Options(train_share=train_share, publish_every=publish_every, sources=sources, seed=seed),
+        protocol="leave-one-out" if protocol == "leave-one-out" else "streaming",
+        first_only=first_only,
+        limit=limit,
+        cache=cache,
+        changed={row.name: row.value for row in effective_settings(settings) if row.value != row.default},
+        on_progress=advance,
+    )

@@ -1,0 +1,86 @@
+"""One evaluation from a log to a report: vectors, replay, figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_app.evaluation import files
+from stream_app.evaluation.files import Log
+from stream_app.evaluation.prequential import Options, Prequential, Protocol
+from stream_app.evaluation.report import Run, report
+from stream_app.evaluation.vectors import default_cache, item_vectors
+from stream_app.settings import Settings
+
+__all__ = ["encode_log", "evaluate_log"]
+
+Vectors = Mapping[str, NDArray[np.float32]]
+
+
+def encode_log(
+    log: Log, settings: Settings, *, cache: Path | None, on_progress: Callable[[int], None] = lambda _: None
+) -> tuple[str, Vectors]:
+    """The vector space, and unit vectors of the items that have text, by id."""
+    with_text = [item for item in log.items if item.item_id not in log.without_text]
+    if not with_text:
+        return "none", {}
+    return item_vectors(with_text, settings.encoder, cache=cache or default_cache(), on_progress=on_progress)
+
+
+def evaluate_log(
+    log: Log,
+    settings: Settings,
+    options: Options,
+    *,
+    protocol: Protocol = "streaming",
+    first_only: bool = False,
+    limit: int | None = None,
+    cache: Path | None = None,
+    changed: Mapping[str, Any] | None = None,
+    on_progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
+) -> dict[str, Any]:
+    """Evaluate, and report what was found (see ``stream_app.evaluation.report``).
+
+    Args:
+        log: the data.
+        settings: of the processes that would run live.
+        options: how to replay.
+        protocol: streaming, or leave-one-out.
+        first_only: leave out a user's later interactions with the same item.
+        limit: how the log was cut, for the report.
+        cache: folder for vectors; None: one in the system's folder for temporary files.
+        changed: settings that differ from their defaults, for the report.
+        on_progress: told what is being done (``texts``, ``interactions``), how much of it is done, and of how much.
+    """
+    events = files.first_only(log.interactions) if first_only else log.interactions
+    total = len(log.items)
+    space, vectors = encode_log(log, settings, cache=cache, on_progress=lambda done: on_progress("texts", done, total))
+    on_progress("texts", total, total)
+    replay = Prequential(settings, log.items, vectors, space=space, options=options)
+    started = time.perf_counter()
+
+    def advance(done: int) -> None:
+        on_progress("interactions", done, len(events))
+
+    if protocol == "leave-one-out":
+        outcome = replay.run_leave_one_out(events, on_progress=advance)
+    else:
+        outcome = replay.run(events, len(events), on_progress=advance)
+    return report(
+        outcome,
+        Run(
+            data=log.facts(),
+            protocol=protocol,
+            seconds=time.perf_counter() - started,
+            seed=options.seed,
+            options={**asdict(options), "first_only": first_only, "limit": limit, "replayed": len(events)},
+            settings=changed or {},
+            warnings=tuple(log.warnings),
+        ),
+    )

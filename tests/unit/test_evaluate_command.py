@@ -1,0 +1,281 @@
+"""``tailrace evaluate``: any log gives a clear result or a clear error, never a traceback, NaN or a silent zero."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import zstandard
+from numpy.typing import NDArray
+
+from schemas.messages import Interaction, Item
+from stream_app.cli import main
+from stream_app.evaluation import run
+from tests.logs import buy, catalogue, events, pairs_log, write_lines
+
+START = 1e9
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def vectors(items: list[Item], *_: object, **__: object) -> tuple[str, dict[str, NDArray[np.float32]]]:
+        return "test", {item.item_id: np.eye(8, dtype=np.float32)[place % 8] for place, item in enumerate(items)}
+
+    monkeypatch.setattr(run, "item_vectors", vectors)  # the model has tests of its own
+    monkeypatch.chdir(tmp_path)
+
+
+Evaluate = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path) -> Evaluate:
+    """Writes files, runs the command on them, and gives what ``--json`` wrote."""
+
+    def call(interactions: list[Any], items: list[Any] | None = None, *options: str, status: int = 0) -> dict[str, Any]:
+        arguments = ["evaluate", "--interactions", str(write_lines(tmp_path / "interactions.jsonl", interactions))]
+        if items is not None:
+            arguments += ["--items", str(write_lines(tmp_path / "items.jsonl", items))]
+        report = tmp_path / "report.json"
+        assert main([*arguments, "--json", str(report), *options]) == status
+        text = report.read_text()
+        assert "NaN" not in text
+        assert "Infinity" not in text
+        return json.loads(text) if text else {}
+
+    return call
+
+
+def said(report: dict[str, Any], what: str) -> bool:
+    return any(what in warning for warning in report["warnings"])
+
+
+def some_purchases(users: int = 20, each: int = 6, items: int = 15) -> list[Interaction]:
+    return events(
+        *[(f"u{user}", f"i{(user + 2 * place) % items}", START + 100 * place + user)
+          for place in range(each) for user in range(users)]
+    )  # fmt: skip
+
+
+def test_a_report_holds_every_figure_under_its_name(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
+    report = evaluate(pairs_log(400), catalogue(100), "--seed", "3")
+    assert report["tests"] > 300
+    assert report["seconds"] > 0
+    assert report["tests_per_s"] > 0
+    figures = {"tests", "hr@10", "ndcg@10", "mrr", "hr@50", "coverage@10", "intervals"}
+    assert set(report["overall"]) == figures
+    assert set(report["cold"]) == {"tests", "hr@10", "hr@50", "intervals"}
+    assert {"transitions", "trending_7d", "text_slow"} <= set(report["sources"])
+    assert all(set(found) == figures | {"cold"} for found in report["sources"].values())
+    assert report["overall"]["intervals"]["hr@10"][0] < report["overall"]["hr@10"]
+    assert len(report["over_time"]) == 10
+    assert sum(part["tests"] for part in report["over_time"]) == report["tests"]
+    assert sum(part["tests"] for part in report["by_maturity"]) == report["tests"]
+    assert sum(report["ranks"].values()) == report["tests"]
+    assert (report["protocol"], report["seed"]) == ("streaming", 3)
+    assert report["options"]["first_only"] is False
+    data = report["data"]
+    assert (data["items"], data["interactions"], data["users"], data["rejected"]) == (100, 800, 400, {})
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("HR@10", "NDCG@10", "MRR", "HR@50", "coverage@10", "cold HR@50", "95 %"))
+    assert all(word in shown for word in ("transitions alone", "earlier events of the user", "tests in time"))
+
+
+def test_settings_that_differ_are_named(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAILRACE_RANKER__LEARNING_RATE", "0.07")
+    assert evaluate(pairs_log(30), catalogue(100), "--no-sources")["settings"] == {"ranker.learning_rate": 0.07}
+
+
+def test_leave_one_out_is_a_protocol(evaluate: Evaluate) -> None:
+    report = evaluate(pairs_log(120), catalogue(100), "--protocol", "leave-one-out")
+    assert (report["tests"], report["protocol"]) == (120, "leave-one-out")
+
+
+def test_first_only_and_limit_cut_the_log(evaluate: Evaluate) -> None:
+    twice = [*pairs_log(40), *(buy(1_000 + number, "u0", "i0", 2e9 + number) for number in range(30))]
+    assert evaluate(twice, catalogue(100), "--first-only")["options"]["replayed"] < 90
+    limited = evaluate(twice, catalogue(100), "--limit", "50")
+    assert limited["data"]["interactions"] == 50
+
+
+@pytest.mark.parametrize("suffix", [".zst", ".gz"])
+def test_compressed_files_are_read(tmp_path: Path, suffix: str) -> None:
+    plain = write_lines(tmp_path / "plain.jsonl", some_purchases()).read_bytes()
+    packed = tmp_path / f"interactions.jsonl{suffix}"
+    packed.write_bytes(gzip.compress(plain) if suffix == ".gz" else zstandard.compress(plain))
+    whole = packed.read_bytes()
+    assert main(["evaluate", "--interactions", str(packed), "--json", "report.json"]) == 0
+    assert json.loads(Path("report.json").read_bytes())["data"]["interactions"] == 120
+    packed.write_bytes(whole[:-20])
+    assert main(["evaluate", "--interactions", str(packed)]) == 2
+
+
+def test_with_few_tests_there_is_a_warning_and_an_interval(
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = evaluate(some_purchases(5, 4), catalogue(15))
+    assert 0 < report["tests"] < 100
+    assert said(report, f"only {report['tests']} tests")
+    low, high = report["overall"]["intervals"]["hr@10"]
+    assert 0 <= low < high <= 1
+    captured = capsys.readouterr()
+    assert f"only {report['tests']} tests" in captured.out
+    assert f"only {report['tests']} tests" in captured.err
+
+
+@pytest.mark.parametrize(("items", "interactions"), [([], some_purchases()), (catalogue(3), []), ([], [])])
+def test_empty_files_are_an_error_that_names_them(
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str], items: list[Item], interactions: list[Interaction]
+) -> None:
+    evaluate(interactions, items, status=2)
+    assert "the file is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [[b"nothing", b"{}"], [b'{"item_id": 5}', b"\xff\xfe"]])
+def test_nothing_valid_is_an_error_that_shows_why(
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str], lines: list[bytes]
+) -> None:
+    evaluate(lines, catalogue(3), status=2)
+    shown = capsys.readouterr().err
+    assert "no line of it is a valid interaction" in shown
+    assert "line 1" in shown
+    assert "line 2" in shown
+    evaluate(some_purchases(), lines, status=2)
+    assert "no line of it is a valid item" in capsys.readouterr().err
+
+
+def test_files_that_are_not_there_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--interactions", "nowhere.jsonl"]) == 2
+    assert "nowhere.jsonl" in capsys.readouterr().err
+    assert main(["evaluate"]) == 2
+    assert main(["evaluate", "online-retail", "--items", "x"]) == 2
+    assert main(["evaluate", "online-retail", "--json", "nowhere/report.json"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_broken_lines_are_counted_by_reason_and_the_rest_goes_on(
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = some_purchases()
+    bad = [b"{", b"null", b'{"event_id":"x"}', msgspec.json.encode(buy(900, "u", "i1", START, "stare"))]
+    report = evaluate([*good[:5], *bad, *good[5:], *([b"[1"] * 10)], catalogue(15))
+    assert report["data"]["interactions"] == len(good)
+    assert report["data"]["rejected"] == {
+        "not_json": 11,
+        "invalid_field": 1,
+        "missing_field": 1,
+        "unknown_event_type": 1,
+    }
+    shown = capsys.readouterr().err
+    assert "interactions.jsonl, line 6: not_json" in shown
+    assert "line 9: unknown_event_type: type: 'stare'" in shown
+    assert "line 135" not in shown
+    assert said(report, "14 lines of interactions.jsonl are left out")
+
+
+def test_duplicate_lines_and_event_ids_count_once(evaluate: Evaluate) -> None:
+    good = some_purchases()
+    other_user = msgspec.structs.replace(good[0], user_id="somebody else")
+    report = evaluate([*good, good[3], good[3], msgspec.structs.replace(good[7], item_id="i0"), other_user])
+    assert report["data"]["rejected"] == {"duplicate_event_id": 3}
+    assert report["data"]["interactions"] == len(good) + 1
+    again = evaluate(good, [*catalogue(15), *catalogue(15)])
+    assert again["data"]["items"] == 15
+    assert said(again, "15 lines of items.jsonl repeat an item id")
+
+
+def test_time_running_backwards_is_sorted_and_said(evaluate: Evaluate) -> None:
+    good = some_purchases()
+    forwards = evaluate(good, catalogue(15))
+    backwards = evaluate([*good[60:], *good[:60]], catalogue(15))
+    assert said(backwards, "60 interactions are earlier than one before them")
+    assert backwards["overall"] == forwards["overall"]
+
+
+def test_items_without_text_are_ranked_without_it(evaluate: Evaluate) -> None:
+    lines: list[Any] = [{"item_id": f"i{number}"} for number in range(10)]
+    lines += [{"item_id": "i10", "title": "", "description": "A mug"}, Item(item_id="i11", title="A bowl")]
+    report = evaluate(some_purchases(), lines)
+    assert report["data"]["items"] == 15
+    assert report["data"]["items_without_text"] == 13
+    assert said(report, "3 item ids of interactions are not in the catalogue")
+    assert said(report, "10 items have no text")
+    assert report["overall"]["hr@10"] > 0
+
+
+def test_without_items_they_are_made_of_the_ids(evaluate: Evaluate) -> None:
+    report = evaluate(some_purchases())
+    assert (report["data"]["items"], report["data"]["items_without_text"]) == (15, 15)
+    assert said(report, "no items were given")
+    assert report["overall"]["hr@10"] > 0
+
+
+def test_one_user_is_tested(evaluate: Evaluate) -> None:
+    report = evaluate(events(*[("u", f"i{number}", START + number) for number in range(40)]), catalogue(40))
+    assert report["tests"] == 36
+    assert report["data"]["users"] == 1
+
+
+def test_one_item_or_one_event_each_is_no_test_and_said(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
+    for happened in (
+        events(*[(f"u{number % 5}", "i0", START + number) for number in range(50)]),
+        events(*[(f"u{number}", f"i{number % 7}", START + number) for number in range(50)]),
+        events(("u", "i0", START)),
+    ):
+        report = evaluate(happened)
+        assert report["tests"] == 0
+        assert report["overall"]["hr@10"] is report["overall"]["coverage@10"] is report["cold"]["hr@50"] is None
+        assert said(report, "there was no test, so nothing is measured")
+        assert "nothing was measured" in capsys.readouterr().out
+        assert evaluate(happened, None, "--protocol", "leave-one-out")["tests"] == 0
+
+
+def test_everything_at_one_time_is_replayed_in_the_order_of_the_file(evaluate: Evaluate) -> None:
+    report = evaluate(events(*[(f"u{number % 6}", f"i{number % 11}", START) for number in range(66)]), catalogue(11))
+    assert report["tests"] > 0
+    assert len(report["over_time"]) == 10
+    one_by_one = evaluate(events(*[("u", f"i{number}", START) for number in range(50)]), catalogue(50))
+    assert one_by_one["tests"] == 0
+    assert said(one_by_one, "first events of a user")
+
+
+def test_a_user_with_more_events_than_are_remembered_is_ranked_to_the_end(
+    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAILRACE_USERS__CONSUMED", "50")
+    monkeypatch.setenv("TAILRACE_USERS__HISTORY", "10")
+    happened = [("bot", f"i{number % 400}", START + number) for number in range(1_000)]
+    happened += [(f"u{number % 50}", f"i{number % 7}", START + number) for number in range(200)]
+    report = evaluate(events(*happened), catalogue(400), "--no-sources")
+    assert report["tests"] > 300
+    assert report["untested"]["not new to the user"] >= 600
+
+
+def test_old_events_and_unavailable_items_are_replayed_and_said(evaluate: Evaluate) -> None:
+    happened = events(*[(f"u{number % 5}", f"i{number % 9}", 1_000.0 + number) for number in range(60)])
+    items = [Item(item_id=f"i{number}", title="Mug", available=number > 4) for number in range(9)]
+    report = evaluate(happened, items)
+    assert said(report, "60 interactions are older than")
+    assert said(report, "5 items are marked as not available")
+    assert report["overall"]["coverage@10"] == 1.0
+
+
+def test_only_visits_are_nothing_to_rank(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate([buy(number, "u", None, START + number, "visit") for number in range(3)], status=2)
+    assert "no interaction names an item" in capsys.readouterr().err
+
+
+def test_the_module_is_the_same_command(tmp_path: Path) -> None:
+    import runpy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["evaluation", "--interactions", "nowhere.jsonl"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module("stream_app.evaluation", run_name="__main__")
+    assert ended.value.code == 2

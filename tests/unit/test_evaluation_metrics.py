@@ -1,0 +1,59 @@
+"""Metrics: by their definitions."""
+
+from __future__ import annotations
+
+from math import log2
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_app.evaluation.metrics import DEPTH, Ranks, gains, hit_rate, mean, wilson
+
+INF = float("inf")
+
+
+def test_metrics_are_those_of_their_definitions() -> None:
+    ranks = np.array([1, 3, 11, 50, INF, INF], np.float32)
+    assert hit_rate(ranks, 10).value == pytest.approx(2 / 6)
+    assert hit_rate(ranks, 50).value == pytest.approx(4 / 6)
+    assert mean(gains(ranks, 10)).value == pytest.approx((1 / log2(2) + 1 / log2(4)) / 6)
+    assert mean(1.0 / ranks).value == pytest.approx((1 + 1 / 3 + 1 / 11 + 1 / 50) / 6)
+
+
+def test_no_tests_are_no_figures() -> None:
+    none = np.zeros(0, np.float32)
+    assert hit_rate(none, 10).value is hit_rate(none, 10).low is mean(gains(none, 10)).value is None
+
+
+def test_wilson_intervals_are_those_of_the_literature() -> None:
+    # Newcombe 1998 (doi 10.1002/(SICI)1097-0258(19980430)17:8<857::AID-SIM777>3.0.CO;2-E), table I, method 3.
+    for hits, tests, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
+        found = wilson(hits, tests)
+        assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    assert wilson(20, 20).high == 1.0
+
+
+@given(st.integers(1, 10_000).flatmap(lambda tests: st.tuples(st.integers(0, tests), st.just(tests))))
+def test_an_interval_holds_its_share(case: tuple[int, int]) -> None:
+    found = wilson(*case)
+    assert found.low is not None
+    assert found.value is not None
+    assert found.high is not None
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_a_slate_ranks_an_item_without_the_other_tested_ones() -> None:
+    ranks = Ranks(100)
+    ranks.add_slate(np.array([7, 3, 9, 5], np.int32), np.array([5, 8, 7, 9], np.int32))
+    assert ranks.values.tolist() == [2.0, INF, 1.0, 2.0]
+    assert ranks.shown == 4
+
+
+def test_only_the_first_places_count() -> None:
+    ranks = Ranks(100)
+    ranks.add_slate(np.arange(100, dtype=np.int32), np.array([DEPTH - 1], np.int32))
+    ranks.add_slate(np.arange(100, dtype=np.int32), np.array([DEPTH], np.int32))
+    assert ranks.values.tolist() == [DEPTH, INF]
+    assert ranks.shown == 10
