@@ -31,6 +31,8 @@ from schemas.messages import (
     ItemSignals,
     ItemVector,
     RankerWeights,
+    Rule,
+    RuleWhere,
     Slate,
     TrainingExamples,
     Transitions,
@@ -49,6 +51,7 @@ __all__ = [
     "decode_item_signals",
     "decode_item_vector",
     "decode_ranker_weights",
+    "decode_rule",
     "decode_slate",
     "decode_training_examples",
     "decode_transitions",
@@ -56,6 +59,7 @@ __all__ = [
     "encode",
     "parse_interaction",
     "parse_item",
+    "parse_rule",
     "parse_user",
 ]
 
@@ -88,8 +92,17 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 _ITEM: Final = event_type("items").encode()
 _INTERACTION: Final = event_type("interactions").encode()
 _USER: Final = event_type("users").encode()
+_RULE: Final = event_type("rules").encode()
 _NO_ITEM_NEEDED: Final = frozenset({"impression", "search", "visit"})
 _SHOWN_TYPES: Final = 20
+_RULE_NEEDS: Final = {
+    "pin": ("where.item_ids", "rank"),
+    "boost": ("boost",),
+    "exclude": (),
+    "cap": ("at_most", "first"),
+}
+_RULE_MAY_HAVE: Final = {"pin": {"rank"}, "boost": {"boost"}, "exclude": set(), "cap": {"at_most", "per", "first"}}
+_EVERYTHING: Final = RuleWhere()
 
 _slate = msgspec.json.Decoder(Slate)
 _dead_letter = msgspec.json.Decoder(DeadLetter)
@@ -127,6 +140,58 @@ def parse_item(value: bytes) -> Item:
     if item.attributes:
         _limit_depth("attributes", item.attributes)
     return item
+
+
+def decode_rule(key: bytes | None, value: bytes | None, headers: Headers = None) -> tuple[str, Rule | None]:
+    """A record of ``rules.v1``: the rule's id and the rule, None when the record deletes it (null value).
+
+    Raises:
+        InvalidMessage: see :data:`REASONS`.
+    """
+    rule_id = _key(key, "rule_id")
+    if value is None:
+        return rule_id, None
+    expect_type(headers, _RULE)
+    rule = parse_rule(value)
+    if rule.rule_id != rule_id:
+        raise _key_mismatch(rule_id, "rule_id", rule.rule_id)
+    return rule_id, rule
+
+
+def parse_rule(value: bytes) -> Rule:
+    """The rule in the value of a record, without regard to its key.
+
+    Beyond the types it checks that each kind has what it needs and nothing of another kind: a rule that says more
+    than it does is a mistake of whoever wrote it.
+
+    Raises:
+        InvalidMessage: see :data:`REASONS`.
+    """
+    rule = _public(value, Rule, "rules")
+    for field in _RULE_NEEDS[rule.kind]:
+        if not _given(rule, field):
+            raise InvalidMessage("missing_field", f"{field}: a rule of kind {rule.kind!r} needs it; add it")
+    for field in ("rank", "boost", "at_most", "per", "first"):
+        if getattr(rule, field) is not None and field not in _RULE_MAY_HAVE[rule.kind]:
+            raise InvalidMessage(
+                "invalid_field", f"{field}: a rule of kind {rule.kind!r} has none; remove it, or correct kind"
+            )
+    where = rule.where
+    if rule.kind != "cap" and where == _EVERYTHING:
+        raise InvalidMessage(
+            "missing_field", f"where: a rule of kind {rule.kind!r} must say which items it is about; add it"
+        )
+    if where.min_price is not None and where.max_price is not None and where.min_price > where.max_price:
+        raise InvalidMessage("invalid_field", "where.min_price: more than where.max_price, so no item can fit")
+    if rule.starts_at is not None and rule.ends_at is not None and rule.starts_at >= rule.ends_at:
+        raise InvalidMessage("invalid_field", "ends_at: not after starts_at, so the rule is never in force")
+    return rule
+
+
+def _given(rule: Rule, field: str) -> bool:
+    holder, _, name = field.rpartition(".")
+    value = getattr(rule.where if holder else rule, name)
+    return value is not None and value != []
 
 
 def decode_interaction(

@@ -10,7 +10,7 @@ a list of JSON numbers costs five times the bytes and twenty times the decoding.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -22,6 +22,8 @@ __all__ = [
     "ItemVector",
     "RankerWeights",
     "Reason",
+    "Rule",
+    "RuleWhere",
     "Slate",
     "SlateItem",
     "TrainingExample",
@@ -112,6 +114,53 @@ class User(Struct, frozen=True, kw_only=True):
     blocked_categories: Annotated[Labels, Meta(description="Nothing of these categories is shown to the user.")] = []
     blocked_brands: Annotated[Labels, Meta(description="Nothing of these brands is shown to the user.")] = []
     attributes: Annotated[dict[str, Any], Meta(description="Anything else, nested at most 32 levels; not used.")] = {}
+
+
+class RuleWhere(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which items a rule is about: those that fit every field given; a list fits when one of its values does.
+
+    Ids are compared exactly, names without regard to case and outer spaces; the language ``zh`` fits ``zh-Hans``.
+    Unknown fields are refused: a misspelt one would make the rule match everything.
+    """
+
+    item_ids: Annotated[list[Identifier], Meta(max_length=1_000, description="For pins in the order to show.")] = []
+    categories: Annotated[Labels, Meta(description="Any place of an item's categories.")] = []
+    tags: Annotated[Labels, Meta(description="Any of an item's tags.")] = []
+    brands: Annotated[Labels, Meta(description="Makers, publishers, channels or artists.")] = []
+    owner_ids: Annotated[list[Identifier], Meta(max_length=1_000, description="Sellers or authors.")] = []
+    languages: Annotated[list[Language], Meta(max_length=64, description="BCP 47 tags.")] = []
+    min_price: Annotated[float, Meta(ge=0, description="Lowest price; items without one do not fit.")] | None = None
+    max_price: Annotated[float, Meta(ge=0, description="Highest price; items without one do not fit.")] | None = None
+
+
+class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A business rule for slates, on ``rules.v1`` with key = ``rule_id``; a null value deletes the rule.
+
+    ``pin`` puts items at a rank, ``boost`` adds to the score of items, ``exclude`` keeps items out of every slate,
+    ``cap`` limits how many items the first ranks may hold. See docs/rules.md.
+    """
+
+    rule_id: Identifier
+    kind: Annotated[Literal["pin", "boost", "exclude", "cap"], Meta(description="What the rule does.")]
+    where: Annotated[RuleWhere, Meta(description="The items it is about; a cap alone may leave it out.")] = RuleWhere()
+    rank: Annotated[int, Meta(ge=1, le=200, description="Pin: the first item's rank, the others follow.")] | None = None
+    boost: Annotated[float, Meta(ge=-10, le=10, description="Boost: log-odds added to the score.")] | None = None
+    at_most: Annotated[int, Meta(ge=0, le=200, description="Cap: how many items.")] | None = None
+    per: (
+        Annotated[
+            Literal["category", "brand", "owner"],
+            Meta(description="Cap: counted apart for each most general category, brand or owner; null: together."),
+        ]
+        | None
+    ) = None
+    first: Annotated[int, Meta(ge=1, le=200, description="Cap: the ranks it holds for, from 1.")] | None = None
+    users: Annotated[
+        list[Identifier], Meta(max_length=1_000, description="The users it is for; empty: everybody.")
+    ] = []
+    starts_at: Annotated[Instant, Meta(description="Not in force before this instant (RFC 3339).")] | None = None
+    ends_at: Annotated[Instant, Meta(description="Not in force from this instant on (RFC 3339).")] | None = None
+    priority: Annotated[int, Meta(ge=-1_000, le=1_000, description="Larger first, where pins want the same rank.")] = 0
+    note: Annotated[str, Meta(max_length=1_000, description="For people: why the rule exists.")] = ""
 
 
 class Reason(Struct, frozen=True, kw_only=True):

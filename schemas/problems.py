@@ -18,6 +18,7 @@ _SHOWN = 60
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"required field `(?P<field>[^`]*)`")
+_UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]*)`")
 _STEP = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<index>\d+)\]|(?P<any>\[\.\.\.\])")
 _LENGTH = re.compile(r"Expected `(?P<kind>str|array|object)` of length (?P<bound>>=|<=) (?P<limit>\d+)")
 _BOUND = re.compile(r"Expected `(?:int|float)[^`]*` (?P<bound>>=|<=|>|<) (?P<limit>\S+)")
@@ -69,6 +70,12 @@ def invalid_structure(name: str, message: str, document: object) -> InvalidMessa
     if missing:
         field = f"{path}.{missing['field']}".lstrip(".")
         return InvalidMessage("missing_field", f"{field}: required in {name} and not there; add the field")
+    unknown = _UNKNOWN.search(what)
+    if unknown:
+        field = f"{path}.{shorten(unknown['field'])}".lstrip(".")
+        return InvalidMessage(
+            "invalid_field", f"{field}: {name} have no such field; correct or remove it, see schemas/v1/{name}.json"
+        )
     known, value = _resolve(document, path)
     field = path.lstrip(".") or "the value"
     seen = f", found {found(value)}" if known else ""

@@ -6,6 +6,7 @@ and what came before the entry takes effect with it.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from schemas.arrays import unpack_float32
-from schemas.messages import Item, ItemSignals, ItemVector, RankerWeights, Versions
+from schemas.messages import Item, ItemSignals, ItemVector, RankerWeights, Rule, Versions
 from stream_app.errors import SnapshotError
 from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
@@ -23,6 +25,7 @@ from stream_app.items.cold import ColdItems
 from stream_app.items.signals import Signals
 from stream_app.ranking.features import feature_names
 from stream_app.ranking.softmax import SoftmaxRanker
+from stream_app.rules.book import RuleBook
 from stream_app.settings import Settings
 
 __all__ = ["ServingState"]
@@ -51,6 +54,7 @@ class ServingState:
         self.index = VectorIndex(dimensions, settings.index)
         self.signals = Signals(settings.items)
         self.cold = ColdItems()
+        self.rules = RuleBook(self.catalogue, limit=settings.slate.rules)
         self.ranker = SoftmaxRanker(feature_names(settings.items), settings.ranker)
         self.counters: Counter[str] = Counter()
 
@@ -70,13 +74,24 @@ class ServingState:
             if row >= 0:
                 self.index.remove(np.array([row], np.int32))
                 self.cold.set(row, cold=False)
+                self.rules.item_changed(row)
             if self.catalogue.unknown > self.settings.replica.unknown_items:
                 self._make_room()
             self.counters["items_removed"] += 1
             return
         row = self.catalogue.put(item)
         self._update_cold(row, changed=True)
+        self.rules.item_changed(row)
         self.counters["items"] += 1
+
+    def apply_rule(self, rule_id: str, rule: Rule | None, *, now: float) -> None:
+        """A rule of ``rules.v1``; None deletes it. ``now`` is wall clock, seconds since 1970."""
+        self.rules.put(rule_id, rule, now=now)
+        self.counters["rules" if rule is not None else "rules_removed"] += 1
+
+    def servable(self, now: float) -> NDArray[np.bool_]:
+        """Which rows may be shown at ``now`` (wall clock, seconds since 1970) to anybody: bool [rows], read-only."""
+        return self.rules.servable(self.catalogue.servable(now), now)
 
     def apply_vector(self, item_id: str, vector: ItemVector | None) -> None:
         """A vector of ``item-vectors.v1``; None takes it out. Vectors of another space are ignored.
@@ -177,6 +192,7 @@ class ServingState:
             format=_FORMAT, space=self.space, dimensions=self.index.dimensions, ranker=self.ranker.weights_message()
         )
         (directory / "serving.json").write_bytes(msgspec.json.encode(meta))
+        (directory / "rules.json").write_bytes(msgspec.json.encode(self.rules.rules))
 
     @classmethod
     def load(cls, directory: Path, settings: Settings, *, space: str, dimensions: int) -> ServingState:
@@ -196,12 +212,24 @@ class ServingState:
             )
         state = cls(settings, space=space, dimensions=dimensions)
         state.catalogue = Catalogue.load(directory, unknown_items=settings.replica.unknown_items)
+        state.rules = RuleBook(state.catalogue, limit=settings.slate.rules)
+        for rule in _rules(directory):
+            state.rules.put(rule.rule_id, rule, now=-math.inf)
         state.index = VectorIndex.load(directory, settings.index)
         state.signals = Signals.load(directory, settings.items)
         state.ranker.restore(meta.ranker)
         for row in np.flatnonzero(state.catalogue.known).tolist():
             state._update_cold(row)
         return state
+
+
+def _rules(directory: Path) -> list[Rule]:
+    """The rules of a snapshot; none in one that was written before there were any."""
+    path = directory / "rules.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[Rule]) if path.exists() else []
+    except (OSError, msgspec.DecodeError) as error:
+        raise SnapshotError(f"the rules in {directory} cannot be read: {error}") from error
 
 
 class _Meta(msgspec.Struct):

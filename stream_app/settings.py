@@ -60,6 +60,13 @@ class EventType(_Group):
         1.0, ge=0, le=100, description="How much it adds to the item's statistics (trending, transitions)."
     )
     consumes: bool = Field(False, description="The item is not recommended to this user again.")
+    consumes_for_days: float | None = Field(
+        None,
+        ge=0,
+        le=36_500,
+        description="For how long a consumed item is not recommended again (days); none: for ever, 0: not at all. "
+        "Set it where people come back for the same things, as for groceries.",
+    )
     hides: bool = Field(False, description="The item is never shown to this user again, whatever else happens.")
     refreshes: bool = Field(True, description="The event causes a fresh slate.")
     negative_below: float | None = Field(
@@ -251,8 +258,26 @@ class SlateSettings(_Group):
 
     size: int = Field(20, ge=1, le=200, description="Items in a slate (count).")
     diversity: float = Field(0.05, ge=0, le=1, description="Share of diversity in re-ranking; 0: pure score.")
-    cold_places: int = Field(1, ge=0, le=20, description="Places reserved for new items (count).")
+    cold_places: int = Field(
+        1,
+        ge=0,
+        le=20,
+        description="Places reserved for new items in every 20 ranks, so a longer slate has more (count).",
+    )
     cold_from_rank: int = Field(11, ge=1, le=200, description="First rank a reserved place may take.")
+    category_cap: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="Items of one most general category in the first 10 ranks, as long as there are others (count); "
+        "0: any number.",
+    )
+    rules: int = Field(
+        1_000,
+        ge=0,
+        le=30_000,
+        description="Business rules kept at most (count); of more, those of the highest priority are.",
+    )
     language: Literal["en", "zh"] = Field("en", description="Language of reasons.")
 
 

@@ -65,6 +65,16 @@ TOPICS: tuple[Topic, ...] = (
         summary="Profiles of users; a null value forgets a user.",
     ),
     Topic(
+        name="rules.v1",
+        message=messages.Rule,
+        key="rule_id",
+        public=True,
+        compacted=True,
+        partitions=1,
+        direction="in",
+        summary="Business rules for slates (pin, boost, exclude, cap); a null value deletes a rule.",
+    ),
+    Topic(
         name="recommendations.v1",
         message=messages.Slate,
         key="user_id",
@@ -138,6 +148,7 @@ class Topics:
         self.items = named["items.v1"]
         self.interactions = named["interactions.v1"]
         self.users = named["users.v1"]
+        self.rules = named["rules.v1"]
         self.recommendations = named["recommendations.v1"]
         self.dead_letter = named["dead-letter.v1"]
         self.item_vectors = named["item-vectors.v1"]

@@ -59,6 +59,11 @@ class Agent(ABC):
     def topic(self) -> str:
         """Full name of the topic the agent consumes."""
 
+    @property
+    def also(self) -> tuple[str, ...]:
+        """Full names of further topics whose events :meth:`handle` gets in between."""
+        return ()
+
     @abstractmethod
     async def handle(self, events: Sequence[Any]) -> None:
         """Process a natural batch of Faust events and acknowledge what is durable."""
@@ -72,7 +77,7 @@ class Agent(ABC):
     async def start(self) -> None:
         """Join the consumer group and begin."""
         app = self._app = faust_app(self.settings, self.role)
-        app.agent(raw_topic(app, self.topic), name=f"tailrace.{self.role}", concurrency=1)(self._consume)
+        app.agent(raw_topic(app, self.topic, *self.also), name=f"tailrace.{self.role}", concurrency=1)(self._consume)
         app.on_partitions_revoked.connect(self._on_rebalance, weak=False)
         app.on_partitions_assigned.connect(self._on_rebalance, weak=False)
         await app.start()
@@ -100,7 +105,7 @@ class Agent(ABC):
         app = self._app
         if app is None or app._consumer is None:
             return set()
-        return {place.partition for place in app.consumer.assignment()}
+        return {place.partition for place in app.consumer.assignment() if place.topic == self.topic}
 
     def lag(self) -> int:
         """Records between what was delivered to the agent and the end of its partitions, as last heard."""

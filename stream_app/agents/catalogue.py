@@ -1,4 +1,4 @@
-"""The catalogue path: items in, text, embeddings out."""
+"""The catalogue path: items in, text, embeddings out. Business rules are checked here too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.arrays import pack_float32
-from schemas.decode import decode_item, encode
+from schemas.decode import decode_item, decode_rule, encode
 from schemas.messages import Item, ItemVector
 from stream_app.agents.base import Agent
 from stream_app.delivery.publisher import OutRecord, Publisher
@@ -28,6 +28,9 @@ class CatalogueAgent(Agent):
 
     Several changes of one item in a batch cost one embedding; a text embedded before comes from the cache. An
     event is acknowledged when its vector (or tombstone) is acknowledged by the broker.
+
+    It also reads ``rules.v1``, only to dead-letter what is no rule: rules take effect in the replicas, which leave
+    those out in silence.
     """
 
     role: ClassVar[str] = "catalogue"
@@ -41,12 +44,19 @@ class CatalogueAgent(Agent):
     def topic(self) -> str:
         return self.topics.items
 
+    @property
+    def also(self) -> tuple[str, ...]:
+        return (self.topics.rules,)
+
     async def handle(self, events: Sequence[Any]) -> None:
         latest: dict[str, tuple[InRecord, Item | None]] = {}
         out: list[OutRecord] = []
         for event in events:
             record = InRecord.from_faust(event)
             try:
+                if record.topic == self.topics.rules:
+                    decode_rule(record.key, record.value, record.headers)
+                    continue
                 item_id, item = decode_item(record.key, record.value, record.headers)
             except InvalidMessage as error:
                 out.append(self.letter(record, error))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
 
@@ -109,6 +110,9 @@ class InteractionsAgent(Agent):
 
     def withdraw(self, change: ItemChange) -> None:
         """An item may not be recommended any more: the slates that show it are published again, without it."""
+        held = self._withdrawn.get(change.item_id)
+        if held is not None and change.users is not None:
+            change = held if held.users is None else replace(change, users=change.users | held.users)
         self._withdrawn[change.item_id] = change
         self._withdrawal.set()
 
@@ -118,7 +122,9 @@ class InteractionsAgent(Agent):
             self._withdrawal.clear()
             changes, self._withdrawn = self._withdrawn, {}
             async with self._busy:  # With the batch under way: its slates are made, and not yet noted as shown.
-                users = self._showing.showing(changes.keys(), partitions=self.assignment())
+                users = self._showing.showing(
+                    {item_id: change.users for item_id, change in changes.items()}, partitions=self.assignment()
+                )
             for start in range(0, len(users), _REPLACED_AT_ONCE):
                 part = users[start : start + _REPLACED_AT_ONCE]
                 async with self._busy:  # Events get their turn between slices.
@@ -159,7 +165,7 @@ class InteractionsAgent(Agent):
 
     async def _read_standing(self) -> None:
         """The slates others published, or we before: what they show may have been withdrawn meanwhile."""
-        servable = self._serving.catalogue.servable
+        servable = self._serving.servable
         showing, before = self._showing, Showing(limit=self.settings.users.cache)
         async for record in read_to_end(self.settings, self.topics.recommendations):
             try:
@@ -316,7 +322,7 @@ class InteractionsAgent(Agent):
             slate_id = f"{sourced.partition}-{sourced.offset}"
         elif change is not None:
             trigger = Trigger(topic=change.topic, partition=change.partition, offset=change.offset)
-            why = "again" if change.topic == self.topic else "items"
+            why = {self.topic: "again", self.topics.rules: "rules"}.get(change.topic, "items")
             slate_id = f"{why}-{change.partition}-{change.offset}"
         else:
             raise ValueError("a slate is caused by an event or by an item's change")

@@ -1,4 +1,4 @@
-"""``tailrace produce``: items, interactions or users from a file, validated line by line, to their topic."""
+"""``tailrace produce``: items, interactions, users or rules from a file, validated line by line, to their topic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PLAIN_EVERY_S: Final = 5.0
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(["items", "interactions", "users"]))
+@click.argument("kind", type=click.Choice(["items", "interactions", "users", "rules"]))
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many records per second.")
 @click.option("--skip-bad", is_flag=True, help="Refused lines do not make the exit status 1.")
@@ -33,10 +33,9 @@ def produce(
 ) -> None:
     """Send the lines of FILE (.jsonl, .jsonl.zst, or - for standard input) to their topic.
 
-    Each line is a message of the contract (schemas/v1/items.json, interactions.json or users.json), its id the
-    key.
-    Lines that Tailrace would refuse are not sent but shown with their number, and make the exit status 1. Ends when
-    the broker has acknowledged everything else.
+    Each line is a message of the contract (schemas/v1/items.json, interactions.json, users.json or rules.json),
+    its id the key. Lines that Tailrace would refuse are not sent but shown with their number, and make the exit
+    status 1. Ends when the broker has acknowledged everything else.
     """
     from stream_app.cli.console import errors, run
     from stream_app.cli.producing import produce_file

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from schemas.cloudevents import event_type, headers
-from schemas.decode import MAX_VALUE_BYTES, parse_interaction, parse_item, parse_user
+from schemas.decode import MAX_VALUE_BYTES, parse_interaction, parse_item, parse_rule, parse_user
 from stream_app.cli.console import wait_for_kafka
 from stream_app.cli.jsonl import LineReader
 from stream_app.delivery.admin import create_topics
@@ -24,7 +24,7 @@ from stream_app.topics import Topics
 
 __all__ = ["Kind", "Outcome", "produce_file"]
 
-Kind = Literal["items", "interactions", "users"]
+Kind = Literal["items", "interactions", "users", "rules"]
 
 _SLICE: Final = 500
 """Records sent before their acknowledgement is awaited: bounds memory and what a crash sends twice."""
@@ -152,7 +152,13 @@ def _to_record(settings: Settings, kind: Kind, file: str) -> Callable[[int, byte
         attributes = headers(event_type("users"), source=source, id=f"{name}:{number}", time=datetime.now(UTC))
         return OutRecord(topics.users, parsed.user_id.encode(), value, attributes)
 
-    return {"items": item, "interactions": interaction, "users": user}[kind]
+    def rule(number: int, value: bytes | None) -> OutRecord:
+        value = checked(value)
+        parsed = parse_rule(value)
+        attributes = headers(event_type("rules"), source=source, id=f"{name}:{number}", time=datetime.now(UTC))
+        return OutRecord(topics.rules, parsed.rule_id.encode(), value, attributes)
+
+    return {"items": item, "interactions": interaction, "users": user, "rules": rule}[kind]
 
 
 @asynccontextmanager

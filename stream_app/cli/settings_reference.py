@@ -164,7 +164,7 @@ def _event_types() -> str:
     rows = ["| type | " + " | ".join(fields) + " |", "|---" * (len(fields) + 1) + "|"]
     for name, event_type in DEFAULT_EVENT_TYPES.items():
         values = (getattr(event_type, field) for field in fields)
-        cells = ("" if value is None else str(_shown(value)).lower() for value in values)
+        cells = ("none" if value is None else str(_shown(value)).lower() for value in values)
         rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return (
         f"\n## event_types\n\n{Settings.model_fields[_EVENT_TYPES].description} "

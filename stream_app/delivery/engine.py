@@ -102,10 +102,13 @@ def faust_app(settings: Settings, role: str) -> Any:
     return app
 
 
-def raw_topic(app: Any, name: str) -> Any:
-    """A topic whose keys and values arrive as the bytes they are: decoding (and its failures) is ours."""
+def raw_topic(app: Any, *names: str) -> Any:
+    """A topic whose keys and values arrive as the bytes they are: decoding (and its failures) is ours.
+
+    Several names are one stream.
+    """
     return app.topic(
-        name,
+        *names,
         key_type=bytes,
         value_type=bytes,
         key_serializer="raw",

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from schemas.messages import Item
 from stream_app.errors import SnapshotError
+from stream_app.items.attributes import Attributes
 from stream_app.textify.clean import clean
 from stream_app.users.state import id_hash
 
@@ -44,6 +45,7 @@ class ItemFacts(msgspec.Struct, frozen=True, array_like=True):
     language: str | None = None
     price: float | None = None
     currency: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -64,6 +66,7 @@ class Catalogue:
     Attributes:
         dropped: ids that found no row because ``unknown_items`` was reached.
         version: grows with every change of an entry.
+        attributes: what rules ask about items, by row.
     """
 
     def __init__(self, *, unknown_items: int) -> None:
@@ -77,6 +80,7 @@ class Catalogue:
         self._servable: _Servable | None = None
         self.dropped = 0
         self.version = 0
+        self.attributes = Attributes()
         self._allocate(_START_CAPACITY)
 
     def _allocate(self, capacity: int) -> None:
@@ -188,7 +192,9 @@ class Catalogue:
             item.language,
             item.price,
             item.currency,
+            tuple(item.tags),
         )
+        self._describe(row)
         self._changed(row)
         return row
 
@@ -272,11 +278,26 @@ class Catalogue:
             getattr(self, f"_{name}")[: len(column)] = column
         self._servable = None
 
+    def _describe(self, row: int) -> None:
+        facts = self._facts[row]
+        if facts is None:
+            self.attributes.set(row)
+            return
+        self.attributes.set(
+            row,
+            categories=facts.categories,
+            tags=facts.tags,
+            brand=facts.brand,
+            owner_id=facts.owner_id,
+            language=facts.language,
+        )
+
     def _forget(self, row: int) -> None:
         self._known[row] = self._available[row] = False
         self._published_at[row], self._expires_at[row] = -np.inf, np.inf
         self._price[row] = np.nan
         self._facts[row] = None
+        self._describe(row)
 
     def reclaim(self, referenced: NDArray[np.bool_]) -> NDArray[np.int32]:
         """Free the rows of unknown ids that nothing refers to; returns the freed rows, int32.
@@ -334,6 +355,7 @@ class Catalogue:
             catalogue._id_hash[row] = item_hash
             catalogue._row_of[item_id] = row
             catalogue._row_of_hash[item_hash] = row
+            catalogue._describe(row)
         catalogue._free.sort(reverse=True)
         catalogue._known_count = int(np.count_nonzero(catalogue.known))
         return catalogue

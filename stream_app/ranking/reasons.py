@@ -17,7 +17,8 @@ from schemas.messages import Reason
 __all__ = ["KINDS", "kind_matrix", "phrase", "strongest_kind"]
 
 KINDS = ("similar", "taken_together", "taken_after", "unlike", "trending", "popular", "new")
-"""Kinds of evidence, also the codes of reasons; ``new_for_you`` and ``recommended`` come on top."""
+"""Kinds of evidence, also the codes of reasons; ``pinned``, ``boosted``, ``new_for_you`` and ``recommended``
+come on top."""
 
 _TEMPLATES: dict[str, dict[str, str]] = {
     "en": {
@@ -29,6 +30,8 @@ _TEMPLATES: dict[str, dict[str, str]] = {
         "trending": "Trending now",
         "popular": "Popular with others",
         "new": "New",
+        "pinned": "Featured",
+        "boosted": "Promoted",
         "new_for_you": "New, and close to your interests",
         "recommended": "Recommended for you",
     },
@@ -41,6 +44,8 @@ _TEMPLATES: dict[str, dict[str, str]] = {
         "trending": "近期热门",
         "popular": "广受欢迎",
         "new": "新品",
+        "pinned": "精选置顶",
+        "boosted": "推广",
         "new_for_you": "新品，符合您的兴趣",
         "recommended": "为您推荐",
     },
@@ -76,7 +81,12 @@ def kind_matrix(names: Sequence[str]) -> NDArray[np.float64]:
 
 
 def strongest_kind(
-    values: NDArray[np.float64], middle: NDArray[np.float64], weights: NDArray[np.float64], kinds: NDArray[np.float64]
+    values: NDArray[np.float64],
+    middle: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    kinds: NDArray[np.float64],
+    *,
+    boosts: NDArray[np.float64] | None = None,
 ) -> list[str]:
     """The kind with the largest contribution for each item; ``recommended`` where none speaks for it.
 
@@ -89,13 +99,18 @@ def strongest_kind(
         middle: float64 [features], the medians over the request's candidates.
         weights: float64 [features].
         kinds: from :func:`kind_matrix`.
+        boosts: float64 [items], what rules added; ``boosted`` where that is more than any kind contributed.
     """
     above = values - middle
     evidence = np.where(kinds[:, KINDS.index("unlike")] > 0, -above, above) > 0
     contributions = np.where(evidence, above * weights, 0.0) @ kinds
     best = contributions.argmax(axis=1)
     strongest = contributions[np.arange(len(best)), best]
-    return [KINDS[kind] if amount > 0 else "recommended" for kind, amount in zip(best, strongest, strict=True)]
+    codes = [KINDS[kind] if amount > 0 else "recommended" for kind, amount in zip(best, strongest, strict=True)]
+    if boosts is not None:
+        for place in np.flatnonzero(boosts > np.maximum(strongest, 0.0)).tolist():
+            codes[place] = "boosted"
+    return codes
 
 
 def phrase(code: str, params: dict[str, Any], language: str) -> Reason:

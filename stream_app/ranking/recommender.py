@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from schemas.messages import SlateItem
 from stream_app.ranking.features import RawFeatures, feature_names, raw_features, scale
 from stream_app.ranking.reasons import kind_matrix, phrase, strongest_kind
-from stream_app.ranking.slate import choose
+from stream_app.ranking.slate import SlateRules, choose
 from stream_app.retrieval.cold import mixed
 from stream_app.retrieval.interests import FAST, SLOW, Interests, derive_interests, history_view
 from stream_app.retrieval.links import Links, Scratch, link_scores
 from stream_app.retrieval.source import Context
 from stream_app.retrieval.sources import default_sources
+from stream_app.rules.book import Cap
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.users.state import HistoryEntry, UserState, id_hash
@@ -31,6 +32,8 @@ __all__ = ["Choice", "RankRequest", "Ranking", "Recommender"]
 
 _CHUNK = 32
 """Requests computed together: enough to share the overhead, few enough to stay in the processor's cache."""
+_CAPPED_RANKS = 10
+"""The ranks that the setting ``slate.category_cap`` speaks of."""
 _TIE_RESERVE = 8
 """Neighbours searched beyond those wanted, so that ties at the end are decided by id and not by the index."""
 
@@ -87,9 +90,11 @@ class Ranking:
 
     Attributes:
         rows: int32 [n], the slate, best first.
-        scores: float64 [n], log-odds against each other, rounded to 1e-6.
-        sources: uint32 [n], bit ``i`` says that source ``i`` proposed the item.
+        scores: float64 [n], log-odds against each other, boosts included, rounded to 1e-6.
+        sources: uint32 [n], bit ``i`` says that source ``i`` proposed the item, the bit after theirs that a rule did.
         reserved: bool [n], the place was kept for a new item.
+        pinned: bool [n], a rule put the item there.
+        boosts: float64 [n], what rules added to the score.
         vectors: float32 [n, dimensions].
         values: float64 [n, features], scaled.
         middle: float64 [features], medians over the candidates.
@@ -106,6 +111,8 @@ class Ranking:
     scores: NDArray[np.float64]
     sources: NDArray[np.uint32]
     reserved: NDArray[np.bool_]
+    pinned: NDArray[np.bool_]
+    boosts: NDArray[np.float64]
     vectors: NDArray[np.float32]
     values: NDArray[np.float64]
     middle: NDArray[np.float64]
@@ -164,7 +171,7 @@ class Recommender:
     def slate_items(self, ranking: Ranking) -> list[SlateItem]:
         """The slate with provenance and reasons, to be made before the serving state changes."""
         catalogue = self._serving.catalogue
-        names = [source.name for source in self.sources]
+        names = [*(source.name for source in self.sources), "rules"]
         reasons = self._reasons(ranking)
         return [
             SlateItem(
@@ -259,7 +266,7 @@ class Recommender:
         retrieval = self._settings.retrieval
         wanted = max(retrieval.slow, retrieval.fast)
         # What the user consumed lies around the interest vectors and is taken out afterwards.
-        spare = max(min(len(request.user.consumed) + len(request.user.hidden), wanted) for request in requests)
+        spare = max(min(self._taken_out(request), wanted) for request in requests)
         count = wanted + spare + _TIE_RESERVE if wanted else 0
         queries = np.concatenate([part.vectors[[SLOW, FAST]] for part in interests])
         rows = np.full((len(queries), count), -1, np.int32)
@@ -282,7 +289,7 @@ class Recommender:
     ) -> _Prepared:
         serving, settings, scratch = self._serving, self._settings, self._scratch
         catalogue = serving.catalogue
-        self._block(request.user)
+        self._block(request)
         links = link_scores(interests, serving.signals, settings, at=request.at, scratch=scratch)
         context = Context(
             interests=interests,
@@ -295,21 +302,22 @@ class Recommender:
             signals=serving.signals,
             cold=serving.cold,
             settings=settings.retrieval,
-            servable=catalogue.servable(request.now),
+            servable=serving.servable(request.now),
             scratch=scratch,
             request=scratch.request,
             seed=id_hash(request.user.user_id),
         )
         proposed = [source.propose(context) for source in self.sources]
-        rows = np.concatenate(proposed)
-        for bit, part in enumerate(proposed):
+        pinned = np.array([pin.row for pin in serving.rules.pins(request.user.user_id)], np.int32)
+        parts = [*proposed, context.allowed(pinned)]
+        rows = np.concatenate(parts)
+        for bit, part in enumerate(parts):
             scratch.bits[part] |= np.uint32(1 << bit)
         places = np.arange(len(rows), dtype=np.int32)
         scratch.slot[rows] = places
         distinct = rows[scratch.slot[rows] == places]
         scratch.slot[rows] = -1
-        if request.blocked_labels:
-            distinct = self._wanted(distinct, request.blocked_labels)
+        distinct = self._permitted(distinct, request)
         distinct = distinct[np.argsort(catalogue.id_hash[distinct])]
         sources = scratch.bits[distinct]
         scratch.bits[rows] = 0
@@ -317,15 +325,28 @@ class Recommender:
         prepared.proposed = proposed
         return prepared
 
-    def _block(self, user: UserState) -> None:
-        """Number the request and mark what the user consumed or hid."""
-        scratch = self._scratch
+    def _block(self, request: RankRequest) -> None:
+        """Number the request and mark what the user consumed or hid, and what is the user's own."""
+        scratch, catalogue = self._scratch, self._serving.catalogue
         scratch.request += 1
-        row_of = self._serving.catalogue.row_of_hash
-        for excluded in (user.consumed, user.hidden):
-            if excluded:
-                rows = np.fromiter(map(row_of, excluded), np.int32, len(excluded))
-                scratch.blocked[rows[rows >= 0]] = scratch.request
+        excluded = request.user.excluded(request.at)
+        if excluded:
+            rows = np.fromiter(map(catalogue.row_of_hash, excluded), np.int32, len(excluded))
+            scratch.blocked[rows[rows >= 0]] = scratch.request
+        scratch.blocked[catalogue.attributes.owned_by(request.user.user_id, catalogue.rows)] = scratch.request
+
+    def _taken_out(self, request: RankRequest) -> int:
+        """How many neighbours :meth:`_block` may take out at most."""
+        catalogue, user = self._serving.catalogue, request.user
+        own = len(catalogue.attributes.owned_by(user.user_id, catalogue.rows))
+        return len(user.consumed) + len(user.hidden) + own
+
+    def _permitted(self, rows: NDArray[np.int32], request: RankRequest) -> NDArray[np.int32]:
+        """Those of ``rows`` that neither the user's profile nor a rule for this user keeps out."""
+        if request.blocked_labels:
+            rows = self._wanted(rows, request.blocked_labels)
+        refused = self._serving.rules.refused(rows, request.user.user_id)
+        return rows if refused is None else rows[~refused]
 
     def _wanted(self, rows: NDArray[np.int32], blocked: frozenset[str]) -> NDArray[np.int32]:
         """Those of ``rows`` that are in none of the blocked categories and of none of the blocked brands."""
@@ -360,13 +381,20 @@ class Recommender:
         cold = np.flatnonzero(prepared.raw.cold)
         closeness = prepared.raw.values[cold, SLOW] + prepared.raw.values[cold, FAST]
         cold_order = cold[np.argsort(-np.round(closeness, 5), kind="stable")]
-        chosen = choose(scores, prepared.vectors, cold_order, size=prepared.request.n, settings=self._settings.slate)
+        rules = self._slate_rules(prepared)
+        if rules.boosts is not None:
+            scores = np.round(scores + rules.boosts, 6)
+        chosen = choose(
+            scores, prepared.vectors, cold_order, size=prepared.request.n, settings=self._settings.slate, rules=rules
+        )
         ranked = np.argsort(-scores, kind="stable")
         return Ranking(
             rows=prepared.rows[chosen.order],
             scores=scores[chosen.order],
             sources=prepared.sources[chosen.order],
             reserved=chosen.reserved,
+            pinned=chosen.pinned,
+            boosts=np.zeros(len(chosen.order)) if rules.boosts is None else rules.boosts[chosen.order],
             vectors=prepared.vectors[chosen.order],
             values=values[chosen.order],
             middle=_median(values),
@@ -379,15 +407,35 @@ class Recommender:
             language=prepared.request.language or self._settings.slate.language,
         )
 
+    def _slate_rules(self, prepared: _Prepared) -> SlateRules:
+        """Business rules as they bear on the candidates."""
+        rules, rows, user_id = self._serving.rules, prepared.rows, prepared.request.user.user_id
+        most = self._settings.slate.category_cap
+        category = self._serving.catalogue.attributes.category
+        preferences = [Cap(category.at(rows), most, _CAPPED_RANKS)] if most else []
+        if not rules.active:
+            return SlateRules(preferences=preferences)
+        place_of = {row: place for place, row in enumerate(rows.tolist())} if rules.pins(user_id) else {}
+        return SlateRules(
+            boosts=rules.boosts(rows, user_id),
+            pins=[(place_of[pin.row], pin.rank) for pin in rules.pins(user_id) if pin.row in place_of],
+            caps=rules.caps(rows, user_id),
+            preferences=preferences,
+        )
+
     def _reasons(self, ranking: Ranking) -> list[Any]:
         language = ranking.language
-        codes = strongest_kind(ranking.values, ranking.middle, ranking.weights, self._kinds)
+        codes = strongest_kind(ranking.values, ranking.middle, ranking.weights, self._kinds, boosts=ranking.boosts)
         together, after = ranking.links.strongest_origin(ranking.rows, self._scratch)
         likest = _likest(ranking)
         reasons = []
-        for place, (code, reserved) in enumerate(zip(codes, ranking.reserved.tolist(), strict=True)):
+        for place, (code, reserved, pinned) in enumerate(
+            zip(codes, ranking.reserved.tolist(), ranking.pinned.tolist(), strict=True)
+        ):
             params: dict[str, Any] = {}
-            if reserved:
+            if pinned:
+                code = "pinned"
+            elif reserved:
                 code = "new_for_you"
             elif code == "taken_together":
                 params = self._named(ranking.interests, together[place])
@@ -425,13 +473,10 @@ class Recommender:
         history = history_view(request.user.history, request.before)
         interests = self._interests(request, history)
         links = link_scores(interests, serving.signals, self._settings, at=request.at, scratch=self._scratch)
-        self._block(request.user)
+        self._block(request)
         rows = choice.candidates if choice.candidates is not None else np.zeros(0, np.int32)
-        rows = rows[
-            serving.catalogue.servable(request.now)[rows] & (self._scratch.blocked[rows] != self._scratch.request)
-        ]
-        if request.blocked_labels:
-            rows = self._wanted(rows, request.blocked_labels)
+        rows = rows[serving.servable(request.now)[rows] & (self._scratch.blocked[rows] != self._scratch.request)]
+        rows = self._permitted(rows, request)
         rows = rows[np.argsort(serving.catalogue.id_hash[rows])]
         return self._prepared(request, history, interests, links, rows, np.zeros(len(rows), np.uint32))
 

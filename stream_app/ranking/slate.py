@@ -1,19 +1,48 @@
-"""From scores to a slate: diversity, and places kept for new items."""
+"""From scores to a slate: business rules, diversity, caps, and places kept for new items.
+
+A slate is filled from the first rank on. A place takes its pinned item; a place reserved for new items takes the new
+item that deserves it most, unless one got there by its own score; any other place takes the candidate with the best
+trade of score and difference from what is above it. No place takes an item beyond a cap.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
+from stream_app.compiled import compiled
+from stream_app.rules.book import Cap
 from stream_app.settings import SlateSettings
 
-__all__ = ["Chosen", "choose"]
+__all__ = ["NO_RULES", "Chosen", "SlateRules", "choose"]
 
 _POOL_EXTRA = 20
 """Candidates beyond the slate's size that diversity may bring in."""
 _PLACES_PER = 20
+
+
+@dataclass(frozen=True, slots=True)
+class SlateRules:
+    """Business rules as they bear on the candidates of one request.
+
+    Attributes:
+        boosts: float64 [k], added to the scores; None: nothing.
+        pins: pairs of a candidate and the rank (from 1) it belongs at, what goes first when two want one rank first.
+        caps: hard limits on the first ranks; a slate rather ends early than to break one.
+        preferences: caps that give way when nothing else is left.
+    """
+
+    boosts: NDArray[np.float64] | None = None
+    pins: Sequence[tuple[int, int]] = ()
+    caps: Sequence[Cap] = ()
+    preferences: Sequence[Cap] = ()
+
+
+NO_RULES = SlateRules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +52,12 @@ class Chosen:
     Attributes:
         order: int [n], indices of candidates, best first.
         reserved: bool [n], whether the place was kept for a new item.
+        pinned: bool [n], whether a rule put the item there.
     """
 
     order: NDArray[np.intp]
     reserved: NDArray[np.bool_]
+    pinned: NDArray[np.bool_]
 
 
 def choose(
@@ -36,76 +67,218 @@ def choose(
     *,
     size: int,
     settings: SlateSettings,
+    rules: SlateRules = NO_RULES,
 ) -> Chosen:
     """Pick and order at most ``size`` candidates.
 
+    Diversity is maximal marginal relevance (Carbonell and Goldstein 1998, doi 10.1145/290941.291025) over the best
+    ``size`` + 20 candidates; relevance is the score on a scale from 0 (last of these) to 1 (best).
+
+    Pins come first: they take their rank, or the next free one, whatever caps say, and count for caps from the start.
+
     Args:
-        scores: float64 [k], in the order in which ties are decided (smaller index first).
+        scores: float64 [k], boosts included, in the order in which ties are decided (smaller index first).
         vectors: float32 [k, dimensions], unit length or zero.
         cold_order: int [c], indices of new items, the one that deserves a reserved place most first.
         size: how many.
         settings: diversity and reserved places.
+        rules: business rules on these candidates.
     """
     size = min(size, len(scores))
     ranked = np.argsort(-np.round(scores, 6), kind="stable")
-    if settings.diversity > 0.0 and size > 1:
-        ranked = _diversified(scores, vectors, ranked, size, settings.diversity)
-    else:
-        ranked = ranked[:size]
-    return _with_reserved(ranked, cold_order, size, settings)
+    pins = _pinned_places(rules.pins, size)
+    caps = [*rules.caps, *rules.preferences]
+    order, reserved = _fill(
+        scores,
+        np.ascontiguousarray(vectors, np.float32),
+        ranked,
+        min(size + _POOL_EXTRA, len(ranked)),
+        settings.diversity if size > 1 else 0.0,
+        pins,
+        np.ascontiguousarray(cold_order, np.intp),
+        _reserved_places(size, settings) if len(cold_order) else np.zeros(size, np.bool_),
+        np.array([cap.groups for cap in caps], np.int32).reshape(len(caps), len(scores)),
+        np.array([cap.at_most for cap in caps], np.int64),
+        np.array([cap.first for cap in caps], np.int64),
+        len(rules.caps),
+    )
+    pinned = np.isin(order, pins[pins >= 0]) if rules.pins else np.zeros(len(order), np.bool_)
+    return Chosen(order, reserved, pinned)
 
 
-def _diversified(
-    scores: NDArray[np.float64], vectors: NDArray[np.float32], ranked: NDArray[np.intp], size: int, share: float
-) -> NDArray[np.intp]:
-    """Maximal marginal relevance (Carbonell and Goldstein 1998, doi 10.1145/290941.291025) over the best candidates.
-
-    Relevance is the score on a scale from 0 (last of the pool) to 1 (best).
-    """
-    pool = ranked[: size + _POOL_EXTRA]
-    relevance = scores[pool] - scores[pool[-1]]
-    relevance *= (1.0 - share) / max(relevance[0], 1e-9)
-    near = vectors[pool]
-    likeness = (near @ near.T).astype(np.float64)
-    likeness *= -share
-    penalty = np.zeros(len(pool))
-    worth = np.empty(len(pool))
-    picked = np.empty(size, np.intp)
-    for place in range(size):
-        np.add(relevance, penalty, out=worth)
-        pick = int(np.argmax(worth))
-        picked[place] = pick
-        relevance[pick] = -np.inf
-        np.minimum(penalty, likeness[pick], out=penalty)
-    return pool[picked]
+def _pinned_places(pins: Sequence[tuple[int, int]], size: int) -> NDArray[np.intp]:
+    """The pinned candidate of each place, -1 where there is none: int [size]."""
+    places = np.full(size, -1, np.intp)
+    for candidate, rank in pins:
+        free = np.flatnonzero(places[rank - 1 :] < 0)
+        if len(free):
+            places[rank - 1 + free[0]] = candidate
+    return places
 
 
-def _with_reserved(
-    ranked: NDArray[np.intp], cold_order: NDArray[np.intp], size: int, settings: SlateSettings
-) -> Chosen:
-    """Put new items into their places: ``cold_places`` per 20 ranks, from ``cold_from_rank`` on, evenly spaced.
-
-    A new item that earned a rank at or before a reserved place fills it already.
-    """
+def _reserved_places(size: int, settings: SlateSettings) -> NDArray[np.bool_]:
+    """Which places are kept for new items: ``cold_places`` per 20 ranks from ``cold_from_rank`` on, evenly spaced."""
     reserved = np.zeros(size, np.bool_)
-    if not settings.cold_places or not len(cold_order):
-        return Chosen(ranked, reserved)
-    order = ranked.tolist()
-    cold = cold_order.tolist()
-    is_cold = set(cold)
-    step = max(1, _PLACES_PER // settings.cold_places)
-    for wanted, place in enumerate(range(settings.cold_from_rank - 1, size, step), start=1):
-        before = set(order[: place + 1])
-        if len(before & is_cold) >= wanted:
+    if settings.cold_places:
+        reserved[settings.cold_from_rank - 1 :: max(1, _PLACES_PER // settings.cold_places)] = True
+    return reserved
+
+
+@compiled
+def _fill(
+    scores: NDArray[np.float64],
+    vectors: NDArray[np.float32],
+    ranked: NDArray[np.intp],
+    pool: int,
+    share: float,
+    pins: NDArray[np.intp],
+    cold_order: NDArray[np.intp],
+    kept_for_cold: NDArray[np.bool_],
+    groups: NDArray[np.int32],
+    at_most: NDArray[np.int64],
+    first: NDArray[np.int64],
+    hard: int,
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Fill the places from the first on; candidates in order, and whether their place was reserved.
+
+    What a candidate is worth only falls while the slate fills. So it is computed anew only when it would be taken on
+    its last known worth, and taken when it still is the best: the result is that of computing all of them each time.
+
+    Args:
+        scores: [k].
+        vectors: [k, dimensions].
+        ranked: [k], candidates, best first.
+        pool: how many of them diversity may choose from.
+        share: of diversity.
+        pins: [size], the pinned candidate of each place, or -1.
+        cold_order: [c], new items, most deserving first.
+        kept_for_cold: [size].
+        groups: [caps, k], what a candidate counts as; -1: not at all.
+        at_most: [caps].
+        first: [caps].
+        hard: the first so many caps are never broken.
+    """
+    size, count = len(pins), len(ranked)
+    order = np.empty(size, np.intp)
+    reserved = np.zeros(size, np.bool_)
+    if size == 0:
+        return order, reserved
+    used = np.zeros(count, np.bool_)
+    is_cold = np.zeros(count, np.bool_)
+    for candidate in cold_order:
+        is_cold[candidate] = True
+    for candidate in pins:
+        if candidate >= 0:
+            used[candidate] = True
+    floor = scores[ranked[pool - 1]]
+    scale = (1.0 - share) / max(scores[ranked[0]] - floor, 1e-9) if share > 0.0 else 1.0
+    relevance = (scores - floor) * scale
+    worth = relevance.copy()
+    likeness = np.zeros(count)
+    compared = np.zeros(count, np.intp)
+    until = np.zeros((2, count), np.int64)  # the place a cap bars it until: hard caps, the others
+    cold_above = 0
+    cold_wanted = 0
+    for place in range(size):
+        pick = pins[place]
+        if kept_for_cold[place]:
+            cold_wanted += 1
+        if pick < 0:
+            for attempt in range(3):
+                # The pool; then all candidates; then also what only preferences speak against.
+                limit = pool if attempt == 0 else count
+                pick = -1
+                while True:
+                    best, best_worth = -1, -np.inf
+                    for position in range(limit):
+                        candidate = ranked[position]
+                        if used[candidate] or until[0, candidate] > place:
+                            continue
+                        if attempt < 2 and until[1, candidate] > place:
+                            continue
+                        if worth[candidate] > best_worth:
+                            best, best_worth = candidate, worth[candidate]
+                    if best < 0:
+                        break
+                    if share > 0.0 and compared[best] < place:
+                        held = likeness[best]
+                        for above in range(compared[best], place):
+                            likeness[best] = max(likeness[best], _dot(vectors, order[above], best))
+                        compared[best] = place
+                        if likeness[best] > held:
+                            worth[best] = relevance[best] - share * likeness[best]
+                            continue
+                    if _bar(best, place, order, pins, groups, at_most, first, hard, until) and (
+                        until[0, best] > place or attempt < 2
+                    ):
+                        continue
+                    pick = best
+                    break
+                if pick >= 0:
+                    break
+            if kept_for_cold[place] and cold_above < cold_wanted and not (pick >= 0 and is_cold[pick]):
+                for candidate in cold_order:
+                    if used[candidate]:
+                        continue
+                    _bar(candidate, place, order, pins, groups, at_most, first, hard, until)
+                    if until[0, candidate] > place or until[1, candidate] > place:
+                        continue
+                    pick = candidate
+                    reserved[place] = True
+                    break
+        if pick < 0:
+            return _with_pins(order, reserved, place, pins)
+        order[place] = pick
+        used[pick] = True
+        cold_above += is_cold[pick]
+    return order, reserved
+
+
+@compiled
+def _with_pins(
+    order: NDArray[np.intp], reserved: NDArray[np.bool_], length: int, pins: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """A slate that ends early: the pins further down move up."""
+    for place in range(length, len(pins)):
+        if pins[place] >= 0:
+            order[length] = pins[place]
+            length += 1
+    return order[:length], reserved[:length]
+
+
+@compiled
+def _bar(
+    candidate: int,
+    place: int,
+    order: NDArray[np.intp],
+    pins: NDArray[np.intp],
+    groups: NDArray[np.int32],
+    at_most: NDArray[np.int64],
+    first: NDArray[np.int64],
+    hard: int,
+    until: NDArray[np.int64],
+) -> bool:
+    """Note how long caps bar a candidate; True when one does at ``place``."""
+    barred = False
+    for cap in range(len(at_most)):
+        group = groups[cap, candidate]
+        if place >= first[cap] or group < 0:
             continue
-        pick = next((candidate for candidate in cold if candidate not in before), None)
-        if pick is None:
-            break
-        if pick in order:
-            order.remove(pick)
-        order.insert(place, pick)
-        del order[size:]
-    final = np.array(order, np.intp)
-    moved = final != ranked
-    reserved[:] = [bool(changed) and candidate in is_cold for changed, candidate in zip(moved, order, strict=True)]
-    return Chosen(final, reserved)
+        held = 0
+        for above in range(place):
+            held += groups[cap, order[above]] == group
+        for below in range(place, min(first[cap], len(pins))):
+            held += pins[below] >= 0 and groups[cap, pins[below]] == group
+        if held >= at_most[cap]:
+            kind = 0 if cap < hard else 1
+            until[kind, candidate] = max(until[kind, candidate], first[cap])
+            barred = True
+    return barred
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})  # type: ignore[untyped-decorator] # sums in lanes
+def _dot(vectors: NDArray[np.float32], left: int, right: int) -> np.float32:
+    total = np.float32(0.0)
+    for column in range(vectors.shape[1]):
+        total += vectors[left, column] * vectors[right, column]
+    return total

@@ -1,6 +1,6 @@
 """The local copy of everything ranking needs, kept by tailing the compacted topics.
 
-A plain reader without a consumer group: every process reads every partition of ``items.v1``,
+A plain reader without a consumer group: every process reads every partition of ``items.v1``, ``rules.v1``,
 ``item-vectors.v1``, ``item-signals.v1`` and ``ranker-weights.v1`` into its :class:`ServingState`. It starts from
 the newest usable snapshot and its offsets, is ready when it has passed the offsets that were the end when it
 started and a poll comes back empty (or has not for a second: busy topics never fall silent), and then goes on for as
@@ -22,7 +22,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 
-from schemas.decode import decode_item, decode_item_signals, decode_item_vector, decode_ranker_weights
+from schemas.decode import decode_item, decode_item_signals, decode_item_vector, decode_ranker_weights, decode_rule
 from schemas.messages import Item
 from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.reading import Ends
@@ -49,12 +49,17 @@ _STALE_EXPIRIES = 1_024
 
 @dataclass(frozen=True, slots=True)
 class ItemChange:
-    """An item left the set that may be recommended (deleted or made unavailable), and the record that said so."""
+    """An item left the set that may be recommended (deleted, made unavailable, excluded), and the record that said so.
+
+    Attributes:
+        users: whose slates it left; None: everybody's.
+    """
 
     item_id: str
     topic: str
     partition: int
     offset: int
+    users: frozenset[str] | None = None
 
 
 class Replica:
@@ -90,6 +95,7 @@ class Replica:
         self._left_out = 0
         self._expiries: dict[str, tuple[float, ItemChange]] = {}
         self._expiring: list[tuple[float, str]] = []
+        self._rule_places: dict[str, tuple[int, int]] = {}
 
     def _empty(self) -> ServingState:
         return ServingState(self.settings, space=self._space, dimensions=self._dimensions)
@@ -160,7 +166,7 @@ class Replica:
 
     async def _run(self) -> None:
         topics = Topics(self.settings)
-        names = [topics.items, topics.item_vectors, topics.item_signals, topics.ranker_weights]
+        names = [topics.items, topics.item_vectors, topics.item_signals, topics.ranker_weights, topics.rules]
         while True:
             consumer = await self._connect(names)
             try:
@@ -246,6 +252,7 @@ class Replica:
         self.serving = self._empty()
         self._expiries.clear()
         self._expiring.clear()
+        self._rule_places.clear()
 
     async def _tail(self, consumer: AIOKafkaConsumer, topics: Topics) -> None:
         apply = {
@@ -253,6 +260,7 @@ class Replica:
             topics.item_vectors: self._apply_vector,
             topics.item_signals: self._apply_signals,
             topics.ranker_weights: self._apply_weights,
+            topics.rules: self._apply_rule,
         }
         last_snapshot = time.monotonic()
         loop_time = time.perf_counter
@@ -266,7 +274,7 @@ class Replica:
                     try:
                         apply_record(record)
                     except (InvalidMessage, ValueError) as error:
-                        # The stage that owns the topic dead-letters what is wrong in items.v1; here it is left out.
+                        # The catalogue role dead-letters what is wrong in items.v1 and rules.v1; here it is left out.
                         self._left_out += 1
                         _log.debug("record left out", topic=record.topic, offset=record.offset, error=str(error))
                     self.positions[partition] = record.offset + 1
@@ -281,6 +289,7 @@ class Replica:
                 self._became_ready()
             if self.ready.is_set():
                 self._expire()
+                self._exclude()
                 self._measure()
                 if (
                     self._snapshots is not None
@@ -296,6 +305,7 @@ class Replica:
         return self._reached_at is not None and (idle or time.monotonic() - self._reached_at > _SETTLE_S)
 
     def _became_ready(self) -> None:
+        self.serving.rules.watched = True
         self.ready.set()
         self.metrics.replica_ready.set(1)
         _log.info(
@@ -370,7 +380,30 @@ class Replica:
 
     def _listed(self, item_id: str, now: float) -> bool:
         row = self.serving.catalogue.row(item_id)
-        return row >= 0 and bool(self.serving.catalogue.servable(now)[row])
+        return row >= 0 and bool(self.serving.servable(now)[row])
+
+    def _apply_rule(self, record: ConsumerRecord) -> None:
+        rule_id, rule = decode_rule(record.key, record.value, record.headers)
+        left_out = self.serving.rules.left_out
+        self.serving.apply_rule(rule_id, rule, now=time.time())
+        if rule is None:
+            self._rule_places.pop(rule_id, None)
+        else:
+            self._rule_places[rule_id] = (record.partition, record.offset)
+        if self.serving.rules.left_out > left_out:
+            _log.warning("more rules than kept (setting slate.rules)", kept=len(self.serving.rules))
+            held = {rule.rule_id for rule in self.serving.rules.rules}
+            self._rule_places = {key: place for key, place in self._rule_places.items() if key in held}
+
+    def _exclude(self) -> None:
+        """Items that rules keep out from now on: those that came into force, by a record or by the clock."""
+        rules, topic = self.serving.rules, Topics(self.settings).rules
+        rules.advance(time.time())
+        for exclusion in rules.take_exclusions():
+            partition, offset = self._rule_places.get(exclusion.rule_id, (-1, -1))
+            users = frozenset(exclusion.users) or None
+            for row in exclusion.rows.tolist():
+                self._withdraw(ItemChange(self.serving.catalogue.item_id(row), topic, partition, offset, users))
 
     def _apply_vector(self, record: ConsumerRecord) -> None:
         item_id, vector = decode_item_vector(record.key, record.value)

@@ -6,8 +6,10 @@ a partition changes nothing: an event at or below the last applied offset of its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from schemas.messages import Interaction, Transition
 from stream_app.settings import EventType, ItemSettings, UserSettings
@@ -15,6 +17,9 @@ from stream_app.textify import event_text
 from stream_app.users.state import HistoryEntry, UserState, id_hash
 
 __all__ = ["Fold", "Folder", "fold"]
+
+T = TypeVar("T")
+_DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ def fold(
     event_hash = id_hash(event.event_id)
     if event_hash in state.recent_event_ids:
         return _DUPLICATE
-    _remember(state.recent_event_ids, event_hash, users.recent_event_ids)
+    _remember(state.recent_event_ids, event_hash, None, users.recent_event_ids)
     state.events += 1
 
     kind = event_types[event.type]
@@ -102,12 +107,16 @@ def fold(
         item_hash = id_hash(item_id)
         count = kind.count if polarity > 0 else 0.0
         if count > 0:
-            teaches = kind.weight > 0 and not state.excludes(item_hash)
+            teaches = kind.weight > 0 and not state.excludes(item_hash, at)
             transition = _transition(state.history, item_id, at=at, offset=offset, count=count, settings=items)
         if kind.hides:
-            _remember(state.hidden, item_hash, users.hidden)
-        if kind.consumes:
-            _remember(state.consumed, item_hash, users.consumed)
+            _remember(state.hidden, item_hash, None, users.hidden)
+        if kind.consumes and kind.consumes_for_days != 0:
+            days = kind.consumes_for_days
+            until = math.inf if days is None else at + days * _DAY_S
+            # The longest holds, in whatever order events come.
+            until = max(until, state.consumed.get(item_hash, until))
+            _remember(state.consumed, item_hash, until, users.consumed)
     weight = kind.weight * polarity
     text = event_text(event.text, max_chars=users.text_history_chars) if event.text else ""
     if weight and not event.items and (item_id is not None or text):
@@ -116,10 +125,10 @@ def fold(
     return Fold("applied", kind.refreshes, transition, teaches)
 
 
-def _remember(seen: dict[int, None], value: int, limit: int) -> None:
-    """Add to an insertion-ordered set that forgets its oldest beyond ``limit``. A value seen again is new."""
-    seen.pop(value, None)
-    seen[value] = None
+def _remember(seen: dict[int, T], key: int, value: T, limit: int) -> None:
+    """Put into a dict in order of insertion that forgets its oldest beyond ``limit``. A key seen again is new."""
+    seen.pop(key, None)
+    seen[key] = value
     while len(seen) > limit:
         del seen[next(iter(seen))]
 

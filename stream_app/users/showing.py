@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from schemas.messages import Slate
 from stream_app.users.stage import NewSlate
@@ -56,13 +56,23 @@ class Showing:
         """Every item that is shown to anybody."""
         return set().union(*(items for _, items in self._users.values()))
 
-    def showing(self, withdrawn: Collection[str], *, partitions: Collection[int]) -> list[tuple[str, str]]:
-        """Users of ``partitions`` whose slate shows a withdrawn item, with the first such item."""
-        gone = frozenset(withdrawn)
+    def showing(
+        self, withdrawn: Mapping[str, Collection[str] | None], *, partitions: Collection[int]
+    ) -> list[tuple[str, str]]:
+        """Users of ``partitions`` whose slate shows an item withdrawn from it, with the first such item.
+
+        Args:
+            withdrawn: by item, from whose slates it is withdrawn; None: from everybody's.
+            partitions: whose users are meant.
+        """
+        gone = withdrawn.keys()
         found = []
         for user_id, (partition, items) in self._users.items():
-            shown = items & gone
-            if shown and partition in partitions:
+            if partition not in partitions or gone.isdisjoint(items):
+                continue
+            users_of = {item_id: withdrawn[item_id] for item_id in items & gone}
+            shown = [item_id for item_id, users in users_of.items() if users is None or user_id in users]
+            if shown:
                 found.append((user_id, min(shown)))
         return found
 

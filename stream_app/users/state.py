@@ -8,6 +8,7 @@ fold the same events hold equal states. 50 events cost about 2 KB packed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -15,7 +16,7 @@ import msgspec
 
 __all__ = ["STATE_VERSION", "HistoryEntry", "UserState", "decode_state", "encode_state", "id_hash"]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 def id_hash(value: str) -> int:
@@ -39,12 +40,13 @@ class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
 class UserState:
     """State of one user. ``history`` is oldest first. ``applied`` maps a partition to its last applied offset.
 
-    ``consumed`` and ``hidden`` hold id hashes in order of insertion (oldest first), as dict keys.
+    ``consumed`` and ``hidden`` hold id hashes in order of insertion (oldest first), as dict keys. The value of a
+    consumed item is the event time (seconds since 1970) up to which it is not recommended again, inf for ever.
     """
 
     user_id: str
     history: tuple[HistoryEntry, ...] = ()
-    consumed: dict[int, None] = field(default_factory=dict)
+    consumed: dict[int, float] = field(default_factory=dict)
     hidden: dict[int, None] = field(default_factory=dict)
     recent_event_ids: dict[int, None] = field(default_factory=dict)
     applied: dict[int, int] = field(default_factory=dict)
@@ -62,9 +64,13 @@ class UserState:
             self.events,
         )
 
-    def excludes(self, item_hash: int) -> bool:
-        """Whether the item with this hash must not be recommended to the user."""
-        return item_hash in self.consumed or item_hash in self.hidden
+    def excludes(self, item_hash: int, at: float) -> bool:
+        """Whether the item with this hash must not be recommended to the user at event time ``at``."""
+        return item_hash in self.hidden or self.consumed.get(item_hash, -math.inf) > at
+
+    def excluded(self, at: float) -> list[int]:
+        """Hashes of the items that must not be recommended to the user at event time ``at``."""
+        return [*self.hidden, *(item_hash for item_hash, until in self.consumed.items() if until > at)]
 
 
 class _Packed(msgspec.Struct, array_like=True):
@@ -75,6 +81,7 @@ class _Packed(msgspec.Struct, array_like=True):
     recent_event_ids: list[int]
     applied: dict[int, int]
     events: int
+    consumed_until: dict[int, float] = {}
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -92,12 +99,13 @@ def encode_state(state: UserState) -> bytes:
             list(state.recent_event_ids),
             state.applied,
             state.events,
+            {item_hash: until for item_hash, until in state.consumed.items() if until != math.inf},
         )
     )
 
 
 def decode_state(user_id: str, data: bytes) -> UserState:
-    """The state packed by :func:`encode_state`.
+    """The state packed by :func:`encode_state`, of this version or of 1 (where all was consumed for ever).
 
     Raises:
         ValueError: when the bytes are not a state of a version this code knows.
@@ -106,12 +114,14 @@ def decode_state(user_id: str, data: bytes) -> UserState:
         packed = _decoder.decode(data)
     except msgspec.DecodeError as error:
         raise ValueError(f"state of user {user_id!r} cannot be read: {error}") from error
-    if packed.version != STATE_VERSION:
-        raise ValueError(f"state of user {user_id!r} has version {packed.version}, this code knows {STATE_VERSION}")
+    if not 1 <= packed.version <= STATE_VERSION:
+        raise ValueError(
+            f"state of user {user_id!r} has version {packed.version}, this code knows 1 to {STATE_VERSION}"
+        )
     return UserState(
         user_id,
         packed.history,
-        dict.fromkeys(packed.consumed),
+        {item_hash: packed.consumed_until.get(item_hash, math.inf) for item_hash in packed.consumed},
         dict.fromkeys(packed.hidden),
         dict.fromkeys(packed.recent_event_ids),
         packed.applied,

@@ -39,7 +39,7 @@ def run(events, fold=FOLD):
 def test_a_purchase_moves_history_is_consumed_and_teaches():
     state, [fold] = run([event(1)])
     assert [entry.item_id for entry in state.history] == ["a"]
-    assert state.excludes(id_hash("a"))
+    assert state.excludes(id_hash("a"), at=1e12)
     assert fold.teaches
     assert fold.refreshes
     assert fold.transition is not None
@@ -70,7 +70,7 @@ def test_a_visit_refreshes_and_leaves_no_trace_in_the_history():
 
 def test_hidden_items_are_excluded_for_good_and_say_nothing_about_items():
     state, [fold] = run([event(1, kind="hide")])
-    assert state.excludes(id_hash("a"))
+    assert state.excludes(id_hash("a"), at=1e12)
     assert fold.transition is None
     assert state.history[0].weight < 0
 
@@ -122,7 +122,7 @@ def test_everything_kept_is_bounded():
     assert len(state.consumed) == 3
     assert len(state.hidden) == 2
     assert len(state.recent_event_ids) == 4
-    assert state.excludes(id_hash("i99"))
+    assert state.excludes(id_hash("i99"), at=1e12)
 
 
 kinds = st.sampled_from(["view", "click", "purchase", "hide", "search", "visit", "rating", "dislike"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -382,7 +383,7 @@ def user(*items: int, name: str = "u", weight: float = 4.0, consumed: bool = Tru
     entries = tuple(
         HistoryEntry(f"i{number}", "purchase", 1_000.0 * place, weight, place) for place, number in enumerate(items)
     )
-    hashes = {id_hash(f"i{number}"): None for number in items} if consumed else {}
+    hashes = {id_hash(f"i{number}"): math.inf for number in items} if consumed else {}
     return UserState(name, entries, consumed=hashes, events=len(items))
 
 

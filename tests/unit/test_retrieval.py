@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -354,7 +355,7 @@ def test_what_is_consumed_hidden_or_not_servable_is_not_proposed(shop: ServingSt
     user = UserState(
         "u",
         history(("i0", 1.0)),
-        consumed={id_hash("i0"): None, id_hash("elsewhere"): None},
+        consumed={id_hash("i0"): math.inf, id_hash("elsewhere"): math.inf},
         hidden={id_hash("i6"): None},
     )
     shop.apply_item("i4", None)

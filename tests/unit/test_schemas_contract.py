@@ -25,7 +25,13 @@ from stream_app.topics import TOPICS
 GOLDEN = Path(__file__).parents[1] / "golden" / "messages"
 SCHEMAS = Path(schemas.__file__).parent
 MESSAGES = sorted(GOLDEN.glob("*.json"))
-KEYS = {"interactions": "user_id", "users": "user_id", "recommendations": "user_id", "ranker-weights": "variant"}
+KEYS = {
+    "interactions": "user_id",
+    "users": "user_id",
+    "recommendations": "user_id",
+    "ranker-weights": "variant",
+    "rules": "rule_id",
+}
 
 
 def decode_golden(path: Path) -> msgspec.Struct:
@@ -43,6 +49,8 @@ def decode_golden(path: Path) -> msgspec.Struct:
             )
         case "users":
             _, message = decode.decode_user(key, value)
+        case "rules":
+            _, message = decode.decode_rule(key, value)
         case "recommendations":
             _, message = decode.decode_slate(key, value)
         case "dead-letter":

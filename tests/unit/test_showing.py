@@ -39,23 +39,23 @@ def test_the_newest_slate_of_a_user_counts():
     showing.published([new("u", "a", "b")])
     showing.published([new("u", "b", "c")])
     assert showing.items() == {"b", "c"}
-    assert showing.showing({"a"}, partitions={0}) == []
-    assert showing.showing({"c"}, partitions={0}) == [("u", "c")]
+    assert showing.showing({"a": None}, partitions={0}) == []
+    assert showing.showing({"c": None}, partitions={0}) == [("u", "c")]
 
 
 def test_only_users_of_the_asked_partitions_are_found():
     showing = Showing(limit=10)
     showing.published([new("u", "a", partition=0), new("v", "a", partition=1)])
-    assert showing.showing({"a"}, partitions={1}) == [("v", "a")]
-    assert showing.showing({"a"}, partitions=set()) == []
+    assert showing.showing({"a": None}, partitions={1}) == [("v", "a")]
+    assert showing.showing({"a": None}, partitions=set()) == []
 
 
 def test_a_replaced_slate_keeps_its_owner():
     showing = Showing(limit=10)
     showing.published([new("u", "a", partition=3)])
     showing.replaced([NewSlate("u", places("b"), None)])
-    assert showing.showing({"b"}, partitions={3}) == [("u", "b")]
-    assert showing.showing({"a"}, partitions={3}) == []
+    assert showing.showing({"b": None}, partitions={3}) == [("u", "b")]
+    assert showing.showing({"a": None}, partitions={3}) == []
 
 
 def test_a_replaced_slate_of_a_user_whose_owner_is_not_known_is_left_out():
@@ -76,8 +76,8 @@ def test_slates_that_stood_before_give_way_to_those_made_since():
     before.standing("u", standing("u", "old"), partition=0)
     before.standing("v", standing("v", "old"), partition=0)
     showing.add_older(before)
-    assert showing.showing({"old"}, partitions={0}) == [("v", "old")]
-    assert showing.showing({"new"}, partitions={0}) == [("u", "new")]
+    assert showing.showing({"old": None}, partitions={0}) == [("v", "old")]
+    assert showing.showing({"new": None}, partitions={0}) == [("u", "new")]
 
 
 def test_a_user_without_a_slate_any_more_shows_nothing():

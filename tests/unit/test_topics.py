@@ -20,6 +20,7 @@ def test_every_registered_topic_has_an_attribute_with_its_full_name(topics: Topi
         topics.items,
         topics.interactions,
         topics.users,
+        topics.rules,
         topics.recommendations,
         topics.dead_letter,
         topics.item_vectors,
@@ -42,6 +43,7 @@ def test_partitions_are_the_settings_but_where_one_owner_is_by_design(topics: To
     counts = {topic.name: topics.partitions(topic) for topic in TOPICS}
     assert counts.pop("training-examples.v1") == 1
     assert counts.pop("ranker-weights.v1") == 1
+    assert counts.pop("rules.v1") == 1
     assert set(counts.values()) == {7}
 
 
@@ -53,6 +55,7 @@ def test_state_topics_are_compacted_and_streams_are_not(topics: Topics):
         "recommendations.v1",
         "item-vectors.v1",
         "item-signals.v1",
+        "rules.v1",
         "ranker-weights.v1",
     }
     assert all(topics.config(topic)["max.message.bytes"] == "20000" for topic in TOPICS)
