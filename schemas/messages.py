@@ -95,7 +95,13 @@ class Interaction(Struct, frozen=True, kw_only=True):
     session_id: Annotated[str, Meta(max_length=MAX_ID, description="Visit, invoice or sitting.")] | None = None
     slate_id: Annotated[str, Meta(max_length=MAX_ID, description="Slate the user acted on, if any.")] | None = None
     position: Annotated[int, Meta(ge=0, description="Place in what was shown, from 0.")] | None = None
-    context: Annotated[dict[str, Any], Meta(description="Anything else, nested at most 32 levels.")] = {}
+    context: Annotated[
+        dict[str, Any],
+        Meta(
+            description="Anything else, nested at most 32 levels. Of an event without item_id, query, category (a name "
+            "or a list) and item_id (where a visit began) say what the user is after."
+        ),
+    ] = {}
 
 
 class User(Struct, frozen=True, kw_only=True):

@@ -156,6 +156,25 @@ class UserSettings(_Group):
     text_chars: int = Field(
         2_000, ge=16, le=100_000, description="Free text of an event is cut to this before embedding (characters)."
     )
+    context_weight: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="Weight of a visit that says something (its text; query, category or item_id of its context).",
+    )
+    profile_weight: float = Field(
+        3.0,
+        ge=0,
+        le=100,
+        description="What a profile says in words weighs as much as an event of this weight before all others.",
+    )
+    forgotten_keep_s: int = Field(
+        30 * 86_400,
+        ge=60,
+        le=3_650 * 86_400,
+        description="That a user was forgotten is remembered this long, so that old events do not bring the user back; "
+        "longer than interactions.v1 is retained (seconds).",
+    )
     text_history_chars: int = Field(
         256, ge=16, le=10_000, description="Free text is kept in the user's history cut to this (characters)."
     )
@@ -242,6 +261,34 @@ class RetrievalSettings(_Group):
     trending: int = Field(30, ge=0, le=1_000, description="Per half-life.")
     cold: int = Field(20, ge=0, le=1_000, description="New items close in text.")
     cold_events: float = Field(5.0, ge=0, le=1_000, description="An item with fewer events than this is cold.")
+
+
+class ColdSettings(_Group):
+    """New items reach the users they suit without waiting for their next event."""
+
+    users_indexed: int = Field(
+        20_000,
+        ge=0,
+        le=1_000_000,
+        description="Users of a process whose interests are kept to find them by, the most recent; about 2 KB each; "
+        "0: new items wait for the users' next events (count).",
+    )
+    users_per_item: int = Field(
+        50, ge=1, le=10_000, description="Nearest users who are ranked again for a new item, at most (count)."
+    )
+    users_per_s: float = Field(
+        200.0,
+        gt=0,
+        le=100_000,
+        description="Users ranked again for new items per second and process, at most; events go first (count).",
+    )
+    items_waiting: int = Field(
+        1_000,
+        ge=1,
+        le=1_000_000,
+        description="New items waiting for their users at most; beyond it the oldest are dropped and wait for the "
+        "users' next events, as in a load of a whole catalogue (count).",
+    )
 
 
 class RankerSettings(_Group):
@@ -396,6 +443,7 @@ class Settings(BaseSettings):
     items: ItemSettings = Field(default_factory=ItemSettings)
     index: IndexSettings = Field(default_factory=IndexSettings)
     retrieval: RetrievalSettings = Field(default_factory=RetrievalSettings)
+    cold: ColdSettings = Field(default_factory=ColdSettings)
     ranker: RankerSettings = Field(default_factory=RankerSettings)
     slate: SlateSettings = Field(default_factory=SlateSettings)
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from stream_app.delivery.dead_letters import dead_letter
@@ -33,7 +33,7 @@ _HAND_OVER_S = 3.0
 
 
 class Agent(ABC):
-    """One role's consumer of one topic.
+    """One role's consumer of its topic, and of topics that go with it.
 
     Args:
         settings: of this process.
@@ -64,6 +64,12 @@ class Agent(ABC):
         """Full names of further topics whose events :meth:`handle` gets in between."""
         return ()
 
+    @property
+    def more_topics(self) -> Mapping[str, Callable[[Sequence[Any]], Awaitable[None]]]:
+        """Further topics (full names) of the same group, each with what :meth:`handle` is to the first. Topics with
+        as many partitions are handed out together: whoever has a partition of one has that of the other."""
+        return {}
+
     @abstractmethod
     async def handle(self, events: Sequence[Any]) -> None:
         """Process a natural batch of Faust events and acknowledge what is durable."""
@@ -77,7 +83,11 @@ class Agent(ABC):
     async def start(self) -> None:
         """Join the consumer group and begin."""
         app = self._app = faust_app(self.settings, self.role)
-        app.agent(raw_topic(app, self.topic, *self.also), name=f"tailrace.{self.role}", concurrency=1)(self._consume)
+        app.agent(raw_topic(app, self.topic, *self.also), name=f"tailrace.{self.role}", concurrency=1)(
+            self._consumer(self.handle)
+        )
+        for name, handle in self.more_topics.items():
+            app.agent(raw_topic(app, name), name=f"tailrace.{self.role}.{name}", concurrency=1)(self._consumer(handle))
         app.on_partitions_revoked.connect(self._on_rebalance, weak=False)
         app.on_partitions_assigned.connect(self._on_rebalance, weak=False)
         await app.start()
@@ -159,14 +169,20 @@ class Agent(ABC):
         if not self.failed.done():
             self.failed.set_exception(error)
 
-    async def _consume(self, stream: Any) -> None:
+    def _consumer(self, handle: Callable[[Sequence[Any]], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+        async def consume(stream: Any) -> None:
+            await self._consume(handle, stream)
+
+        return consume
+
+    async def _consume(self, handle: Callable[[Sequence[Any]], Awaitable[None]], stream: Any) -> None:
         limit = self.settings.delivery.batch
         try:
             async for events in batches(stream, min(self.batch or limit, limit)):
                 self.metrics.events_in.labels(self.role).inc(len(events))
                 self.metrics.batch_events.labels(self.role).observe(len(events))
                 started = time.perf_counter()
-                await self.handle(events)
+                await handle(events)
                 self.metrics.batch_seconds.labels(self.role, "all").observe(time.perf_counter() - started)
         except asyncio.CancelledError:
             raise

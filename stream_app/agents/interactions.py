@@ -1,4 +1,4 @@
-"""The interactions path: events in; user states to Redis; slates, transitions and training examples out.
+"""The interactions path: events and profiles in; user states to Redis; slates, transitions and examples out.
 
 Order of effects for a batch: outputs are acknowledged by the broker, then the states are written, then the
 events are acknowledged. After a crash between any two, the batch is delivered again: users whose state was
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.cloudevents import event_type, headers
-from schemas.decode import decode_interaction, decode_slate, encode
+from schemas.decode import decode_interaction, decode_slate, decode_user, encode
 from schemas.messages import Slate, TrainingExample, TrainingExamples, Transition, Transitions, Trigger
 from stream_app.agents.base import Agent
 from stream_app.delivery.publisher import OutRecord, Publisher
@@ -34,9 +34,10 @@ from stream_app.replicas.replica import ItemChange
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.stores.users import UserStore
-from stream_app.textify import event_text
+from stream_app.textify import said
+from stream_app.users.profiles import profile_of
 from stream_app.users.showing import Showing
-from stream_app.users.stage import NewSlate, SourcedEvent, StageResult, UserStage
+from stream_app.users.stage import NewSlate, SourcedEvent, SourcedProfile, StageResult, UserStage
 from stream_app.users.state import UserState
 from workers.pool import EncoderPool, Priority
 
@@ -46,6 +47,8 @@ T = TypeVar("T")
 _log = get_logger(__name__)
 _EVENT_TEXT_WAIT_S = 10.0
 """An event waits this long for its text's embedding, then goes on without; the text counts from the next event."""
+_PROFILES_AT_ONCE = 64
+"""Profiles processed in one go; events wait for no more than these."""
 _REPLACED_AT_ONCE = 64
 """Slates made again in one go when an item is withdrawn; events wait for no more than these."""
 _FAILURES = (TailraceError, ArithmeticError, LookupError, TypeError, ValueError)
@@ -53,7 +56,7 @@ _FAILURES = (TailraceError, ArithmeticError, LookupError, TypeError, ValueError)
 
 
 class InteractionsAgent(Agent):
-    """Owns the users of its partitions of ``interactions.v1``.
+    """Owns the users of its partitions of ``interactions.v1`` and ``users.v1``.
 
     Attributes:
         standing_reads: how often the standing slates were read to their end.
@@ -90,6 +93,10 @@ class InteractionsAgent(Agent):
     @property
     def topic(self) -> str:
         return self.topics.interactions
+
+    @property
+    def more_topics(self) -> Mapping[str, Callable[[Sequence[Any]], Awaitable[None]]]:
+        return {self.topics.users: self.handle_profiles}
 
     async def start(self) -> None:
         self._item_partitions = await self.publisher.partitions(self.topics.transitions)
@@ -176,7 +183,7 @@ class InteractionsAgent(Agent):
                 before.gone(user_id)
             else:
                 # An item's change says nothing of the user; the topics are partitioned alike by default.
-                by_event = slate.trigger.topic == self.topic
+                by_event = slate.trigger.topic in (self.topic, self.topics.users)
                 before.standing(user_id, slate, partition=slate.trigger.partition if by_event else record.partition)
         if self._showing is not showing:
             return  # The partitions moved again: what was read may be outdated, and a new reading follows.
@@ -203,9 +210,39 @@ class InteractionsAgent(Agent):
                 await self._process([event for _, event in sourced], letters, now)
             except _FAILURES:
                 _log.warning("batch failed, going on one by one", events=len(sourced), exc_info=True)
-                await self._one_by_one(sourced, letters, now)
+                await self._one_by_one(sourced, letters, lambda event: self._process([event], [], now))
         for event in events:
             event.ack()
+
+    async def handle_profiles(self, events: Sequence[Any]) -> None:
+        """What :meth:`handle` is to events."""
+        now = time.time()
+        sourced: list[tuple[InRecord, SourcedProfile]] = []
+        letters: list[OutRecord] = []
+        for event in events:
+            record = InRecord.from_faust(event)
+            try:
+                sourced.append((record, self._decode_profile(record)))
+            except InvalidMessage as error:
+                letters.append(self.letter(record, error))
+        await self.publisher.publish(letters)
+        for start in range(0, len(sourced), _PROFILES_AT_ONCE):
+            part = sourced[start : start + _PROFILES_AT_ONCE]
+            # Before it is our turn: events do not wait for the embeddings of a load of profiles.
+            await self._encoded({text for _, one in part if one.profile is not None for text in one.profile.texts})
+            async with self._busy:
+                try:
+                    await self._process_profiles([one for _, one in part], now)
+                except _FAILURES:
+                    _log.warning("batch failed, going on one by one", profiles=len(part), exc_info=True)
+                    await self._one_by_one(part, [], lambda one: self._process_profiles([one], now))
+        for event in events:
+            event.ack()
+
+    def _decode_profile(self, record: InRecord) -> SourcedProfile:
+        user_id, user = decode_user(record.key, record.value, record.headers)
+        profile = None if user is None else profile_of(user, self.settings.users)
+        return SourcedProfile(user_id, profile, record.partition, record.offset, record.timestamp_s)
 
     def _decode(self, record: InRecord, now: float) -> SourcedEvent:
         event = decode_interaction(
@@ -220,25 +257,30 @@ class InteractionsAgent(Agent):
         return SourcedEvent(event, record.partition, record.offset, record.timestamp_s)
 
     async def _one_by_one(
-        self, sourced: Sequence[tuple[InRecord, SourcedEvent]], letters: list[OutRecord], now: float
+        self,
+        sourced: Sequence[tuple[InRecord, T]],
+        letters: list[OutRecord],
+        process: Callable[[T], Awaitable[None]],
     ) -> None:
-        """Find the event that cannot be processed, dead-letter it, and do the others."""
+        """Find the record that cannot be processed, dead-letter it, and do the others."""
         await self.publisher.publish(letters)
         for record, event in sourced:
             for attempt in range(1, self.settings.delivery.attempts + 1):
                 try:
-                    await self._process([event], [], now)
+                    await process(event)
                     break
                 except _FAILURES as error:
                     if attempt == self.settings.delivery.attempts:
                         problem = InvalidMessage(
                             "processing_failed",
-                            f"{type(error).__name__}: {error}; the event itself is well formed: "
+                            f"{type(error).__name__}: {error}; the record itself is well formed: "
                             "report it, then replay it after the fix",
                         )
                         await self.publisher.publish([self.letter(record, problem, attempts=attempt)])
 
-    async def _process(self, events: Sequence[SourcedEvent], letters: Sequence[OutRecord], now: float) -> None:
+    async def _process(
+        self, events: Sequence[SourcedEvent], letters: Sequence[OutRecord], now: float, attempt: int = 1
+    ) -> None:
         observe = self.metrics.batch_seconds.labels
         t0 = time.perf_counter()
         states = await self._users.load({sourced.event.user_id for sourced in events})
@@ -258,17 +300,61 @@ class InteractionsAgent(Agent):
         t3 = time.perf_counter()
         refused = await self._users.save(result.states, partitions=result.partitions)
         if refused:
+            stored = await self._users.load(refused)
+            missing = [
+                sourced
+                for sourced in events
+                if (state := stored.get(sourced.event.user_id)) is not None
+                and sourced.offset > state.applied.get(sourced.partition, -1)
+            ]
+            if missing and attempt < self.settings.delivery.attempts:
+                await self._process(missing, [], now, attempt + 1)  # Somebody wrote a profile.
             await self._publish_again(refused, result.partitions, now)
         t4 = time.perf_counter()
         for step, seconds in (("load", t1 - t0), ("compute", t2 - t1), ("publish", t3 - t2), ("save", t4 - t3)):
             observe(self.role, step).observe(seconds)
 
+    async def _process_profiles(self, profiles: Sequence[SourcedProfile], now: float, attempt: int = 1) -> None:
+        """Like events: slates are acknowledged, then the states are written."""
+        states = await self._users.load({sourced.user_id for sourced in profiles})
+        texts = {text for one in profiles if one.profile is not None for text in one.profile.texts}
+        vectors = await self._text_vectors([], states, texts)
+        result = self._stage.process_profiles(profiles, states, now=now, text_vectors=vectors)
+        for why, count in result.skipped.items():
+            self.metrics.skipped.labels(why).inc(count)
+        await self.publisher.publish([*self._slates(result.slates, now), *map(self._no_slate, result.forgotten)])
+        self._showing.published(result.slates)
+        self._gone(result.forgotten)
+        refused = await self._users.save(result.states, partitions=result.partitions)
+        if refused:
+            stored = await self._users.load(refused)
+            missing = [
+                sourced
+                for sourced in profiles
+                if (state := stored.get(sourced.user_id)) is not None
+                and sourced.offset > state.profile_applied.get(sourced.partition, -1)
+            ]
+            if missing and attempt < self.settings.delivery.attempts:
+                await self._process_profiles(missing, now, attempt + 1)
+            await self._publish_again(refused, result.partitions, now)
+
+    def _gone(self, users: Iterable[str]) -> None:
+        """Nothing is shown to these users any more."""
+        for user_id in users:
+            self._showing.gone(user_id)
+
+    def _no_slate(self, user_id: str) -> OutRecord:
+        return OutRecord(self.topics.recommendations, user_id.encode(), None)
+
     async def _publish_again(self, users: Sequence[str], partitions: Mapping[str, int], now: float) -> None:
         """Slates from the stored states of users somebody else has by now: ours may have come after theirs."""
         states = await self._users.load(users)
+        forgotten = [user_id for user_id, state in states.items() if state.forgotten]
+        states = {user_id: state for user_id, state in states.items() if not state.forgotten}
         slates = self._stage.rerank(states, now=now, text_vectors=await self._text_vectors([], states))
         generated_at = datetime.fromtimestamp(now, UTC)
-        records = []
+        records = [self._no_slate(user_id) for user_id in forgotten]
+        self._gone(forgotten)
         for slate in slates:
             partition = partitions[slate.user_id]
             through = states[slate.user_id].applied.get(partition, -1)
@@ -278,13 +364,19 @@ class InteractionsAgent(Agent):
         self._showing.replaced(slates)
 
     async def _text_vectors(
-        self, events: Sequence[SourcedEvent], states: Mapping[str, UserState]
+        self, events: Sequence[SourcedEvent], states: Mapping[str, UserState], more: Iterable[str] = ()
     ) -> dict[str, NDArray[np.float32]]:
-        """Embeddings of the free texts that matter to this batch; what cannot be had in time is left out."""
+        """Embeddings of the free texts that matter to this batch: of events, histories, profiles, and ``more``."""
         kept = self.settings.users.text_history_chars
         texts = {entry.text for state in states.values() for entry in state.history if entry.text}
-        texts.update(event_text(sourced.event.text, max_chars=kept) for sourced in events if sourced.event.text)
+        texts.update(text for state in states.values() if state.profile is not None for text in state.profile.texts)
+        texts.update(more)
+        texts.update(said(sourced.event, max_chars=kept) for sourced in events)
         texts.discard("")
+        return await self._encoded(texts)
+
+    async def _encoded(self, texts: set[str]) -> dict[str, NDArray[np.float32]]:
+        """Embeddings by text; what cannot be had in time is left out."""
         if not texts:
             return {}
         wanted = sorted(texts)
@@ -310,8 +402,11 @@ class InteractionsAgent(Agent):
 
     def _slate(self, slate: NewSlate, generated_at: datetime, change: ItemChange | None = None) -> OutRecord:
         """The record of a slate; ``change`` is what caused it when no event did."""
-        if slate.trigger is not None:
-            sourced = slate.trigger
+        sourced = slate.trigger
+        if isinstance(sourced, SourcedProfile):
+            trigger = Trigger(topic=self.topics.users, partition=sourced.partition, offset=sourced.offset)
+            slate_id = f"users-{sourced.partition}-{sourced.offset}"
+        elif sourced is not None:
             trigger = Trigger(
                 topic=self.topic,
                 partition=sourced.partition,
@@ -387,7 +482,7 @@ class InteractionsAgent(Agent):
 
     def _measure_freshness(self, slates: Sequence[NewSlate]) -> None:
         now = time.time()
-        triggers = [slate.trigger for slate in slates if slate.trigger is not None]
+        triggers = [slate.trigger for slate in slates if isinstance(slate.trigger, SourcedEvent)]
         self.metrics.observe_freshness(
             event_s=[max(0.0, now - trigger.event.occurred_at.timestamp()) for trigger in triggers],
             append_s=[max(0.0, now - trigger.appended_s) for trigger in triggers],

@@ -34,7 +34,12 @@ REPLAYED_FROM: Final = "tailrace_replayed_from"
 REPLAYED_MARK: Final = "tailrace_replayed"
 """Header of a marker on the dead letter topic: ``partition:offset`` of the letter that was replayed."""
 
-_KEY_FIELDS: Final = {"items.v1": "item_id", "interactions.v1": "user_id", "rules.v1": "rule_id"}
+_KEY_FIELDS: Final = {
+    "items.v1": "item_id",
+    "interactions.v1": "user_id",
+    "users.v1": "user_id",
+    "rules.v1": "rule_id",
+}
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -189,7 +194,7 @@ async def _whole_value(message: DeadLetter, settings: Settings, patience_s: floa
 
 def _key_from(value: bytes | None, name: str | None) -> bytes:
     if name is None:
-        raise _not_replayable("--rekey knows the ids of items, interactions and rules only")
+        raise _not_replayable("--rekey knows the ids of items, interactions, users and rules only")
     try:
         document = orjson.loads(value or b"")
     except orjson.JSONDecodeError:

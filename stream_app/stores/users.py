@@ -1,9 +1,11 @@
 """User states in Redis, behind the owner's cache; writes are fenced by offset, so a late owner changes nothing.
 
 One hash per user: field ``s`` is the packed state, field ``o<partition>`` the last offset applied from that
-partition. A write goes through only when its offset is greater than the held one (a Lua script, atomic in
-Redis): the state is a deterministic fold, so the greater offset always holds more, and a process that was
-paused and comes back cannot set a user back.
+partition of ``interactions.v1``, ``u<partition>`` the same of ``users.v1``. A write goes through only when one of
+the two is greater than what is held and none is less (a Lua script, atomic in Redis): the state is a deterministic
+fold, so greater offsets always hold more, and a process that was paused and comes back cannot set a user back.
+
+What is left of a user who was forgotten goes away by itself after ``users.forgotten_keep_s``.
 """
 
 from __future__ import annotations
@@ -34,9 +36,19 @@ _TIMEOUT_S = 5.0
 """Without a reply for this long the connection is given up and the command is sent again."""
 
 _SAVE = """
-local held = redis.call('HGET', KEYS[1], 'o' .. ARGV[1])
-if held and tonumber(held) >= tonumber(ARGV[2]) then return 0 end
-redis.call('HSET', KEYS[1], 's', ARGV[3], 'o' .. ARGV[1], ARGV[2])
+local fields = {'s', ARGV[4]}
+for i, name in ipairs({'o' .. ARGV[1], 'u' .. ARGV[1]}) do
+  local held = tonumber(redis.call('HGET', KEYS[1], name) or '-1')
+  local given = tonumber(ARGV[1 + i])
+  if held > given then return 0 end
+  if held < given then
+    fields[#fields + 1] = name
+    fields[#fields + 1] = ARGV[1 + i]
+  end
+end
+if #fields == 2 then return 0 end
+redis.call('HSET', KEYS[1], unpack(fields))
+if ARGV[5] ~= '0' then redis.call('EXPIRE', KEYS[1], ARGV[5]) else redis.call('PERSIST', KEYS[1]) end
 return 1
 """
 
@@ -118,11 +130,12 @@ class UserStore:
         """Write the states and put them into the cache; waits while Redis is away.
 
         Returns:
-            the users of whom Redis holds as much or more: somebody else has them by now. Nothing was written.
+            the users of whom Redis holds as much, or something newer: somebody else has them by now. Nothing was
+            written of them.
 
         Args:
             states: new states by user id.
-            partitions: the partition whose events made each state new; its applied offset is the fence.
+            partitions: the partition whose events or profiles made each state new; its applied offsets are the fence.
 
         Raises:
             ValueError: when what is stored of a user is no state; names the user. The others are written.
@@ -142,8 +155,10 @@ class UserStore:
                         1,
                         self._prefix + user_id,
                         partition,
-                        state.applied[partition],
+                        state.applied.get(partition, -1),
+                        state.profile_applied.get(partition, -1),
                         encode_state(state),
+                        self._settings.users.forgotten_keep_s if state.forgotten else 0,
                     )
                 results = list(await pipe.execute(raise_on_error=False))
             if any(isinstance(result, NoScriptError) for result in results):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from stream_app.textify.events import event_text
+from stream_app.textify.events import event_text, said
 from stream_app.textify.items import item_text
+from stream_app.textify.profiles import profile_texts
 
-__all__ = ["event_text", "item_text", "text_hash"]
+__all__ = ["event_text", "item_text", "profile_texts", "said", "text_hash"]
 
 
 def text_hash(text: str) -> str:

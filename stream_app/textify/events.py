@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from stream_app.textify.clean import clean, clip
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["event_text"]
+from schemas.messages import Interaction
+from stream_app.textify.clean import clean, clip
+from stream_app.textify.items import label_names
+
+__all__ = ["event_text", "said"]
 
 _MARKUP_ALLOWANCE = 8
 """Raw characters looked at per character kept, so that a megabyte of text costs as little as a page."""
@@ -13,3 +18,22 @@ _MARKUP_ALLOWANCE = 8
 def event_text(text: str, *, max_chars: int) -> str:
     """``text`` cleaned and cut to at most ``max_chars`` characters, beginning kept; may be empty."""
     return clip(clean(text[: max_chars * _MARKUP_ALLOWANCE]), max_chars)
+
+
+def said(event: Interaction, *, max_chars: int) -> str:
+    """What an event says in words, cleaned and cut like :func:`event_text`: its text or, when it names no item, the
+    ``query`` or else the ``category`` (a string or a list) of its context. Empty when it says nothing."""
+    if event.text:
+        return event_text(event.text, max_chars=max_chars)
+    if event.item_id is not None or event.items or not event.context:
+        return ""
+    return event_text(_context(event.context), max_chars=max_chars)
+
+
+def _context(context: Mapping[str, Any]) -> str:
+    """Context is anything a producer likes; what is not of the expected kind says nothing."""
+    query, category = context.get("query"), context.get("category")
+    if isinstance(query, str) and query.strip():
+        return query
+    names = [category] if isinstance(category, str) else category if isinstance(category, list) else []
+    return ", ".join(filter(None, label_names(name for name in names if isinstance(name, str))))

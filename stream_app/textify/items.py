@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from schemas.messages import Item
 from stream_app.textify.clean import clean, clip
 
-__all__ = ["item_text"]
+__all__ = ["item_text", "label_names"]
 
 TITLE_CHARS = 300
 BRAND_CHARS = 80
@@ -36,7 +36,7 @@ def item_text(item: Item) -> str:
     title = _title(item.title)
     said = _Said(title)
     parts = [title, said.new(clip(clean(item.brand or ""), BRAND_CHARS))]
-    parts += [_join(filter(None, map(said.new, _names(labels)))) for labels in (item.categories, item.tags)]
+    parts += [_join(filter(None, map(said.new, label_names(labels)))) for labels in (item.categories, item.tags)]
     description = (item.description or "")[: DESCRIPTION_CHARS * _MARKUP_ALLOWANCE]
     parts.append(said.new(clip(clean(description), DESCRIPTION_CHARS)))
     return ". ".join(filter(None, (part.rstrip(" .,;:") for part in parts)))
@@ -71,7 +71,7 @@ def _title(raw: str) -> str:
     return title.capitalize() if " " in title and title.isupper() else title
 
 
-def _names(labels: Iterable[str]) -> Iterator[str]:
+def label_names(labels: Iterable[str]) -> Iterator[str]:
     """The names in ``labels``, paths ("Home > Kitchen") and slugs ("home_decor") opened up."""
     for label in labels:
         for name in clean(label).translate(_LABEL_SEPARATORS).split(","):

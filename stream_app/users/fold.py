@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from schemas.messages import Interaction, Transition
+from schemas.messages import MAX_ID, Interaction, Transition
 from stream_app.settings import EventType, ItemSettings, UserSettings
-from stream_app.textify import event_text
+from stream_app.textify import said
 from stream_app.users.state import HistoryEntry, UserState, id_hash
 
 __all__ = ["Fold", "Folder", "fold"]
@@ -27,8 +27,8 @@ class Fold:
     """What one event did.
 
     Attributes:
-        outcome: ``applied``, ``replayed`` (the offset was applied before) or ``duplicate`` (the same
-            ``event_id`` was seen under another offset).
+        outcome: ``applied``, ``replayed`` (the offset was applied before), ``duplicate`` (the same ``event_id`` was
+            seen under another offset) or ``forgotten`` (it is from before the user was forgotten).
         refreshes: whether the user's slate must be made again.
         transition: what the event says about items, or None.
         teaches: whether the event is a choice the ranker can learn from: a positive interaction with an item
@@ -43,6 +43,7 @@ class Fold:
 
 _REPLAYED = Fold("replayed")
 _DUPLICATE = Fold("duplicate")
+_FORGOTTEN = Fold("forgotten")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,15 @@ class Folder:
     users: UserSettings
     items: ItemSettings
 
-    def __call__(self, state: UserState, event: Interaction, *, partition: int, offset: int) -> Fold:
+    def __call__(
+        self, state: UserState, event: Interaction, *, partition: int, offset: int, appended_s: float = 0.0
+    ) -> Fold:
         return fold(
             state,
             event,
             partition=partition,
             offset=offset,
+            appended_s=appended_s,
             event_types=self.event_types,
             users=self.users,
             items=self.items,
@@ -74,6 +78,7 @@ def fold(
     event_types: Mapping[str, EventType],
     users: UserSettings,
     items: ItemSettings,
+    appended_s: float = 0.0,
 ) -> Fold:
     """Fold ``event`` into ``state`` (in place).
 
@@ -85,10 +90,13 @@ def fold(
         event_types: meaning of each type; ``event.type`` is one of its keys.
         users: bounds of the state.
         items: how far transitions reach back, and their weights per lag.
+        appended_s: when the broker took it, seconds since 1970.
     """
     if offset <= state.applied.get(partition, -1):
         return _REPLAYED
     state.applied[partition] = offset
+    if state.forgotten_at and appended_s <= state.forgotten_at:
+        return _FORGOTTEN
     event_hash = id_hash(event.event_id)
     if event_hash in state.recent_event_ids:
         return _DUPLICATE
@@ -118,11 +126,30 @@ def fold(
             until = max(until, state.consumed.get(item_hash, until))
             _remember(state.consumed, item_hash, until, users.consumed)
     weight = kind.weight * polarity
-    text = event_text(event.text, max_chars=users.text_history_chars) if event.text else ""
-    if weight and not event.items and (item_id is not None or text):
-        entry = HistoryEntry(item_id or "", event.type, at, weight, offset, text)
-        state.history = (*state.history, entry)[-users.history :]
+    text = said(event, max_chars=users.text_history_chars)
+    place = item_id or ""
+    visits = item_id is None and not weight and not polarity and kind.refreshes
+    if visits:  # Where it led, or what it says, is all there may be to go by.
+        weight, place = users.context_weight, _landing(event)
+    if weight and not event.items and (place or text):
+        entry = HistoryEntry(place, event.type, at, weight, offset, text)
+        if not (visits and _repeats(state.history, entry)):
+            state.history = (*state.history, entry)[-users.history :]
     return Fold("applied", kind.refreshes, transition, teaches)
+
+
+def _landing(event: Interaction) -> str:
+    """The item a visit began with, by its context; empty when it does not say."""
+    item_id = event.context.get("item_id")
+    return item_id if isinstance(item_id, str) and 0 < len(item_id) <= MAX_ID else ""
+
+
+def _repeats(history: tuple[HistoryEntry, ...], entry: HistoryEntry) -> bool:
+    """Whether a visit says what the newest entry says: every page of a site may send one."""
+    if not history:
+        return False
+    newest = history[-1]
+    return (newest.item_id, newest.type, newest.text) == (entry.item_id, entry.type, entry.text)
 
 
 def _remember(seen: dict[int, T], key: int, value: T, limit: int) -> None:

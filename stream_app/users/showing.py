@@ -25,7 +25,7 @@ class Showing:
         return len(self._users)
 
     def published(self, slates: Sequence[NewSlate]) -> None:
-        """Slates an event caused."""
+        """Slates an event or a profile caused."""
         for slate in slates:
             if slate.trigger is not None:
                 self._put(slate.user_id, slate.trigger.partition, frozenset(item.item_id for item in slate.items))
@@ -40,6 +40,10 @@ class Showing:
     def standing(self, user_id: str, slate: Slate, *, partition: int) -> None:
         """A slate read from the topic in order of offsets, and the partition its user's events are in."""
         self._put(user_id, partition, frozenset(item.item_id for item in slate.items))
+
+    def items_of(self, user_id: str) -> frozenset[str]:
+        """What the user's slate shows; nothing for users not known (any more)."""
+        return self._users.get(user_id, (0, frozenset()))[1]
 
     def gone(self, user_id: str) -> None:
         """The user has no slate any more (a null value on the topic)."""

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from schemas.arrays import pack_float32
 from schemas.messages import Interaction, SlateItem, TrainingExample, Transition
-from stream_app.ranking.recommender import Choice, RankRequest, Recommender
+from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recommender
+from stream_app.retrieval.interests import SLOW
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.users.fold import Folder
-from stream_app.users.state import UserState
+from stream_app.users.profiles import LIKED, fold_profile, with_profile
+from stream_app.users.state import Profile, UserState
 
-__all__ = ["NewSlate", "SourcedEvent", "StageResult", "UserStage"]
+__all__ = ["NewSlate", "SourcedEvent", "SourcedProfile", "StageResult", "UserStage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,34 @@ class SourcedEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class SourcedProfile:
+    """A valid profile (None: forget the user) and where it was in ``users.v1``; ``appended_s`` is the broker's append
+    time."""
+
+    user_id: str
+    profile: Profile | None
+    partition: int
+    offset: int
+    appended_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class NewSlate:
-    """A fresh slate and the event that caused it (None: an item change did)."""
+    """A fresh slate.
+
+    Attributes:
+        trigger: the event or profile that caused it (None: an item change did).
+        interest: float32 [dimensions], the user's slow interest vector it was made with; zeros where nothing is known.
+        candidates: int32, the rows that were ranked, best first.
+        known_to: event time of the newest event it knows (-inf: none).
+    """
 
     user_id: str
     items: list[SlateItem]
-    trigger: SourcedEvent | None
+    trigger: SourcedEvent | SourcedProfile | None
+    interest: NDArray[np.float32] | None = None
+    candidates: NDArray[np.int32] | None = None
+    known_to: float = -math.inf
 
 
 @dataclass(slots=True)
@@ -52,6 +76,7 @@ class StageResult:
         states: the new state of every user the batch moved.
         partitions: the partition that moved it.
         slates: one per user that needs a fresh one, in order of the users' last events.
+        forgotten: users who have no slate any more.
         transitions: by source partition, in order of offsets.
         examples: by source partition, in order of offsets.
         skipped: how many events had no effect, by why.
@@ -60,6 +85,7 @@ class StageResult:
     states: dict[str, UserState] = field(default_factory=dict)
     partitions: dict[str, int] = field(default_factory=dict)
     slates: list[NewSlate] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
     transitions: dict[int, list[Transition]] = field(default_factory=lambda: defaultdict(list))
     examples: dict[int, list[TrainingExample]] = field(default_factory=lambda: defaultdict(list))
     skipped: dict[str, int] = field(default_factory=dict)
@@ -113,7 +139,7 @@ class UserStage:
         """
         texts = text_vectors or {}
         result = StageResult()
-        refreshed: dict[str, SourcedEvent] = {}
+        refreshed: dict[str, SourcedEvent | SourcedProfile] = {}
         choices: list[tuple[SourcedEvent, Choice]] = []
         for sourced in events:
             event = sourced.event
@@ -122,7 +148,9 @@ class UserStage:
             if state is None:
                 state = states[user_id].copy()
             history = state.history
-            fold = self._fold(state, event, partition=sourced.partition, offset=sourced.offset)
+            fold = self._fold(
+                state, event, partition=sourced.partition, offset=sourced.offset, appended_s=sourced.appended_s
+            )
             if fold.outcome != "applied":
                 result.skipped[fold.outcome] = result.skipped.get(fold.outcome, 0) + 1
                 if fold.outcome == "replayed":
@@ -133,7 +161,8 @@ class UserStage:
                 result.transitions[sourced.partition].append(fold.transition)
             if fold.teaches:
                 # What was excluded is taken as of the batch: a copy per event would cost more than it teaches.
-                known = UserState(user_id, history, states[user_id].consumed, states[user_id].hidden)
+                before = states[user_id]
+                known = UserState(user_id, history, before.consumed, before.hidden, profile=state.profile)
                 choice = self._choice(sourced, known, now, texts)
                 if choice is not None:
                     choices.append((sourced, choice))
@@ -145,6 +174,59 @@ class UserStage:
         self._refresh(refreshed, result, now, texts)
         return result
 
+    def process_profiles(
+        self,
+        profiles: Sequence[SourcedProfile],
+        states: Mapping[str, UserState],
+        *,
+        now: float,
+        text_vectors: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> StageResult:
+        """Process records of ``users.v1`` in order: who has a new profile gets a fresh slate, before any event, and
+        who is to be forgotten has none any more. A profile that says what is known already causes nothing.
+
+        Args:
+            profiles: of any users; those of one user in the order of their offsets.
+            states: the state of each of those users before the batch; not changed.
+            now: wall clock, seconds since 1970; decides expiry and publication of items.
+            text_vectors: embeddings of the texts of profiles and histories, by text.
+        """
+        result = StageResult()
+        refreshed: dict[str, SourcedEvent | SourcedProfile] = {}
+        forgotten: dict[str, None] = {}
+        for sourced in profiles:
+            user_id = sourced.user_id
+            state = result.states.get(user_id)
+            if state is None:
+                state = states[user_id].copy()
+            outcome = fold_profile(
+                state,
+                sourced.profile,
+                partition=sourced.partition,
+                offset=sourced.offset,
+                appended_s=sourced.appended_s,
+            )
+            if outcome == "replayed":
+                result.skipped["replayed"] = result.skipped.get("replayed", 0) + 1
+                continue
+            result.states[user_id] = state
+            result.partitions[user_id] = sourced.partition
+            if outcome == "forgotten":
+                forgotten[user_id] = None
+                refreshed.pop(user_id, None)
+                self._seen.pop(user_id, None)
+            elif outcome == "changed":
+                forgotten.pop(user_id, None)
+                refreshed[user_id] = sourced
+        result.forgotten = list(forgotten)
+        self._refresh(refreshed, result, now, text_vectors or {})
+        return result
+
+    def shown(self, slates: Sequence[NewSlate]) -> None:
+        """Slates of :meth:`rerank` that were published: what the user takes next was taken from their candidates."""
+        for slate in slates:
+            self._remember(slate.user_id, slate.known_to, slate.candidates)
+
     def rerank(
         self,
         states: Mapping[str, UserState],
@@ -152,16 +234,20 @@ class UserStage:
         now: float,
         text_vectors: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> list[NewSlate]:
-        """Fresh slates without an event: an item that was in them is gone. Ranked at each user's last event time."""
-        requests = [
-            self._request(state, state.history[-1].at if state.history else now, now, text_vectors or {})
-            for state in states.values()
-        ]
+        """Fresh slates without an event: an item came or went. Ranked at each user's last event time."""
+        requests = [self._request(state, _last_at(state, now), now, text_vectors or {}) for state in states.values()]
         rankings = self._recommender.rank(requests)
-        return [
-            NewSlate(user_id, self._recommender.slate_items(ranking), None)
-            for user_id, ranking in zip(states, rankings, strict=True)
-        ]
+        return [self._slate(request, ranking, None) for request, ranking in zip(requests, rankings, strict=True)]
+
+    def _slate(self, request: RankRequest, ranking: Ranking, trigger: SourcedEvent | SourcedProfile | None) -> NewSlate:
+        return NewSlate(
+            user_id=request.user.user_id,
+            items=self._recommender.slate_items(ranking),
+            trigger=trigger,
+            interest=ranking.interests.vectors[SLOW],
+            candidates=ranking.candidates,
+            known_to=max((entry.at for entry in request.user.history), default=-math.inf),
+        )
 
     def _request(
         self,
@@ -171,30 +257,47 @@ class UserStage:
         texts: Mapping[str, NDArray[np.float32]],
         before: float | None = None,
     ) -> RankRequest:
-        return RankRequest(user=state, at=at, now=now, n=self._settings.slate.size, before=before, extra_vectors=texts)
+        size, profile = self._settings.slate.size, state.profile
+        if profile is None:
+            return RankRequest(user=state, at=at, now=now, n=size, before=before, extra_vectors=texts)
+        users = self._settings.users
+        return RankRequest(
+            user=with_profile(state, self._settings.event_types[LIKED], history=users.history),
+            at=at,
+            now=now,
+            n=size,
+            before=before,
+            extra_vectors=texts,
+            prior=profile.texts,
+            prior_weight=users.profile_weight,
+            language=profile.language or None,
+            blocked_labels=frozenset(profile.blocked_labels),
+        )
 
     def _refresh(
         self,
-        refreshed: Mapping[str, SourcedEvent],
+        refreshed: Mapping[str, SourcedEvent | SourcedProfile],
         result: StageResult,
         now: float,
         texts: Mapping[str, NDArray[np.float32]],
     ) -> None:
         if not refreshed:
             return
-        requests = [
-            self._request(result.states[user_id], sourced.event.occurred_at.timestamp(), now, texts)
-            for user_id, sourced in refreshed.items()
-        ]
-        for (user_id, sourced), request, ranking in zip(
-            refreshed.items(), requests, self._recommender.rank(requests), strict=True
+        requests = []
+        for user_id, sourced in refreshed.items():
+            state = result.states[user_id]
+            at = sourced.event.occurred_at.timestamp() if isinstance(sourced, SourcedEvent) else _last_at(state, now)
+            requests.append(self._request(state, at, now, texts))
+        for sourced, request, ranking in zip(
+            refreshed.values(), requests, self._recommender.rank(requests), strict=True
         ):
-            result.slates.append(NewSlate(user_id, self._recommender.slate_items(ranking), sourced))
-            self._remember(request.user, ranking.candidates)
+            slate = self._slate(request, ranking, sourced)
+            result.slates.append(slate)
+            self._remember(slate.user_id, slate.known_to, slate.candidates)
 
-    def _remember(self, state: UserState, rows: NDArray[np.int32]) -> None:
-        user_id = state.user_id
-        known_to = max((entry.at for entry in state.history), default=-math.inf)
+    def _remember(self, user_id: str, known_to: float, rows: NDArray[np.int32] | None) -> None:
+        if rows is None:
+            return
         seen = self._seen.get(user_id)
         if seen is None:
             self._seen[user_id] = _Seen(known_to, rows, None)
@@ -247,3 +350,8 @@ class UserStage:
                     features="" if features is None else pack_float32(features),
                 )
             )
+
+
+def _last_at(state: UserState, now: float) -> float:
+    """Event time of the user's last event; ``now`` when there is none."""
+    return state.history[-1].at if state.history else now

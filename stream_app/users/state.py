@@ -1,9 +1,9 @@
 """A user's state: the last events, what is consumed and hidden, and how far the topic was applied.
 
-The state is a fold of the user's events and nothing else: no vectors, no clock, no index. Interest vectors are
-derived from the history when a request is ranked (``stream_app.retrieval.interests``), so an item that arrives
-after its events takes effect at once, a change of the vector space needs no migration, and two processes that
-fold the same events hold equal states. 50 events cost about 2 KB packed.
+The state is a fold of the user's events and profiles and nothing else: no vectors, no clock, no index. Interest
+vectors are derived from the history when a request is ranked (``stream_app.retrieval.interests``), so an item that
+arrives after its events takes effect at once, a change of the vector space needs no migration, and two processes that
+fold the same records hold equal states. 50 events cost about 2 KB packed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hashlib import blake2b
 
 import msgspec
 
-__all__ = ["STATE_VERSION", "HistoryEntry", "UserState", "decode_state", "encode_state", "id_hash"]
+__all__ = ["STATE_VERSION", "HistoryEntry", "Profile", "UserState", "decode_state", "encode_state", "id_hash"]
 
 STATE_VERSION = 2
 
@@ -22,6 +22,17 @@ STATE_VERSION = 2
 def id_hash(value: str) -> int:
     """63-bit hash of an id (BLAKE2b). Two of a million ids collide with probability 5e-8."""
     return int.from_bytes(blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
+
+
+class Profile(msgspec.Struct, frozen=True, array_like=True):
+    """What ``users.v1`` says of a user, as ranking needs it. ``liked`` are item ids, most liked first; ``blocked`` id
+    hashes; ``blocked_labels`` as ``Catalogue.labels`` writes them; ``language`` is empty for the setting's."""
+
+    texts: tuple[str, ...] = ()
+    liked: tuple[str, ...] = ()
+    blocked: tuple[int, ...] = ()
+    blocked_labels: tuple[str, ...] = ()
+    language: str = ""
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -42,6 +53,8 @@ class UserState:
 
     ``consumed`` and ``hidden`` hold id hashes in order of insertion (oldest first), as dict keys. The value of a
     consumed item is the event time (seconds since 1970) up to which it is not recommended again, inf for ever.
+    ``profile_applied`` is to ``users.v1`` what ``applied`` is to ``interactions.v1``. ``forgotten_at`` is when the user
+    was forgotten last (broker's append time, seconds since 1970; 0: never): events from before do not count.
     """
 
     user_id: str
@@ -51,6 +64,9 @@ class UserState:
     recent_event_ids: dict[int, None] = field(default_factory=dict)
     applied: dict[int, int] = field(default_factory=dict)
     events: int = 0
+    profile: Profile | None = None
+    profile_applied: dict[int, int] = field(default_factory=dict)
+    forgotten_at: float = 0.0
 
     def copy(self) -> UserState:
         """A copy that can be folded further without touching this one."""
@@ -62,7 +78,15 @@ class UserState:
             dict(self.recent_event_ids),
             dict(self.applied),
             self.events,
+            self.profile,
+            dict(self.profile_applied),
+            self.forgotten_at,
         )
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether nothing is known of the user but that everything was to be forgotten."""
+        return self.forgotten_at > 0 and not self.events and self.profile is None
 
     def excludes(self, item_hash: int, at: float) -> bool:
         """Whether the item with this hash must not be recommended to the user at event time ``at``."""
@@ -82,6 +106,9 @@ class _Packed(msgspec.Struct, array_like=True):
     applied: dict[int, int]
     events: int
     consumed_until: dict[int, float] = {}
+    profile: Profile | None = None
+    profile_applied: dict[int, int] = {}
+    forgotten_at: float = 0.0
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -100,6 +127,9 @@ def encode_state(state: UserState) -> bytes:
             state.applied,
             state.events,
             {item_hash: until for item_hash, until in state.consumed.items() if until != math.inf},
+            state.profile,
+            state.profile_applied,
+            state.forgotten_at,
         )
     )
 
@@ -126,4 +156,7 @@ def decode_state(user_id: str, data: bytes) -> UserState:
         dict.fromkeys(packed.recent_event_ids),
         packed.applied,
         packed.events,
+        packed.profile,
+        packed.profile_applied,
+        packed.forgotten_at,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.structs import RecordMetadata
 
 from schemas.decode import decode_dead_letter, decode_slate, encode
-from schemas.messages import DeadLetter, Interaction, Item, Slate
+from schemas.messages import DeadLetter, Interaction, Item, Slate, User
 from stream_app.app import ROLES, Role, Tailrace
 from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.reading import read_to_end
@@ -33,6 +34,7 @@ class Live:
         self.tailrace = tailrace
         self.producer = producer
         self.slates: dict[str, Slate] = {}
+        self.published: Counter[str] = Counter()
         self._events = 0
 
     async def put(
@@ -61,8 +63,15 @@ class Live:
         )
         return await self.put(self.topics.interactions, user_id.encode(), encode(event))
 
+    async def profile(self, user_id: str, **fields: Any) -> RecordMetadata:
+        user = User(user_id=user_id, **fields)
+        return await self.put(self.topics.users, user_id.encode(), encode(user))
+
+    async def forget(self, user_id: str) -> RecordMetadata:
+        return await self.put(self.topics.users, user_id.encode(), None)
+
     async def slate_after(self, user_id: str, place: RecordMetadata, *, timeout_s: float = 30.0) -> Slate:
-        """The user's first slate that knows the event at ``place``."""
+        """The user's first slate that knows the event or profile at ``place``."""
 
         def known() -> Slate | None:
             slate = self.slates.get(user_id)
@@ -132,7 +141,10 @@ async def _follow(pipeline: Live) -> None:
     try:
         async for record in consumer:
             user_id, slate = decode_slate(record.key, record.value, record.headers)
-            if slate is not None:
+            pipeline.published[user_id] += 1
+            if slate is None:
+                pipeline.slates.pop(user_id, None)
+            else:
                 pipeline.slates[user_id] = slate
     finally:
         await consumer.stop()

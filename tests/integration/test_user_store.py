@@ -14,7 +14,7 @@ from stream_app.embedded.redis import EmbeddedRedis
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings, load_settings
 from stream_app.stores.users import UserStore, connect_redis
-from stream_app.users.state import HistoryEntry, UserState, encode_state
+from stream_app.users.state import HistoryEntry, Profile, UserState, encode_state
 from tests.stacks import Stack
 
 
@@ -120,6 +120,31 @@ async def test_fences_of_partitions_are_apart_and_large_offsets_are_compared_as_
             await users.save({"u": large.copy()}, partitions={"u": 2})
         reader.forget()
         assert (await reader.load(["u"]))["u"].events == 2
+
+
+async def test_a_profile_is_fenced_by_its_own_offsets(settings: Settings):
+    async with store(settings) as (paused, _, _), store(settings) as (owner, _, _), store(settings) as (reader, _, _):
+        told = state("u", 2)
+        told.profile, told.profile_applied = Profile(("x",)), {0: 5}
+        assert await owner.save({"u": told}, partitions={"u": 0}) == []
+        assert await paused.save({"u": state("u", 3)}, partitions={"u": 0}) == ["u"], "knows nothing of the profile"
+        later = told.copy()
+        later.profile, later.profile_applied = Profile(("y",)), {0: 6}
+        assert await owner.save({"u": later}, partitions={"u": 0}) == [], "no event came meanwhile"
+        assert await owner.save({"u": later}, partitions={"u": 0}) == ["u"]
+        assert (await reader.load(["u"]))["u"] == later
+
+
+async def test_what_is_left_of_a_forgotten_user_goes_away_unless_the_user_comes_back(settings: Settings):
+    async with store(settings) as (users, redis, _):
+        key = f"{settings.topics.prefix}:user:u"
+        gone = UserState("u", applied={0: 4}, profile_applied={0: 1}, forgotten_at=9.0)
+        await users.save({"u": gone}, partitions={"u": 0})
+        assert 0 < await redis.ttl(key) <= settings.users.forgotten_keep_s
+        back = state("u", 5)
+        back.profile_applied, back.forgotten_at = {0: 1}, 9.0
+        await users.save({"u": back}, partitions={"u": 0})
+        assert await redis.ttl(key) == -1
 
 
 async def test_a_lost_script_cache_is_filled_again(settings: Settings):

@@ -140,6 +140,13 @@ class TestProduceCheck:
         assert shown.count("missing_field") == 2
         assert "3,000 lines refused" in shown
 
+    def test_profiles_are_checked(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        lines = b'{"user_id":"ann","interests":["jazz"]}\n{"user_id":"bob","interests":"jazz"}\n'
+        assert self.check("users", lines, tmp_path) == 1
+        said = capsys.readouterr()
+        assert "1 users are valid" in said.out
+        assert "interests" in said.err
+
     def test_interactions_are_checked_against_the_settings(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -178,3 +178,53 @@ def test_a_state_of_an_unknown_version_is_refused():
         decode_state("u", bytes(packed))
     with pytest.raises(ValueError, match="cannot be read"):
         decode_state("u", b"\x00nonsense")
+
+
+class TestContext:
+    """A visit may say what the user is after."""
+
+    def folded(self, *events: Interaction) -> tuple[tuple[str, str, float], ...]:
+        state = UserState("u")
+        for offset, one in enumerate(events):
+            FOLD(state, one, partition=0, offset=offset)
+        return tuple((entry.item_id, entry.text, entry.weight) for entry in state.history)
+
+    @pytest.mark.parametrize(
+        ("fields", "entry"),
+        [
+            ({"text": "garden  tools"}, ("", "garden tools", 1.0)),
+            ({"context": {"query": "garden tools", "category": "Home"}}, ("", "garden tools", 1.0)),
+            ({"context": {"category": "Home > Garden"}}, ("", "Home, Garden", 1.0)),
+            ({"context": {"category": ["Home", 3, "Garden"]}}, ("", "Home, Garden", 1.0)),
+            ({"context": {"item_id": "spade"}}, ("spade", "", 1.0)),
+            ({"context": {"item_id": "spade", "category": "Garden"}}, ("spade", "Garden", 1.0)),
+        ],
+    )
+    def test_of_a_visit_counts(self, fields: dict[str, object], entry: tuple[str, str, float]) -> None:
+        assert self.folded(event(0, None, "visit", **fields)) == (entry,)
+
+    @pytest.mark.parametrize(
+        "context",
+        [
+            {},
+            {"query": 3},
+            {"query": " "},
+            {"category": {"a": 1}},
+            {"item_id": 5},
+            {"item_id": ""},
+            {"item_id": "x" * 300},
+        ],
+    )
+    def test_that_says_nothing_counts_nothing(self, context: dict[str, object]) -> None:
+        assert self.folded(event(0, None, "visit", context=context)) == ()
+
+    def test_said_again_counts_once(self) -> None:
+        garden, home = {"category": "Garden"}, {"category": "Home"}
+        visits = [event(n, None, "visit", context=one) for n, one in enumerate((garden, garden, home, garden))]
+        assert [text for _, text, _ in self.folded(*visits)] == ["Garden", "Home", "Garden"]
+
+    def test_of_other_events_is_the_producers_own(self) -> None:
+        context = {"category": "Garden", "item_id": "b", "query": "c"}
+        assert self.folded(event(0, "a", "click", context=context)) == (("a", "", 1.0),)
+        assert self.folded(event(0, None, "search", text="spade", context=context)) == (("", "spade", 1.0),)
+        assert self.folded(event(0, None, "impression", items=["a"], context=context)) == ()

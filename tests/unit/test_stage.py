@@ -115,6 +115,7 @@ def event(
     user: str = "u",
     minute: float | None = None,
     partition: int = 0,
+    appended_s: float = 0.0,
     **fields: Any,
 ) -> SourcedEvent:
     interaction = Interaction(
@@ -127,7 +128,7 @@ def event(
             **fields,
         }
     )
-    return SourcedEvent(interaction, partition, offset)
+    return SourcedEvent(interaction, partition, offset, appended_s)
 
 
 @st.composite
