@@ -23,6 +23,7 @@ from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
 from stream_app.items.cold import ColdItems
 from stream_app.items.signals import Signals
+from stream_app.items.statistics import ItemStatistics
 from stream_app.ranking.features import feature_names
 from stream_app.ranking.softmax import SoftmaxRanker
 from stream_app.rules.book import RuleBook
@@ -131,6 +132,39 @@ class ServingState:
             self._update_cold(row)
         self.counters["signals" if applied else "signals_ignored"] += 1
         return applied
+
+    def apply_statistics(self, statistics: ItemStatistics) -> None:
+        """Take over what an owner in this process has waiting, all of it, without messages.
+
+        The state is then what :meth:`apply_signals` of ``statistics.take(statistics.waiting)`` makes of it.
+        """
+        taken = statistics.take_arrays(statistics.waiting)
+        for item_id in taken.evicted:
+            self.apply_signals(item_id, None)
+        catalogue, reclaims = self.catalogue, self.catalogue.reclaims
+        rows = statistics.places(taken.numbers, self._intern, version=reclaims)
+        neighbours = statistics.places(taken.neighbours, catalogue.intern, version=reclaims)
+        if catalogue.reclaims != reclaims or rows.min(initial=0) < 0:
+            # Too many unknown ids: rows were freed meanwhile, perhaps some of these. One after the other, then.
+            for item_id, message in zip(taken.item_ids, statistics.messages(taken), strict=True):
+                self.apply_signals(item_id, message)
+            return
+        applied = self.signals.apply_arrays(
+            rows,
+            taken.lengths,
+            neighbours,
+            taken.symmetric,
+            taken.directed,
+            taken.counts,
+            taken.at,
+            taken.applied,
+        )
+        cold = catalogue.known[rows] & (self.signals.total(rows) < self.settings.retrieval.cold_events)
+        for row, is_cold in zip(rows[applied].tolist(), cold[applied].tolist(), strict=True):
+            self.cold.set(row, cold=is_cold)
+        count = int(np.count_nonzero(applied))
+        self.counters["signals"] += count
+        self.counters["signals_ignored"] += len(rows) - count
 
     def apply_weights(self, weights: RankerWeights) -> bool:
         """Weights of ``ranker-weights.v1``; False when they are older than ours or another variant's."""

@@ -331,8 +331,7 @@ class Prequential:
             self._publish()
 
     def _publish(self) -> None:
-        for item_id, signals in self._statistics.take(self._statistics.waiting):
-            self.serving.apply_signals(item_id, signals)
+        self.serving.apply_statistics(self._statistics)
         self._statistics.taken_are_durable()
         self.serving.apply_weights(self._ranker.weights_message())
         self._unpublished = 0

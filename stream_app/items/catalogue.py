@@ -65,6 +65,7 @@ class Catalogue:
 
     Attributes:
         dropped: ids that found no row because ``unknown_items`` was reached.
+        reclaims: grows whenever rows are freed: a row looked up before may belong to another id.
         version: grows with every change of an entry.
         attributes: what rules ask about items, by row.
     """
@@ -79,6 +80,7 @@ class Catalogue:
         self._known_count = 0
         self._servable: _Servable | None = None
         self.dropped = 0
+        self.reclaims = 0
         self.version = 0
         self.attributes = Attributes()
         self._allocate(_START_CAPACITY)
@@ -312,6 +314,7 @@ class Catalogue:
             del self._row_of_hash[int(self._id_hash[row])]
             self._ids[row] = None
             self._id_hash[row] = -1
+        self.reclaims += bool(len(freed))
         # The lowest rows are reused first, whatever the order of deletion was.
         self._free = sorted({*self._free, *freed.tolist()}, reverse=True)
         return freed

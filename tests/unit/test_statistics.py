@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from schemas.arrays import unpack_float64
 from schemas.messages import ItemSignals, Transition, Transitions
+from stream_app.errors import InvalidMessage
 from stream_app.items.partitions import item_partition
 from stream_app.items.statistics import ItemStatistics
 from stream_app.settings import ItemSettings
+from stream_app.users.state import id_hash
 
 DAY = 86_400.0
 SETTINGS = ItemSettings()
@@ -38,8 +40,8 @@ def message(*rows: Transition, source: int = 0) -> Transitions:
 def rows_of(statistics: ItemStatistics) -> dict[str, tuple]:
     """Every row, decayed to one common time, as plain values."""
     found = {}
-    for item_id in sorted(statistics._rows):
-        row = statistics._emit(item_id)
+    item_ids = sorted(statistics.item_ids)
+    for item_id, row in zip(item_ids, statistics.stated(item_ids), strict=True):
         factor = 2.0 ** (-(1_000 * DAY - row.at) / (SETTINGS.transition_half_life_days * DAY))
         lives = [*SETTINGS.half_lives_days, np.inf]
         counts = [c * 2.0 ** (-(1_000 * DAY - row.at) / (h * DAY)) for c, h in zip(row.counts, lives, strict=True)]
@@ -89,7 +91,7 @@ def test_only_owned_items_have_rows():
     for part in parts:
         part.apply(message(transition(0, "a", "bcdefgh")), offset=0)
     for part in parts:
-        assert set(part._rows) == {item for item in items if item_partition(item, partitions) == part.partition}
+        assert set(part.item_ids) == {item for item in items if item_partition(item, partitions) == part.partition}
     assert sum(len(part) for part in parts) == len(items)
 
 
@@ -111,9 +113,14 @@ def test_rows_leave_longest_waiting_first_and_offsets_are_safe_only_then():
 def test_neighbours_are_bounded_and_what_is_broadcast_is_what_is_kept():
     statistics = ItemStatistics(0, 1, ItemSettings(neighbours=3))
     statistics.apply(message(transition(0, "z", "abcdef")), offset=0)
-    row = statistics._emit("z")
+    [row] = statistics.stated(["z"])
     assert row.neighbours == ["a", "b", "c"]
-    assert list(statistics._rows["z"].symmetric) == ["a", "b", "c"]
+    assert statistics.numbered == len(statistics) == 7
+    fresh = ItemStatistics(0, 1, ItemSettings(neighbours=3))
+    fresh.restore(row)
+    for one in (statistics, fresh):
+        one.apply(message(transition(1, "z", "d")), offset=1)
+    assert statistics.stated(["z"]) == fresh.stated(["z"])
 
 
 def test_items_are_bounded_and_the_least_recent_leaves_with_a_tombstone():
@@ -179,7 +186,7 @@ def test_years_of_events_do_not_overflow():
     for year in range(60):
         statistics.apply(message(transition(year, "a", "b", at=year * 365 * DAY)), offset=year)
     statistics.apply(message(transition(60, "a", "b", at=-1e10)), offset=60)
-    row = statistics._emit("a")
+    [row] = statistics.stated(["a"])
     assert np.isfinite(row.counts).all()
     assert unpack_float64(row.symmetric)[0] == pytest.approx(0.9, rel=0.02)
 
@@ -247,3 +254,106 @@ def test_two_owners_of_a_source_overlapping_for_a_while_count_nothing_twice(even
     for offset, row in enumerate([*log[: max(start, end)], *log[min(start, end) :]]):
         other.apply(message(row), offset=offset)
     assert_equal(one, other)
+
+
+def test_equal_links_are_cut_by_id_and_not_by_the_order_they_came_in():
+    kept = []
+    for order in ("abcdef", "fedcba"):
+        statistics = ItemStatistics(0, 1, ItemSettings(neighbours=3))
+        for offset, other in enumerate(order):
+            statistics.apply(message(transition(offset, "z", other)), offset=offset)
+        kept.append(sorted(statistics.stated(["z"])[0].neighbours))
+    assert kept[0] == kept[1] == sorted(sorted("abcdef", key=id_hash)[:3])
+
+
+def test_what_nothing_refers_to_is_not_held():
+    statistics = ItemStatistics(0, 1, ItemSettings(neighbours=3, tracked=5))
+    held = []
+    for offset in range(3_000):
+        previous = [f"i{offset - lag}" for lag in range(1, 5)]
+        statistics.apply(
+            message(
+                Transition(
+                    offset=offset,
+                    at=float(offset),
+                    item_id=f"i{offset}",
+                    count=1.0,
+                    previous=previous,
+                    symmetric=[1.0] * 4,
+                    directed=[0.5] * 4,
+                )
+            ),
+            offset=offset,
+        )
+        statistics.take(statistics.waiting)
+        statistics.taken_are_durable()
+        held.append((statistics.numbered, len(statistics._rows.tie), len(statistics._links.numbers)))
+    assert len(statistics) == 5
+    assert max(numbered for numbered, _, _ in held) <= 5 * (1 + 6)
+    assert held[100][1:] == held[-1][1:], "arrays stop growing"
+    # What is held is exactly the rows and their neighbours.
+    named = {other for row in statistics.stated(statistics.item_ids) for other in row.neighbours}
+    assert set(statistics._number_of) == named | set(statistics.item_ids)
+
+
+def test_a_row_never_holds_more_than_twice_its_neighbours():
+    statistics = ItemStatistics(0, 1, ItemSettings(neighbours=4))
+    for offset in range(100):
+        statistics.apply(message(Transition(
+            offset=offset, at=0.0, item_id="z", count=1.0, previous=[f"i{offset}"],
+            symmetric=[float(offset + 1)], directed=[0.0],
+        )), offset=offset)  # fmt: skip
+        assert statistics._rows.lengths[statistics._number_of["z"]] <= 8
+    [row] = statistics.stated(["z"])
+    assert sorted(row.neighbours) == ["i96", "i97", "i98", "i99"]
+
+
+def test_an_offset_beyond_64_bits_is_refused_and_nothing_is_applied():
+    statistics = ItemStatistics(0, 1, SETTINGS)
+    with pytest.raises(InvalidMessage):
+        statistics.apply(message(transition(0, "a", "b"), transition(2**70, "a", "b")), offset=0)
+    assert (len(statistics), statistics.numbered, statistics.waiting) == (0, 0, 0)
+
+
+class _Model:
+    """The same statistics in dictionaries: rows cut when they are broadcast, as long as none is full before."""
+
+    def __init__(self, settings: ItemSettings) -> None:
+        self.settings = settings
+        self.half_lives = [days * DAY for days in settings.half_lives_days]
+        self.half_life = settings.transition_half_life_days * DAY
+        self.counts: dict[str, list[tuple[float, float]]] = {}
+        self.links: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+
+    def apply(self, row: Transition) -> None:
+        self.counts.setdefault(row.item_id, []).append((row.at, row.count))
+        for other, symmetric, directed in zip(row.previous, row.symmetric, row.directed, strict=True):
+            self.links.setdefault(row.item_id, {}).setdefault(other, []).append((row.at, symmetric * row.count, 0.0))
+            back = self.links.setdefault(other, {}).setdefault(row.item_id, [])
+            back.append((row.at, symmetric * row.count, directed * row.count))
+
+
+@given(raw)
+def test_values_are_the_sums_of_the_decayed_events(events):
+    statistics, model = ItemStatistics(0, 1, SETTINGS), _Model(SETTINGS)
+    for row in as_transitions(events):
+        statistics.apply(message(row), offset=row.offset)
+        model.apply(row)
+    assert set(statistics.item_ids) == set(model.counts) | set(model.links)
+    for item_id, row in zip(statistics.item_ids, statistics.stated(statistics.item_ids), strict=True):
+        for column, half_life in enumerate([*model.half_lives, np.inf]):
+            expected = sum(count * 2.0 ** ((at - row.at) / half_life) for at, count in model.counts.get(item_id, []))
+            assert row.counts[column] == pytest.approx(expected, rel=1e-9, abs=1e-300)
+        found = dict(
+            zip(
+                row.neighbours,
+                zip(unpack_float64(row.symmetric), unpack_float64(row.directed), strict=True),
+                strict=True,
+            )
+        )
+        links = model.links.get(item_id, {})
+        assert found.keys() == links.keys()
+        for other, parts in links.items():
+            for column in (1, 2):
+                expected = sum(part[column] * 2.0 ** ((part[0] - row.at) / model.half_life) for part in parts)
+                assert found[other][column - 1] == pytest.approx(expected, rel=1e-9, abs=1e-300)
