@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.arrays import pack_float32, pack_float64
-from schemas.messages import Item, ItemSignals, ItemVector
+from schemas.decode import decode_item_signals, encode
+from schemas.messages import Item, ItemSignals, ItemVector, Transition, Transitions
 from stream_app.errors import SnapshotError
+from stream_app.items.statistics import ItemStatistics
 from stream_app.ranking.recommender import RankRequest, Recommender
 from stream_app.serving import ServingState
 from stream_app.settings import ItemSettings, ReplicaSettings, Settings
@@ -164,6 +166,89 @@ def test_of_too_many_unknown_ids_the_ones_with_fewest_events_go() -> None:
     assert state.counters["unknown_items_dropped"] > 50
     assert state.catalogue.row("early49") >= 0
     assert state.catalogue.row("early3") == -1
+
+
+def links_of(state: ServingState) -> dict[str, Any]:
+    """Neighbours of every id, as they are held."""
+    found = {}
+    for row in np.flatnonzero(state.catalogue.id_hash >= 0).tolist():
+        held = state.signals.neighbours(row)
+        names = [state.catalogue.item_id(other) for other in held.rows.tolist()]
+        weights = zip(names, held.symmetric.tolist(), held.directed.tolist(), strict=True)
+        found[state.catalogue.item_id(row)] = (held.at, sorted(weights))
+    return found
+
+
+@pytest.mark.parametrize("tracked", [1_000, 12], ids=["all tracked", "some evicted"])
+def test_statistics_in_this_process_are_taken_over_as_their_messages_would_be(tracked: int) -> None:
+    settings = Settings(items=ItemSettings(neighbours=6, tracked=tracked))
+    rng = np.random.default_rng(5)
+    names = [f"i{number}" for number in range(40)]
+    direct, wired = new_state(settings), new_state(settings)
+    for state in (direct, wired):
+        for name in names[:30]:
+            state.apply_item(name, Item(item_id=name, title=name))
+    owners = [ItemStatistics(0, 1, settings.items) for _ in range(2)]
+    for offset in range(400):
+        chosen = rng.permutation(names)[: int(rng.integers(1, 8))].tolist()
+        lags = range(1, len(chosen))
+        row = Transition(
+            offset=offset,
+            at=float(rng.uniform(0, 1e7)),
+            item_id=chosen[0],
+            count=1.0,
+            previous=chosen[1:],
+            symmetric=[0.9**lag for lag in lags],
+            directed=[0.7**lag for lag in lags],
+        )
+        for owner in owners:
+            owner.apply(
+                Transitions(source_topic="interactions", source_partition=offset % 2, rows=[row]), offset=offset
+            )
+        if offset % 7:
+            continue
+        direct.apply_statistics(owners[0])
+        for item_id, message in owners[1].take(owners[1].waiting):
+            wired.apply_signals(item_id, None if message is None else decode_item_signals(*on_the_wire(message))[1])
+        for owner in owners:
+            owner.taken_are_durable()
+    assert links_of(direct) == links_of(wired)
+    assert direct.counters == wired.counters
+    assert len(direct.cold) == len(wired.cold)
+    for name in names:
+        rows = [np.array([state.catalogue.row(name)]) for state in (direct, wired)]
+        assert np.array_equal(direct.signals.popularity(2e7, rows[0]), wired.signals.popularity(2e7, rows[1]))
+    for column in range(4):
+        found = [
+            [state.catalogue.item_id(row) for row in state.signals.trending(column, state.catalogue.id_hash).tolist()]
+            for state in (direct, wired)
+        ]
+        assert found[0] == found[1]
+
+
+def on_the_wire(message: ItemSignals) -> tuple[bytes, bytes]:
+    return message.item_id.encode(), encode(message)
+
+
+@pytest.mark.parametrize("unknown_items", [0, 10])
+def test_statistics_of_more_unknown_ids_than_there_is_room_for_are_bounded(unknown_items: int) -> None:
+    state = new_state(Settings(replica=ReplicaSettings(unknown_items=unknown_items)))
+    state.apply_item("known", Item(item_id="known", title="known"))
+    statistics = ItemStatistics(0, 1, state.settings.items)
+    for offset in range(300):
+        previous = ["known", f"i{offset - 1}", f"i{offset - 2}"]
+        row = Transition(
+            offset=offset, at=0.0, item_id=f"i{offset}", count=1.0, previous=previous, symmetric=[1.0] * 3,
+            directed=[1.0] * 3,
+        )  # fmt: skip
+        message = Transitions(source_topic="interactions", source_partition=0, rows=[row])
+        statistics.apply(message, offset=offset)
+        state.apply_statistics(statistics)
+        statistics.taken_are_durable()
+        assert state.catalogue.unknown <= unknown_items
+        links = state.signals.neighbours(state.catalogue.row("known"))
+        held = {state.catalogue.item_id(other) for other in links.rows.tolist()}
+        assert held <= {f"i{number}" for number in range(offset + 1)}
 
 
 def test_versions_say_what_made_a_slate() -> None:

@@ -316,10 +316,9 @@ def test_an_offset_beyond_64_bits_is_refused_and_nothing_is_applied():
 
 
 class _Model:
-    """The same statistics in dictionaries: rows cut when they are broadcast, as long as none is full before."""
+    """Every event of every count and link, undecayed and uncut."""
 
     def __init__(self, settings: ItemSettings) -> None:
-        self.settings = settings
         self.half_lives = [days * DAY for days in settings.half_lives_days]
         self.half_life = settings.transition_half_life_days * DAY
         self.counts: dict[str, list[tuple[float, float]]] = {}
