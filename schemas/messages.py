@@ -16,8 +16,10 @@ from msgspec import Meta, Struct
 
 __all__ = [
     "DeadLetter",
+    "FactorBasis",
     "Interaction",
     "Item",
+    "ItemFactors",
     "ItemSignals",
     "ItemVector",
     "RankerWeights",
@@ -287,7 +289,7 @@ class ItemSignals(Struct, frozen=True, kw_only=True):
     applied: Annotated[dict[str, int], Meta(description="Last applied interactions offset per source partition.")]
 
 
-class TrainingExample(Struct, frozen=True, kw_only=True):
+class TrainingExample(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One choice to learn from: row 0 of ``features`` was taken, the others were not; no rows: nothing to learn."""
 
     offset: int
@@ -295,6 +297,8 @@ class TrainingExample(Struct, frozen=True, kw_only=True):
     weight: float
     rows: int
     features: Annotated[str, Meta(description="Base64 float32 [rows, feature count], z-scored in the request.")]
+    item_id: Annotated[str, Meta(description="What was taken.")] = ""
+    previous: Annotated[list[str], Meta(description="Items taken before it, newest first, each once.")] = []
 
 
 class TrainingExamples(Struct, frozen=True, kw_only=True):
@@ -304,6 +308,28 @@ class TrainingExamples(Struct, frozen=True, kw_only=True):
     source_partition: int
     feature_names: list[str]
     examples: list[TrainingExample]
+
+
+class ItemFactors(Struct, frozen=True, kw_only=True):
+    """Learned factors of one item, on ``item-factors.v1`` with key = ``item_id``: broadcast and durable state in one;
+    null: the item is gone. ``applied`` says through which source offsets they were learned."""
+
+    item_id: Identifier
+    context: Annotated[str, Meta(description="Base64 float32, what the item says about a user.")]
+    target: Annotated[str, Meta(description="Base64 float32, who takes the item.")]
+    bias: float
+    accumulators: Annotated[list[float], Meta(description="AdaGrad sums of context, target and bias.")]
+    applied: Annotated[dict[str, int], Meta(description="Last applied interactions offset per source partition.")]
+
+
+class FactorBasis(Struct, frozen=True, kw_only=True):
+    """Where factors of items start, on ``factor-basis.v1`` with key = ``space``: a projection of encoder vectors."""
+
+    space: str
+    dimensions: int
+    factors: int
+    mean: Annotated[str, Meta(description="Base64 float32 [dimensions].")]
+    matrix: Annotated[str, Meta(description="Base64 float32 [dimensions, factors].")]
 
 
 class RankerWeights(Struct, frozen=True, kw_only=True):

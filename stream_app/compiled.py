@@ -24,7 +24,7 @@ from typing import TypeVar, cast
 
 from numba import njit
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "compiled_sums"]
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -35,3 +35,15 @@ def compiled(function: _Function) -> _Function:
         return cast(_Function, njit(cache=True, nogil=True)(function))
     except RuntimeError:  # no folder to keep it in: a read-only file system without a home
         return cast(_Function, njit(nogil=True)(function))
+
+
+def compiled_sums(function: _Function) -> _Function:
+    """Like :func:`compiled`, and sums of floats may be taken in any order, which lets the processor add many at once.
+
+    Results then differ in the last bits between processors; what must not (order, ties) is decided on rounded values.
+    """
+    relaxed = {"reassoc", "contract", "nsz", "arcp"}
+    try:
+        return cast(_Function, njit(cache=True, nogil=True, fastmath=relaxed)(function))
+    except RuntimeError:
+        return cast(_Function, njit(nogil=True, fastmath=relaxed)(function))

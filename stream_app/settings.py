@@ -291,6 +291,23 @@ class ColdSettings(_Group):
     )
 
 
+class FactorSettings(_Group):
+    """Learned user-item factors (``stream_app.factors``)."""
+
+    dimensions: int = Field(64, ge=4, le=512, description="Numbers per item, twice (count).")
+    learning_rate: float = Field(0.05, ge=0, le=1, description="AdaGrad step; 0 keeps the factors as they start.")
+    l2: float = Field(1e-4, ge=0, le=1, description="Pull towards zero.")
+    negatives: int = Field(100, ge=1, le=1_000, description="Items the taken one is compared with (count).")
+    history: int = Field(50, ge=1, le=1_000, description="Last items that make a user's factors (count).")
+    decay: float = Field(0.97, gt=0, le=1, description="Weight per lag of those items.")
+    norm: float = Field(0.4, ge=0, le=1, description="Exponent of the sum of weights their sum is divided by.")
+    start_length: float = Field(1.2, gt=0, le=10, description="Root mean square length of factors before learning.")
+    flush_interval_s: float = Field(1.0, gt=0, le=60, description="Rows are broadcast at most this often (seconds).")
+    flush_rows: int = Field(
+        1_000, ge=1, le=100_000, description="Rows broadcast per flush at most, the longest waiting first (count)."
+    )
+
+
 class RankerSettings(_Group):
     """The online ranker."""
 
@@ -444,6 +461,7 @@ class Settings(BaseSettings):
     index: IndexSettings = Field(default_factory=IndexSettings)
     retrieval: RetrievalSettings = Field(default_factory=RetrievalSettings)
     cold: ColdSettings = Field(default_factory=ColdSettings)
+    factors: FactorSettings = Field(default_factory=FactorSettings)
     ranker: RankerSettings = Field(default_factory=RankerSettings)
     slate: SlateSettings = Field(default_factory=SlateSettings)
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)

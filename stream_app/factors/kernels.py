@@ -1,0 +1,256 @@
+"""The inner loops of the factor model, over plain arrays; see :mod:`stream_app.factors.learner` for the method."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_app.compiled import compiled_sums
+
+__all__ = ["best_targets", "learn_examples", "user_factors"]
+
+
+@compiled_sums
+def user_factors(
+    rows: NDArray[np.int32], context: NDArray[np.float32], decay: float, norm: float, out: NDArray[np.float32]
+) -> float:
+    """A user's factors from recent items: the decayed sum of their context factors over (sum of weights) ** norm.
+
+    Args:
+        rows: int32 [n], newest first; negative rows are left out (they keep their lag).
+        context: float32 [rows, k].
+        decay: weight per lag.
+        norm: exponent of the sum of weights.
+        out: float32 [k], overwritten.
+
+    Returns:
+        what each context vector's weight ``decay ** lag`` was multiplied with; 0 when there was nothing.
+    """
+    size = context.shape[1]
+    out[:] = 0.0
+    total = 0.0
+    weight = 1.0
+    for lag in range(len(rows)):
+        row = rows[lag]
+        if row >= 0:
+            total += weight
+            share = np.float32(weight)
+            for column in range(size):
+                out[column] += share * context[row, column]
+        weight *= decay
+    if total <= 0.0:
+        return 0.0
+    factor: float = total**-norm
+    for column in range(size):
+        out[column] *= np.float32(factor)
+    return factor
+
+
+@compiled_sums
+def _mixed(state: np.uint64) -> np.uint64:
+    value = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.uint64(value ^ (value >> np.uint64(31)))
+
+
+@compiled_sums
+def learn_examples(
+    taken: NDArray[np.int32],
+    history: NDArray[np.int32],
+    lengths: NDArray[np.int32],
+    weights: NDArray[np.float64],
+    offsets: NDArray[np.int64],
+    partition: int,
+    drawable: NDArray[np.int32],
+    context: NDArray[np.float32],
+    target: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    accumulators: NDArray[np.float32],
+    applied: NDArray[np.int64],
+    waiting: NDArray[np.int64],
+    stamp: int,
+    learning_rate: float,
+    l2: float,
+    negatives: int,
+    decay: float,
+    norm: float,
+    limit: float,
+) -> float:
+    """One step per example, in order. Every row takes every source offset at most once.
+
+    Args:
+        taken: int32 [n], the taken item's row.
+        history: int32 [n, h], rows of the items before it, newest first.
+        lengths: int32 [n], how many of those.
+        weights: float64 [n], how much each example says.
+        offsets: int64 [n], source offsets, rising.
+        partition: column of ``applied`` of the examples' source partition.
+        drawable: int32 [m], rows that negatives are drawn from, uniformly.
+        context, target: float32 [rows, k], changed in place.
+        bias: float32 [rows], changed.
+        accumulators: float32 [rows, 3], AdaGrad sums of context, target, bias; changed.
+        applied: int64 [rows, partitions], changed.
+        waiting: int64 [rows], the stamp at which a row first changed since it was broadcast, -1: it has not.
+        stamp: what to write there.
+        limit: longest gradient of the user's factors.
+
+    Returns:
+        the sum of the losses before the steps.
+    """
+    size = context.shape[1]
+    user = np.empty(size, np.float32)
+    pull = np.empty(size, np.float32)
+    rows = np.empty(negatives + 1, np.int32)
+    share = np.empty(negatives + 1, np.float64)
+    loss = 0.0
+    for example in range(len(taken)):
+        offset = offsets[example]
+        recent = history[example, : lengths[example]]
+        scale = user_factors(recent, context, decay, norm, user)
+        rows[0] = taken[example]
+        count = 1
+        # Mixed twice: the sequences of neighbouring offsets must not be one sequence, shifted.
+        state = _mixed(np.uint64(offset) * np.uint64(0xD1342543DE82EF95) + np.uint64(partition + 1))
+        for _ in range(negatives):
+            # SplitMix64 (Steele, Lea and Flood 2014): the same draws whenever the example is replayed.
+            state = state + np.uint64(0x9E3779B97F4A7C15)
+            mixed = _mixed(state)
+            row = drawable[np.int64((mixed >> np.uint64(32)) * np.uint64(len(drawable)) >> np.uint64(32))]
+            if row != rows[0]:
+                rows[count] = row
+                count += 1
+        largest = -1e30
+        for place in range(count):
+            row = rows[place]
+            score = np.float32(0.0)
+            for column in range(size):
+                score += user[column] * target[row, column]
+            share[place] = score + bias[row]
+            largest = max(largest, share[place])
+        total = 0.0
+        for place in range(count):
+            share[place] = np.exp(share[place] - largest)
+            total += share[place]
+        pull[:] = 0.0
+        loss -= np.log(max(share[0] / total, 1e-30))
+        for place in range(count):
+            row = rows[place]
+            slope = share[place] / total
+            if place == 0:
+                slope -= 1.0
+            slope = np.float32(slope * weights[example])
+            for column in range(size):
+                pull[column] += slope * target[row, column]
+            if applied[row, partition] >= offset:
+                continue
+            squares = np.float32(0.0)
+            for column in range(size):
+                gradient = slope * user[column] + np.float32(l2) * target[row, column]
+                squares += gradient * gradient
+            accumulators[row, 1] += squares / size
+            accumulators[row, 2] += slope * slope
+            rate = np.float32(learning_rate / np.sqrt(accumulators[row, 1]))
+            for column in range(size):
+                target[row, column] -= rate * (slope * user[column] + np.float32(l2) * target[row, column])
+            bias[row] -= learning_rate * slope / np.sqrt(accumulators[row, 2])
+        length = np.float32(0.0)
+        for column in range(size):
+            length += pull[column] * pull[column]
+        if length > limit * limit:
+            shrink = np.float32(limit / np.sqrt(length))
+            for column in range(size):
+                pull[column] *= shrink
+            length = np.float32(limit * limit)
+        weight = scale
+        for lag in range(len(recent)):
+            row = recent[lag]
+            if row >= 0 and scale > 0.0 and applied[row, partition] < offset:
+                accumulators[row, 0] += weight * weight * length / size
+                rate = np.float32(learning_rate / np.sqrt(accumulators[row, 0]))
+                for column in range(size):
+                    context[row, column] -= rate * (
+                        np.float32(weight) * pull[column] + np.float32(l2) * context[row, column]
+                    )
+            weight *= decay
+        for place in range(count):
+            _moved(rows[place], partition, offset, applied, waiting, stamp)
+        for lag in range(len(recent)):
+            if recent[lag] >= 0:
+                _moved(recent[lag], partition, offset, applied, waiting, stamp)
+    return loss
+
+
+@compiled_sums
+def _moved(
+    row: int,
+    partition: int,
+    offset: int,
+    applied: NDArray[np.int64],
+    waiting: NDArray[np.int64],
+    stamp: int,
+) -> None:
+    if applied[row, partition] < offset:
+        applied[row, partition] = offset
+        if waiting[row] < 0:
+            waiting[row] = stamp
+
+
+@compiled_sums
+def best_targets(
+    user: NDArray[np.float32],
+    target: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    allowed: NDArray[np.bool_],
+    blocked: NDArray[np.int64],
+    request: int,
+    rows: NDArray[np.int32],
+    scores: NDArray[np.float32],
+) -> int:
+    """The rows with the largest ``user . target + bias``, in no order: a scan that keeps the best in a heap.
+
+    Args:
+        user: float32 [k].
+        target: float32 [n, k].
+        bias: float32 [n].
+        allowed: bool [n], rows that may be proposed.
+        blocked: int64 [>= n], rows holding ``request`` are left out.
+        rows: int32 [count], overwritten with the result; its length is how many are wanted.
+        scores: float32 [count], their scores.
+
+    Returns:
+        how many were found.
+    """
+    wanted = len(rows)
+    found = 0
+    for row in range(len(bias)):
+        if not allowed[row] or blocked[row] == request:
+            continue
+        score = np.float32(0.0)
+        for column in range(len(user)):
+            score += user[column] * target[row, column]
+        score += bias[row]
+        if found < wanted:
+            place = found
+            found += 1
+            while place > 0 and scores[(place - 1) // 2] > score:
+                scores[place] = scores[(place - 1) // 2]
+                rows[place] = rows[(place - 1) // 2]
+                place = (place - 1) // 2
+        elif wanted > 0 and score > scores[0]:
+            place = 0
+            while True:
+                child = 2 * place + 1
+                if child >= found:
+                    break
+                if child + 1 < found and scores[child + 1] < scores[child]:
+                    child += 1
+                if scores[child] >= score:
+                    break
+                scores[place] = scores[child]
+                rows[place] = rows[child]
+                place = child
+        else:
+            continue
+        scores[place] = score
+        rows[place] = row
+    return found

@@ -1,0 +1,162 @@
+"""Factors as ranking reads them: by catalogue row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_app.errors import SnapshotError
+from stream_app.factors.basis import FactorBasis
+from stream_app.factors.kernels import best_targets, user_factors
+from stream_app.settings import FactorSettings
+
+__all__ = ["Factors"]
+
+
+class Factors:
+    """Context and target factors by row; rows that were never learned hold what their text says.
+
+    Memory: ``8 * dimensions + 6`` bytes per row.
+
+    Args:
+        settings: dimensions, decay.
+
+    Attributes:
+        basis: where items without learned factors start; None before the learner published one.
+        version: grows with every change.
+    """
+
+    def __init__(self, settings: FactorSettings) -> None:
+        self.settings = settings
+        self.basis: FactorBasis | None = None
+        self.version = 0
+        self._allocate(1_024)
+
+    def _allocate(self, rows: int) -> None:
+        self.context = np.zeros((rows, self.settings.dimensions), np.float32)
+        self.target = np.zeros((rows, self.settings.dimensions), np.float32)
+        self.bias = np.zeros(rows, np.float32)
+        self.learned = np.zeros(rows, np.bool_)
+        self.has = np.zeros(rows, np.bool_)
+
+    def reserve(self, rows: int) -> None:
+        """Make room for as many rows."""
+        if rows <= len(self.bias):
+            return
+        held = (self.context, self.target, self.bias, self.learned, self.has)
+        self._allocate(max(rows, 2 * len(self.bias)))
+        fresh: tuple[NDArray[Any], ...] = (self.context, self.target, self.bias, self.learned, self.has)
+        for old, new in zip(held, fresh, strict=True):
+            new[: len(old)] = old
+
+    def start(self, rows: NDArray[np.int32], vectors: NDArray[np.float32]) -> None:
+        """Encoder vectors (float32 [n, dimensions]) of rows arrived: rows not learned yet start there."""
+        if self.basis is None or not len(rows) or vectors.shape[1] != len(self.basis.mean):
+            return
+        self.reserve(int(rows.max()) + 1)
+        fresh = ~self.learned[rows]
+        rows = rows[fresh]
+        started = self.basis.project(vectors[fresh])
+        self.context[rows] = started
+        self.target[rows] = started
+        self.bias[rows] = 0.0
+        self.has[rows] = True
+        self.version += 1
+
+    def apply(
+        self,
+        rows: NDArray[np.int32],
+        context: NDArray[np.float32],
+        target: NDArray[np.float32],
+        bias: NDArray[np.float32],
+    ) -> None:
+        """Learned factors of rows: float32 [n, k] twice, float32 [n]."""
+        if not len(rows):
+            return
+        self.reserve(int(rows.max()) + 1)
+        self.context[rows], self.target[rows], self.bias[rows] = context, target, bias
+        self.learned[rows] = True
+        self.has[rows] = True
+        self.version += 1
+
+    def forget(self, rows: NDArray[np.int32]) -> None:
+        """Rows whose items are gone."""
+        rows = rows[rows < len(self.bias)]
+        self.context[rows] = 0.0
+        self.target[rows] = 0.0
+        self.bias[rows] = 0.0
+        self.learned[rows] = self.has[rows] = False
+        self.version += 1
+
+    def user(self, recent: NDArray[np.int32]) -> NDArray[np.float32]:
+        """A user's factors from recent rows, newest first: float32 [k]; zeros when none of them has any."""
+        out = np.zeros(self.settings.dimensions, np.float32)
+        if len(recent):
+            self.reserve(int(recent.max()) + 1)
+            rows = np.where(self.has[np.maximum(recent, 0)], recent, -1).astype(np.int32)
+            user_factors(rows[: self.settings.history], self.context, self.settings.decay, self.settings.norm, out)
+        return out
+
+    def best(
+        self,
+        user: NDArray[np.float32],
+        allowed: NDArray[np.bool_],
+        blocked: NDArray[np.int64],
+        request: int,
+        count: int,
+    ) -> NDArray[np.int32]:
+        """The ``count`` allowed rows with the largest scores, best first: int32.
+
+        Args:
+            user: float32 [k].
+            allowed: bool by row.
+            blocked: int64 by row; rows that hold ``request`` are left out.
+        """
+        self.reserve(len(allowed))
+        rows = np.empty(count, np.int32)
+        scores = np.empty(count, np.float32)
+        size = len(allowed)
+        found = best_targets(
+            user, self.target[:size], self.bias[:size], allowed & self.has[:size], blocked, request, rows, scores
+        )
+        order = np.argsort(-scores[:found], kind="stable")
+        return rows[:found][order]
+
+    def save(self, directory: Path, rows: int) -> None:
+        """Write the first ``rows`` rows into ``directory`` (which exists)."""
+        self.reserve(rows)
+        arrays: dict[str, Any] = {
+            "context": self.context[:rows],
+            "target": self.target[:rows],
+            "bias": self.bias[:rows],
+            "learned": self.learned[:rows],
+            "has": self.has[:rows],
+        }
+        if self.basis is not None:
+            arrays |= {"space": self.basis.space, "mean": self.basis.mean, "matrix": self.basis.matrix}
+        np.savez(directory / "factors.npz", **arrays)
+
+    @classmethod
+    def load(cls, directory: Path, settings: FactorSettings) -> Factors:
+        """What :meth:`save` wrote.
+
+        Raises:
+            SnapshotError: when it cannot be read or has another number of dimensions.
+        """
+        factors = cls(settings)
+        try:
+            with np.load(directory / "factors.npz", allow_pickle=False) as arrays:
+                rows = len(arrays["bias"])
+                if arrays["context"].shape != (rows, settings.dimensions):
+                    raise ValueError(f"factors have shape {arrays['context'].shape}")
+                factors.reserve(rows)
+                for name in ("context", "target", "bias", "learned", "has"):
+                    getattr(factors, name)[:rows] = arrays[name]
+                if "mean" in arrays:
+                    factors.basis = FactorBasis(str(arrays["space"]), arrays["mean"], arrays["matrix"])
+        except (OSError, KeyError, ValueError) as error:
+            raise SnapshotError(f"the factors in {directory} cannot be read: {error}") from error
+        return factors
