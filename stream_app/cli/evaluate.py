@@ -34,6 +34,12 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     "item, then test that.",
 )
 @click.option("--sources/--no-sources", default=True, show_default=True, help="Also score every source on its own.")
+@click.option(
+    "--compare",
+    callback=lambda _context, _option, given: _baselines(given),
+    metavar="NAMES",
+    help="Also run these baselines on the same tests: popularity,covisitation,text,isgd,bpr, or all.",
+)
 @click.option("--first-only", is_flag=True, help="Leave out a user's later interactions with the same item.")
 @click.option(
     "--train-share",
@@ -88,6 +94,20 @@ def evaluate(
         console.print(f"warning: {warning}", style="yellow", markup=False)
     if json_file is not None:
         _write_json(json_file, found)
+
+
+def _baselines(given: str | None) -> tuple[str, ...]:
+    """The names in a comma separated list."""
+    from stream_app.evaluation.baselines import BASELINES
+
+    if given is None:
+        return ()
+    names = tuple(filter(None, (name.strip() for name in given.split(","))))
+    names = BASELINES if names == ("all",) else names
+    unknown = [name for name in names if name not in BASELINES]
+    if unknown or not names:
+        raise click.BadParameter(f"{', '.join(unknown) or 'nothing'}: choose from {', '.join(BASELINES)}, or all")
+    return names
 
 
 def _writable(file: Path | None) -> None:
@@ -150,6 +170,7 @@ def _evaluate(
     progress: Progress,
     *,
     protocol: str,
+    compare: tuple[str, ...],
     sources: bool,
     first_only: bool,
     train_share: float,
@@ -173,6 +194,7 @@ def _evaluate(
         settings,
         Options(train_share=train_share, publish_every=publish_every, sources=sources, seed=seed),
         protocol="leave-one-out" if protocol == "leave-one-out" else "streaming",
+        compare=compare,
         first_only=first_only,
         limit=limit,
         cache=cache,

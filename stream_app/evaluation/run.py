@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.evaluation import files
+from stream_app.evaluation.baselines import make_baselines
 from stream_app.evaluation.files import Log
 from stream_app.evaluation.prequential import Options, Prequential, Protocol
 from stream_app.evaluation.report import Run, report
@@ -39,6 +40,7 @@ def evaluate_log(
     options: Options,
     *,
     protocol: Protocol = "streaming",
+    compare: Sequence[str] = (),
     first_only: bool = False,
     limit: int | None = None,
     cache: Path | None = None,
@@ -52,6 +54,7 @@ def evaluate_log(
         settings: of the processes that would run live.
         options: how to replay.
         protocol: streaming, or leave-one-out.
+        compare: baselines to run beside it (``stream_app.evaluation.baselines.BASELINES``).
         first_only: leave out a user's later interactions with the same item.
         limit: how the log was cut, for the report.
         cache: folder for vectors; None: one in the system's folder for temporary files.
@@ -62,7 +65,8 @@ def evaluate_log(
     total = len(log.items)
     space, vectors = encode_log(log, settings, cache=cache, on_progress=lambda done: on_progress("texts", done, total))
     on_progress("texts", total, total)
-    replay = Prequential(settings, log.items, vectors, space=space, options=options)
+    baselines = make_baselines(compare, _matrix(log, vectors), seed=options.seed) if compare else ()
+    replay = Prequential(settings, log.items, vectors, space=space, options=options, baselines=baselines)
     started = time.perf_counter()
 
     def advance(done: int) -> None:
@@ -79,8 +83,20 @@ def evaluate_log(
             protocol=protocol,
             seconds=time.perf_counter() - started,
             seed=options.seed,
-            options={**asdict(options), "first_only": first_only, "limit": limit, "replayed": len(events)},
+            options={
+                **asdict(options),
+                "first_only": first_only,
+                "compare": list(compare),
+                "limit": limit,
+                "replayed": len(events),
+            },
             settings=changed or {},
             warnings=tuple(log.warnings),
         ),
     )
+
+
+def _matrix(log: Log, vectors: Vectors) -> NDArray[np.float32]:
+    """Vectors by row, zeros where an item has none: float32 [items, dimensions]."""
+    none = np.zeros(len(next(iter(vectors.values()))) if vectors else 1, np.float32)
+    return np.stack([vectors.get(item.item_id, none) for item in log.items])

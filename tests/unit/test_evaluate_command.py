@@ -279,3 +279,24 @@ def test_the_module_is_the_same_command(tmp_path: Path) -> None:
         with pytest.raises(SystemExit) as ended:
             runpy.run_module("stream_app.evaluation", run_name="__main__")
     assert ended.value.code == 2
+
+
+def test_baselines_are_compared_on_the_same_tests(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
+    report = evaluate(pairs_log(200), catalogue(100), "--compare", "all", "--no-sources")
+    assert set(report["compare"]) == {"popularity", "covisitation", "text", "isgd", "bpr"}
+    assert all(found["tests"] == report["tests"] for found in report["compare"].values())
+    assert report["compare"]["covisitation"]["hr@10"] > report["compare"]["popularity"]["hr@10"]
+    assert set(report["over_time"][0]["others"]) == set(report["compare"])
+    assert "covisitation (baseline)" in capsys.readouterr().out
+    only = evaluate(pairs_log(60), None, "--compare", "text, bpr")
+    assert list(only["compare"]) == ["text", "bpr"]
+    assert main(["evaluate", "online-retail", "--compare", "text,magic"]) == 2
+    assert "magic: choose from popularity" in capsys.readouterr().err
+    assert main(["evaluate", "online-retail", "--compare", ","]) == 2
+
+
+def test_baselines_take_the_other_protocol_and_logs_without_tests(evaluate: Evaluate) -> None:
+    report = evaluate(pairs_log(120), catalogue(100), "--compare", "all", "--protocol", "leave-one-out")
+    assert report["compare"]["bpr"]["tests"] == 120
+    report = evaluate(events(("u", "i0", START)), None, "--compare", "all")
+    assert report["compare"]["bpr"]["hr@10"] is None

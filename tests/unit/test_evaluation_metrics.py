@@ -1,7 +1,8 @@
-"""Metrics: by their definitions."""
+"""Metrics: by their definitions, and against the library ranx on the same rankings."""
 
 from __future__ import annotations
 
+import warnings
 from math import log2
 
 import numpy as np
@@ -57,3 +58,31 @@ def test_only_the_first_places_count() -> None:
     ranks.add_slate(np.arange(100, dtype=np.int32), np.array([DEPTH], np.int32))
     assert ranks.values.tolist() == [DEPTH, INF]
     assert ranks.shown == 10
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_figures_equal_those_of_ranx_on_the_same_rankings(seed: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own, on import and while it compiles
+        from ranx import Qrels, Run, evaluate
+
+        rng = np.random.default_rng(seed)
+        ranks = Ranks(80)
+        qrels, run = {}, {}
+        for number in range(200):
+            slate = rng.permutation(60)[: rng.integers(1, 61)].astype(np.int32)
+            # Rows from 60 on are never in a slate; low numbers are near the front, so that there are hits to compare.
+            slate = slate[np.argsort(slate + rng.normal(0, 20, len(slate)))]
+            wanted = int(min(rng.integers(80), rng.integers(80)))
+            ranks.add_slate(slate, np.array([wanted], np.int32))
+            qrels[f"q{number}"] = {f"i{wanted}": 1}
+            run[f"q{number}"] = {f"i{row}": 1.0 - place / 100 for place, row in enumerate(slate[:DEPTH].tolist())}
+        theirs = evaluate(Qrels(qrels), Run(run), ["hit_rate@10", "hit_rate@50", "ndcg@10", "mrr"])
+    ours = {
+        "hit_rate@10": hit_rate(ranks.values, 10).value,
+        "hit_rate@50": hit_rate(ranks.values, 50).value,
+        "ndcg@10": mean(gains(ranks.values, 10)).value,
+        "mrr": mean(1.0 / ranks.values.astype(np.float64)).value,
+    }
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    assert 0 < (ours["hit_rate@10"] or 0) < 1
