@@ -58,11 +58,13 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Folder for vectors between runs.")
 @click.option("--json", "json_file", type=_FILE, help="Also write everything to this file.")
+@click.option("--html", "html_file", type=_FILE, help="Also write a page with plots to this file.")
 def evaluate(
     dataset: str | None,
     items: Path | None,
     interactions: Path | None,
     json_file: Path | None,
+    html_file: Path | None,
     **options: Any,
 ) -> None:
     """Replay a log in order of time: rank for the user before every basket, compare, then learn from it.
@@ -76,6 +78,7 @@ def evaluate(
     if dataset is not None and items is not None:
         raise click.UsageError("--items goes with --interactions; online-retail has its own catalogue")
     _writable(json_file)
+    _writable(html_file)
     from stream_app.cli.console import errors, output
     from stream_app.evaluation.tables import tables
     from stream_app.settings import load_settings
@@ -94,6 +97,8 @@ def evaluate(
         console.print(f"warning: {warning}", style="yellow", markup=False)
     if json_file is not None:
         _write_json(json_file, found)
+    if html_file is not None:
+        _write_page(html_file, found)
 
 
 def _baselines(given: str | None) -> tuple[str, ...]:
@@ -125,6 +130,13 @@ def _write_json(file: Path, found: dict[str, Any]) -> None:
     import msgspec
 
     file.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+
+
+def _write_page(file: Path, found: dict[str, Any]) -> None:
+    from stream_app import __version__
+    from stream_app.evaluation.page import page
+
+    file.write_text(page(found, made_by=f"Tailrace {__version__}"), encoding="utf-8")
 
 
 def _progress(console: Console) -> AbstractContextManager[Progress]:

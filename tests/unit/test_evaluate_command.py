@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +302,24 @@ def test_baselines_take_the_other_protocol_and_logs_without_tests(evaluate: Eval
     assert report["compare"]["bpr"]["tests"] == 120
     report = evaluate(events(("u", "i0", START)), None, "--compare", "all")
     assert report["compare"]["bpr"]["hr@10"] is None
+
+
+def test_the_page_stands_alone_and_shows_every_plot(evaluate: Evaluate, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    hostile = [Item(item_id=f"i{number}", title="<script>alert(1)</script>") for number in range(100)]
+    evaluate(pairs_log(200), hostile, "--compare", "popularity", "--html", str(page))
+    text = page.read_text()
+    assert text.count("<svg ") == 6
+    assert "currentColor" in text
+    assert "prefers-color-scheme: dark" in text
+    assert "popularity (baseline)" in text
+    assert "interactions.jsonl: streaming, default settings" in text
+    assert "<script" not in text
+    assert not re.findall(r'(?:src|href)="(?!#)', text.replace("xlink:", ""))
+    parsed = HTMLParser()
+    parsed.feed(text)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    evaluate(events(("u", "i0", START)), None, "--html", str(page))
+    assert "there was no test" in page.read_text()
+    assert "<svg" not in page.read_text()
