@@ -161,6 +161,7 @@ class Tailrace:
             pool=pool,
         )
         replica.on_withdrawn = agent.withdraw
+        replica.on_arrived = agent.arrive
         return agent
 
     @staticmethod

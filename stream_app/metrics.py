@@ -57,6 +57,10 @@ class Metrics:
     replica_records: Counter = field(init=False)
     slates_replaced: Counter = field(init=False)
     users_cached: Gauge = field(init=False)
+    users_indexed: Gauge = field(init=False)
+    new_items: Counter = field(init=False)
+    offers: Counter = field(init=False)
+    offer_seconds: Histogram = field(init=False)
     ranker_examples: Gauge = field(init=False)
     ready: Gauge = field(init=False)
     build: Gauge = field(init=False)
@@ -110,6 +114,22 @@ class Metrics:
             "tailrace_slates_replaced", "Slates made again because an item in them was withdrawn.", registry=r
         )
         self.users_cached = Gauge("tailrace_users_cached", "User states in memory.", registry=r)
+        self.users_indexed = Gauge("tailrace_users_indexed", "Users that new items can find.", registry=r)
+        self.new_items = Counter(
+            "tailrace_new_items", "New items to find users for: taken or dropped.", ["result"], registry=r
+        )
+        self.offers = Counter(
+            "tailrace_new_item_users",
+            "Users near new items: published, unchanged, left_out or failed.",
+            ["result"],
+            registry=r,
+        )
+        self.offer_seconds = Histogram(
+            "tailrace_new_item_seconds",
+            "From the record that completed a new item to the acknowledgement of a slate with it.",
+            buckets=_FRESHNESS_BUCKETS_S,
+            registry=r,
+        )
         self.ranker_examples = Gauge("tailrace_ranker_examples", "Examples in the weights in use.", registry=r)
         self.ready = Gauge("tailrace_ready", "1 when every role of the process takes events.", registry=r)
         self.build = Gauge("tailrace_build", "Version, as a label.", ["version"], registry=r)

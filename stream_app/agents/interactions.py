@@ -35,6 +35,7 @@ from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.stores.users import UserStore
 from stream_app.textify import said
+from stream_app.users.nearby import NearbyUsers, Newest, best_first
 from stream_app.users.profiles import profile_of
 from stream_app.users.showing import Showing
 from stream_app.users.stage import NewSlate, SourcedEvent, SourcedProfile, StageResult, UserStage
@@ -51,6 +52,8 @@ _PROFILES_AT_ONCE = 64
 """Profiles processed in one go; events wait for no more than these."""
 _REPLACED_AT_ONCE = 64
 """Slates made again in one go when an item is withdrawn; events wait for no more than these."""
+_OFFERED_AT_ONCE = 16
+"""Users ranked again in one go for new items; events wait for no more than these."""
 _FAILURES = (TailraceError, ArithmeticError, LookupError, TypeError, ValueError)
 """What one bad event or user may cause, and others must not suffer from."""
 
@@ -86,6 +89,9 @@ class InteractionsAgent(Agent):
         self._showing = Showing(limit=settings.users.cache)
         self._withdrawn: dict[str, ItemChange] = {}
         self._withdrawal = asyncio.Event()
+        self._nearby = NearbyUsers(limit=settings.cold.users_indexed)
+        self._arrivals: Newest[str, ItemChange] = Newest(limit=settings.cold.items_waiting)
+        self._arrival = asyncio.Event()
         self._moved = asyncio.Event()
         self.standing_reads = 0
         self._feature_names = list(feature_names(settings.items))
@@ -103,6 +109,7 @@ class InteractionsAgent(Agent):
         await super().start()
         self._run("withdrawals", self._replace_withdrawn())
         self._run("standing", self._follow_standing())
+        self._run("arrivals", self._offer_arrivals())
 
     async def hand_over(self) -> None:
         # The batch under way finishes and is acknowledged; the lock is kept, so no other begins.
@@ -113,6 +120,7 @@ class InteractionsAgent(Agent):
         self._stage.forget()
         # Others may have published since for users that are ours now.
         self._showing = Showing(limit=self.settings.users.cache)
+        self._nearby.clear()
         self._moved.set()
 
     def withdraw(self, change: ItemChange) -> None:
@@ -161,6 +169,91 @@ class InteractionsAgent(Agent):
         )
         self._showing.replaced(slates)
         self.metrics.slates_replaced.inc(len(slates))
+
+    def arrive(self, change: ItemChange) -> None:
+        """A new item can be recommended: users near it are ranked again, and who would see it gets a fresh slate."""
+        if not self.settings.cold.users_indexed:
+            return
+        dropped = self._arrivals.put(change.item_id, change)
+        if dropped:
+            self.metrics.new_items.labels("dropped").inc(dropped)
+        self._arrival.set()
+
+    async def _offer_arrivals(self) -> None:
+        """Whatever arrived meanwhile is one burst: each user is ranked once, at most a second's worth of users."""
+        cold = self.settings.cold
+        while True:
+            await self._arrival.wait()
+            self._arrival.clear()
+            changes = self._arrivals.take()
+            self.metrics.new_items.labels("taken").inc(len(changes))
+            users, left_out = best_first(await self._suited(changes), max(1, int(cold.users_per_s)))
+            self.metrics.offers.labels("left_out").inc(left_out)
+            for start in range(0, len(users), _OFFERED_AT_ONCE):
+                async with self._busy:  # Events get their turn between slices.
+                    # Users may have left, with their partition or for good.
+                    part = [user_id for user_id in users[start : start + _OFFERED_AT_ONCE] if user_id in self._nearby]
+                    if part:
+                        await self._offer_each(part, changes)
+                await asyncio.sleep(len(part) / cold.users_per_s)
+
+    async def _suited(self, changes: Mapping[str, ItemChange]) -> list[list[tuple[str, float]]]:
+        """The users near each item that can still be recommended and that they are not shown yet."""
+        serving, found = self._serving, []
+        for item_id in changes:
+            row = serving.catalogue.row(item_id)
+            if row < 0 or not serving.servable(time.time())[row]:
+                continue
+            vector = serving.index.vectors(np.array([row], np.int32))
+            (users,) = self._nearby.near(vector, self.settings.cold.users_per_item, space=serving.versions.space)
+            found.append([user for user in users if item_id not in self._showing.items_of(user[0])])
+            await asyncio.sleep(0)
+        return found
+
+    async def _offer_each(self, users: Sequence[str], changes: Mapping[str, ItemChange]) -> None:
+        """All at once; where that fails, user by user, so that one costs the others nothing."""
+        try:
+            await self._offer(users, changes)
+        except _FAILURES as error:
+            if len(users) == 1:
+                _log.error("new items not offered", user=users[0], error=str(error))
+                self.metrics.offers.labels("failed").inc()
+                return
+            for user_id in users:
+                await self._offer_each([user_id], changes)
+
+    async def _offer(self, users: Sequence[str], changes: Mapping[str, ItemChange]) -> None:
+        """Rank ``users`` again and publish the slates that show one of the new items and did not before."""
+        now = time.time()
+        states = await self._users.load(users)
+        states = {user_id: state for user_id, state in states.items() if not state.forgotten}
+        fresh: list[tuple[NewSlate, ItemChange]] = []
+        for slate in self._stage.rerank(states, now=now, text_vectors=await self._text_vectors([], states)):
+            before = self._showing.items_of(slate.user_id)
+            shown = [item.item_id for item in slate.items if item.item_id in changes and item.item_id not in before]
+            if shown:
+                fresh.append((slate, changes[shown[0]]))
+        generated_at = datetime.fromtimestamp(now, UTC)
+        await self.publisher.publish(self._slate(slate, generated_at, change) for slate, change in fresh)
+        slates = [slate for slate, _ in fresh]
+        self._showing.replaced(slates)
+        self._stage.shown(slates)
+        self._keep_interests(slates)
+        self.metrics.offers.labels("published").inc(len(fresh))
+        self.metrics.offers.labels("unchanged").inc(len(users) - len(fresh))
+        done = time.time()
+        for _, change in fresh:
+            if change.appended_s:
+                self.metrics.offer_seconds.observe(max(0.0, done - change.appended_s))
+
+    def _keep_interests(self, slates: Sequence[NewSlate]) -> None:
+        """New items find the users of these slates by what they are interested in now."""
+        known = [(slate.user_id, slate.interest) for slate in slates if slate.interest is not None]
+        if not known or not self.settings.cold.users_indexed:
+            return
+        vectors = np.stack([vector for _, vector in known])
+        self._nearby.put([user_id for user_id, _ in known], vectors, space=self._serving.versions.space)
+        self.metrics.users_indexed.set(len(self._nearby))
 
     async def _follow_standing(self) -> None:
         """Read the standing slates whenever the partitions moved."""
@@ -296,6 +389,7 @@ class InteractionsAgent(Agent):
         for notes in more:
             await self.publisher.publish(notes)
         self._showing.published(result.slates)
+        self._keep_interests(result.slates)
         self._measure_freshness(result.slates)
         t3 = time.perf_counter()
         refused = await self._users.save(result.states, partitions=result.partitions)
@@ -324,6 +418,7 @@ class InteractionsAgent(Agent):
             self.metrics.skipped.labels(why).inc(count)
         await self.publisher.publish([*self._slates(result.slates, now), *map(self._no_slate, result.forgotten)])
         self._showing.published(result.slates)
+        self._keep_interests(result.slates)
         self._gone(result.forgotten)
         refused = await self._users.save(result.states, partitions=result.partitions)
         if refused:
@@ -342,6 +437,7 @@ class InteractionsAgent(Agent):
         """Nothing is shown to these users any more."""
         for user_id in users:
             self._showing.gone(user_id)
+            self._nearby.gone(user_id)
 
     def _no_slate(self, user_id: str) -> OutRecord:
         return OutRecord(self.topics.recommendations, user_id.encode(), None)
@@ -417,7 +513,8 @@ class InteractionsAgent(Agent):
             slate_id = f"{sourced.partition}-{sourced.offset}"
         elif change is not None:
             trigger = Trigger(topic=change.topic, partition=change.partition, offset=change.offset)
-            why = {self.topic: "again", self.topics.rules: "rules"}.get(change.topic, "items")
+            whys = {self.topic: "again", self.topics.rules: "rules", self.topics.item_vectors: "vectors"}
+            why = whys.get(change.topic, "items")
             slate_id = f"{why}-{change.partition}-{change.offset}"
         else:
             raise ValueError("a slate is caused by an event or by an item's change")

@@ -31,6 +31,9 @@ class ColdItems:
     def __len__(self) -> int:
         return len(self._members)
 
+    def __contains__(self, row: int) -> bool:
+        return row in self._members
+
     def set(self, row: int, *, cold: bool, changed: bool = False) -> None:
         """State whether a row is cold; ``changed`` says that its vector or dates are different now."""
         if cold:

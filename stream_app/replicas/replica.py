@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
@@ -49,10 +50,12 @@ _STALE_EXPIRIES = 1_024
 
 @dataclass(frozen=True, slots=True)
 class ItemChange:
-    """An item left the set that may be recommended (deleted, made unavailable, excluded), and the record that said so.
+    """An item left the set that may be recommended (deleted, made unavailable, excluded) or is new there, and the
+    record that said so.
 
     Attributes:
         users: whose slates it left; None: everybody's.
+        appended_s: the record's timestamp, seconds since 1970; 0: not known.
     """
 
     item_id: str
@@ -60,6 +63,7 @@ class ItemChange:
     partition: int
     offset: int
     users: frozenset[str] | None = None
+    appended_s: float = 0.0
 
 
 class Replica:
@@ -74,6 +78,8 @@ class Replica:
     Attributes:
         serving: what ranking reads; final once :attr:`ready` is set.
         on_withdrawn: called when an item that could be recommended no longer can.
+        on_arrived: called, once :attr:`ready`, when a new item (one with hardly any events) can be recommended and has
+            a vector, and it was not so before.
         ready: set when caught up for the first time.
         failed: completes with what ended the tail.
     """
@@ -82,6 +88,7 @@ class Replica:
         self.settings = settings
         self.metrics = metrics
         self.on_withdrawn: Callable[[ItemChange], None] | None = None
+        self.on_arrived: Callable[[ItemChange], None] | None = None
         self.ready = asyncio.Event()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.positions: dict[TopicPartition, int] = {}
@@ -345,10 +352,24 @@ class Replica:
         self._note_expiry(item, change, now)
         if listed and not self._listed(item_id, now):
             self._withdraw(change)
+        elif not listed and self._embedded(item_id):
+            self._arrived(record, item_id)
 
     def _withdraw(self, change: ItemChange) -> None:
         if self.on_withdrawn is not None:
             self.on_withdrawn(change)
+
+    def _embedded(self, item_id: str) -> bool:
+        row = self.serving.catalogue.row(item_id)
+        return row >= 0 and bool(self.serving.index.has(np.array([row], np.int32))[0])
+
+    def _arrived(self, record: ConsumerRecord, item_id: str) -> None:
+        """Tell of an item that became complete just now, when it is new and can be recommended."""
+        if self.on_arrived is None or not self.ready.is_set():
+            return
+        if self._listed(item_id, time.time()) and self.serving.catalogue.row(item_id) in self.serving.cold:
+            appended_s = max(0.0, record.timestamp / 1000)
+            self.on_arrived(ItemChange(item_id, record.topic, record.partition, record.offset, appended_s=appended_s))
 
     def _note_expiry(self, item: Item | None, change: ItemChange, now: float) -> None:
         """Remember when an item's time will be over; what was remembered of it before is outdated."""
@@ -407,7 +428,10 @@ class Replica:
 
     def _apply_vector(self, record: ConsumerRecord) -> None:
         item_id, vector = decode_item_vector(record.key, record.value)
+        embedded = self._embedded(item_id)
         self.serving.apply_vector(item_id, vector)
+        if not embedded and self._embedded(item_id):
+            self._arrived(record, item_id)
 
     def _apply_signals(self, record: ConsumerRecord) -> None:
         item_id, signals = decode_item_signals(record.key, record.value)
