@@ -8,7 +8,21 @@ from binascii import Error as Base64Error
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["pack_float32", "pack_float64", "unpack_float32", "unpack_float64"]
+__all__ = ["pack_float16", "pack_float32", "pack_float64", "unpack_float16", "unpack_float32", "unpack_float64"]
+
+
+def pack_float16(values: NDArray[np.floating]) -> str:
+    """Base64 of ``values`` (any shape, C order) as little-endian float16."""
+    return b64encode(np.ascontiguousarray(values, dtype="<f2").tobytes()).decode("ascii")
+
+
+def unpack_float16(text: str) -> NDArray[np.float16]:
+    """The float16 vector in ``text``, shape (n,), read-only.
+
+    Raises:
+        ValueError: when it is not base64 or not whole float16 values.
+    """
+    return np.frombuffer(_bytes(text), dtype="<f2")
 
 
 def pack_float32(values: NDArray[np.floating]) -> str:

@@ -37,6 +37,7 @@ from schemas.messages import (
     TrainingExamples,
     Transitions,
     User,
+    VectorSpace,
 )
 from schemas.problems import invalid_structure, shorten, too_deep
 from stream_app.errors import InvalidMessage
@@ -56,6 +57,7 @@ __all__ = [
     "decode_training_examples",
     "decode_transitions",
     "decode_user",
+    "decode_vector_space",
     "encode",
     "parse_interaction",
     "parse_item",
@@ -111,6 +113,7 @@ _item_signals = msgspec.json.Decoder(ItemSignals)
 _transitions = msgspec.json.Decoder(Transitions)
 _training_examples = msgspec.json.Decoder(TrainingExamples)
 _ranker_weights = msgspec.json.Decoder(RankerWeights)
+_vector_space = msgspec.json.Decoder(VectorSpace)
 _encoder = msgspec.json.Encoder()
 
 
@@ -334,6 +337,18 @@ def decode_ranker_weights(key: bytes | None, value: bytes | None) -> tuple[str, 
     _same_size("weights", len(row.weights), "feature_names", len(row.feature_names))
     _same_size("accumulators", len(row.accumulators), "feature_names", len(row.feature_names))
     return variant, row
+
+
+def decode_vector_space(key: bytes | None, value: bytes | None) -> tuple[str, VectorSpace | None]:
+    """A record of ``spaces.v1``: the model's space and what is served of it, None when that is the space itself."""
+    space = _key(key, "space")
+    if value is None:
+        return space, None
+    row = _internal(value, _vector_space, "spaces")
+    if row.space != space:
+        raise _key_mismatch(space, "space", row.space)
+    _same_size("mean", len(row.mean), "dimensions as base64", _base64_length(4 * row.dimensions))
+    return space, row
 
 
 def decode_transitions(value: bytes | None) -> Transitions:

@@ -34,6 +34,7 @@ __all__ = [
     "Transitions",
     "Trigger",
     "User",
+    "VectorSpace",
     "Versions",
 ]
 
@@ -249,6 +250,22 @@ class ItemVector(Struct, frozen=True, kw_only=True):
     dimensions: int
     vector: Annotated[str, Meta(description="Base64 float32, unit length.")]
     text: Annotated[str, Meta(description="What the model saw.")] = ""
+
+
+class VectorSpace(Struct, frozen=True, kw_only=True):
+    """The half-whitened space served, on ``spaces.v1`` with key = ``space``; null: the model's own space again.
+
+    A vector of the model becomes one of this space when ``mean`` is subtracted, its part along each of ``axes`` is
+    multiplied by the axis' scale, and the result is brought to unit length.
+    """
+
+    space: Annotated[str, Meta(description="The model's space, as item-vectors.v1 names it.")]
+    version: Annotated[int, Meta(ge=1, description="Grows with every fit.")]
+    items: Annotated[int, Meta(ge=0, description="How many items the catalogue had that it was fitted to.")]
+    dimensions: Annotated[int, Meta(ge=1)]
+    mean: Annotated[str, Meta(description="Base64 float32 [dimensions].")]
+    axes: Annotated[str, Meta(description="Base64 float16 [axes, dimensions], orthonormal.")]
+    scales: Annotated[str, Meta(description="Base64 float32 [axes].")]
 
 
 class Transition(Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.arrays import unpack_float32
-from schemas.messages import Item, ItemSignals, ItemVector, RankerWeights, Rule, Versions
+from schemas.messages import Item, ItemSignals, ItemVector, RankerWeights, Rule, VectorSpace, Versions
 from stream_app.errors import SnapshotError
 from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
@@ -28,10 +28,16 @@ from stream_app.ranking.features import feature_names
 from stream_app.ranking.softmax import SoftmaxRanker
 from stream_app.rules.book import RuleBook
 from stream_app.settings import Settings
+from stream_app.spaces.migration import Migration
+from stream_app.spaces.served import ServedSpace, axes_within, describe
+from stream_app.spaces.whitening import Statistics, fit
 
 __all__ = ["ServingState"]
 
-_FORMAT = 1
+_FORMAT = 2
+_FITTED_ON = 50_000
+"""Items a space is fitted on at most, a sample by id hash: more would hardly change it, and cost time."""
+_FIT_SLICE = 1_024
 
 
 class ServingState:
@@ -41,16 +47,21 @@ class ServingState:
 
     Args:
         settings: bounds, half-lives, learning.
-        space: the vector space served; vectors of another one are ignored.
+        space: the model's vector space; vectors of another one are ignored.
         dimensions: length of its vectors.
 
     Attributes:
+        space: the model's vector space.
+        served: the space of the vectors in the index: the model's own, or a half-whitening of it.
+        index: the vectors; another object after a change of space.
         counters: what was applied and what was ignored, by name.
     """
 
     def __init__(self, settings: Settings, *, space: str, dimensions: int) -> None:
         self.settings = settings
         self.space = space
+        self.served = ServedSpace(space)
+        self._migration: Migration | None = None
         self.catalogue = Catalogue(unknown_items=settings.replica.unknown_items)
         self.index = VectorIndex(dimensions, settings.index)
         self.signals = Signals(settings.items)
@@ -63,7 +74,7 @@ class ServingState:
     def versions(self) -> Versions:
         """What a slate made now was made by."""
         return Versions(
-            space=self.space,
+            space=self.served.name,
             index=f"{len(self.index)}.{self.index.version}",
             ranker=f"{self.ranker.variant}.{self.ranker.version}",
         )
@@ -114,7 +125,7 @@ class ServingState:
         if row < 0:
             self.counters["vectors_without_place"] += 1
             return
-        self.index.upsert(np.array([row], np.int32), values[None, :])
+        self.index.upsert(np.array([row], np.int32), self.served.from_model(values[None, :]))
         self._update_cold(row, changed=True)
         self.counters["vectors"] += 1
 
@@ -172,6 +183,94 @@ class ServingState:
         self.counters["weights" if applied else "weights_ignored"] += 1
         return applied
 
+    def apply_space(self, message: VectorSpace | None) -> bool:
+        """A record of ``spaces.v1``: the space to serve from now on, None for the model's own; False when ignored.
+
+        The vectors are taken there in the shadow; :meth:`advance_space` cuts over. The newest record counts, whatever
+        its version: everyone reads them in the same order.
+
+        Raises:
+            ValueError: when it is not a space of our vectors.
+        """
+        if not self.settings.spaces.whiten or (message is not None and message.space != self.space):
+            self.counters["spaces_ignored"] += 1
+            return False
+        target = ServedSpace(self.space, message)
+        if message is not None and message.dimensions != self.index.dimensions:
+            raise ValueError(
+                f"space {target.name} has {message.dimensions} dimensions, the model {self.index.dimensions}"
+            )
+        coming = self.served if self._migration is None else self._migration.target
+        if target.name == coming.name:
+            self.counters["spaces_ignored"] += 1
+            return False
+        if self._migration is not None:
+            self._migration.abandon()
+        self._migration = Migration(self.index, self.served, target, self.settings.index)
+        self.counters["spaces"] += 1
+        return True
+
+    @property
+    def migrating(self) -> bool:
+        """Whether another space is being made ready."""
+        return self._migration is not None
+
+    def advance_space(self, *, wait: bool = False) -> bool:
+        """Cut over to the space that was made ready in the shadow, with ``wait`` as soon as it is; whether that was.
+
+        Not to be called while something ranks or saves: vectors of two spaces must not meet.
+        """
+        while (migration := self._migration) is not None:
+            if wait:
+                migration.wait()
+            index = migration.advance()
+            if index is not None:
+                self._migration = None
+                self.index, self.served = index, migration.target
+                self.cold.vectors_changed()
+                return True
+            if not wait:
+                break
+        return False
+
+    def to_space(self, vectors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """The model's vectors of texts, by text, as vectors of the space served now. Not kept: the space may change."""
+        if not vectors:
+            return {}
+        served = self.served.from_model(np.stack(list(vectors.values())))
+        return dict(zip(vectors, served, strict=True))
+
+    def space_due(self) -> bool:
+        """Whether the catalogue has so changed in size that a space has to be fitted (again)."""
+        settings, items = self.settings.spaces, len(self.index)
+        if not settings.whiten or self._migration is not None or items < settings.first_items:
+            return False
+        fitted = self.served.items
+        return items >= settings.refit_growth * fitted or items * settings.refit_growth <= fitted
+
+    def fit_space(self) -> Callable[[], VectorSpace | None]:
+        """A fit to the vectors there are now, which the returned function does: in a thread, if its caller likes.
+
+        Vectors that change meanwhile are counted as they were or as they are. The function returns None when the
+        message would not fit into ``connection.max_message_bytes``.
+        """
+        index, served, space, items = self.index, self.served, self.space, len(self.index)
+        axes = axes_within(self.settings.connection.max_message_bytes, index.dimensions)
+        rows = index.rows()
+        # In an order that is the same everywhere, whatever the rows: so is the sample.
+        rows = rows[np.argsort(self.catalogue.id_hash[rows], kind="stable")][:_FITTED_ON]
+
+        def fitted() -> VectorSpace | None:
+            if axes < 1:
+                return None
+            statistics = Statistics(index.dimensions)
+            for start in range(0, len(rows), _FIT_SLICE):
+                vectors = index.vectors(rows[start : start + _FIT_SLICE])
+                statistics.add(served.to_model(vectors[vectors.any(axis=1)]))
+            return describe(fit(statistics, axes=axes), model=space, version=served.version + 1, items=items)
+
+        return fitted
+
     def _intern(self, item_id: str) -> int:
         """A row for the id; -1 when there is none even after making room (``replica.unknown_items`` is 0)."""
         row = self.catalogue.intern(item_id)
@@ -223,7 +322,13 @@ class ServingState:
         self.index.save(directory)
         self.signals.save(directory)
         meta = _Meta(
-            format=_FORMAT, space=self.space, dimensions=self.index.dimensions, ranker=self.ranker.weights_message()
+            format=_FORMAT,
+            space=self.space,
+            dimensions=self.index.dimensions,
+            ranker=self.ranker.weights_message(),
+            served=self.served.message,
+            coming=self._migration.target.message if self._migration is not None else None,
+            migrating=self.migrating,
         )
         (directory / "serving.json").write_bytes(msgspec.json.encode(meta))
         (directory / "rules.json").write_bytes(msgspec.json.encode(self.rules.rules))
@@ -244,12 +349,21 @@ class ServingState:
                 f"the snapshot in {directory} is of format {meta.format}, space {meta.space!r} with "
                 f"{meta.dimensions} dimensions; this process needs {_FORMAT}, {space!r}, {dimensions}"
             )
+        if meta.served is not None and not settings.spaces.whiten:
+            raise SnapshotError(f"the snapshot in {directory} is half-whitened, which spaces.whiten switches off")
         state = cls(settings, space=space, dimensions=dimensions)
         state.catalogue = Catalogue.load(directory, unknown_items=settings.replica.unknown_items)
         state.rules = RuleBook(state.catalogue, limit=settings.slate.rules)
         for rule in _rules(directory):
             state.rules.put(rule.rule_id, rule, now=-math.inf)
         state.index = VectorIndex.load(directory, settings.index)
+        try:
+            state.served = ServedSpace(space, meta.served)
+            if meta.migrating:
+                # The record that asked for it is behind the snapshot's offsets: it will not come again.
+                state.apply_space(meta.coming)
+        except ValueError as error:
+            raise SnapshotError(f"the snapshot in {directory} cannot be read: {error}") from error
         state.signals = Signals.load(directory, settings.items)
         state.ranker.restore(meta.ranker)
         for row in np.flatnonzero(state.catalogue.known).tolist():
@@ -271,3 +385,6 @@ class _Meta(msgspec.Struct):
     space: str
     dimensions: int
     ranker: RankerWeights
+    served: VectorSpace | None = None
+    coming: VectorSpace | None = None
+    migrating: bool = False

@@ -251,6 +251,23 @@ class IndexSettings(_Group):
     )
 
 
+class SpaceSettings(_Group):
+    """The half-whitened vector space that is served."""
+
+    whiten: bool = Field(
+        True, description="Serve a space fitted to the catalogue; off: the model's vectors as they are."
+    )
+    first_items: int = Field(
+        50, ge=2, le=1_000_000, description="Fitted for the first time with this many items (count)."
+    )
+    refit_growth: float = Field(
+        2.0, ge=1.1, le=100, description="Fitted again when the catalogue has grown (or shrunk) by this factor."
+    )
+    check_interval_s: float = Field(
+        1.0, gt=0, le=3_600, description="Whether that is so is looked at this often (seconds)."
+    )
+
+
 class RetrievalSettings(_Group):
     """How many candidates each source may propose (count)."""
 
@@ -459,6 +476,7 @@ class Settings(BaseSettings):
     users: UserSettings = Field(default_factory=UserSettings)
     items: ItemSettings = Field(default_factory=ItemSettings)
     index: IndexSettings = Field(default_factory=IndexSettings)
+    spaces: SpaceSettings = Field(default_factory=SpaceSettings)
     retrieval: RetrievalSettings = Field(default_factory=RetrievalSettings)
     cold: ColdSettings = Field(default_factory=ColdSettings)
     factors: FactorSettings = Field(default_factory=FactorSettings)

@@ -102,6 +102,15 @@ TOPICS: tuple[Topic, ...] = (
         summary="Embeddings of items.",
     ),
     Topic(
+        name="spaces.v1",
+        message=messages.VectorSpace,
+        key="space",
+        public=False,
+        compacted=True,
+        partitions=1,
+        summary="The half-whitened vector space that is served, fitted to the catalogue.",
+    ),
+    Topic(
         name="transitions.v1",
         message=messages.Transitions,
         key="partition by crc32(item_id)",
@@ -152,6 +161,7 @@ class Topics:
         self.recommendations = named["recommendations.v1"]
         self.dead_letter = named["dead-letter.v1"]
         self.item_vectors = named["item-vectors.v1"]
+        self.spaces = named["spaces.v1"]
         self.transitions = named["transitions.v1"]
         self.item_signals = named["item-signals.v1"]
         self.training_examples = named["training-examples.v1"]

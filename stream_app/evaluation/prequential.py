@@ -142,6 +142,9 @@ class Prequential:
                     item_id=item_id, space=space, text_hash="", dimensions=dimensions, vector=pack_float32(vector)
                 ),
             )
+        if self.serving.space_due():
+            self.serving.apply_space(self.serving.fit_space()())
+            self.serving.advance_space(wait=True)
         self.recommender = Recommender(settings, self.serving)
         self._stage = UserStage(settings, self.serving, self.recommender)
         self._statistics = ItemStatistics(0, 1, settings.items)

@@ -33,6 +33,8 @@ _START_CAPACITY = 1_024
 _NO_LABEL = -1
 _GEMM_FROM = 6
 """Queries from which one matrix product beats as many matrix-vector products (measured with OpenBLAS)."""
+_SAME = np.float32(1e-5)
+"""Vectors that differ by no more than this in any component are one vector computed twice."""
 _EXACT_BLOCK = 1 << 22
 """Similarities held at once by an exact scan (16 MiB), whatever the number of queries."""
 
@@ -60,6 +62,7 @@ class VectorIndex:
         self._labels = 0
         self._build: _Build | None = None
         self._held = False
+        self._changes: set[int] | None = None
         self.rebuilds = 0
         self.version = 0
 
@@ -107,17 +110,26 @@ class VectorIndex:
         if not np.all(np.abs(norms - 1.0) < 1e-2):
             raise ValueError(f"vectors must have unit length; squared lengths are {norms.min()} to {norms.max()}")
         self._reserve(int(rows.max()) + 1)
-        different = ~self._present[rows] | np.any(self._matrix[rows] != vectors, axis=1)
+        different = ~self._present[rows] | np.any(np.abs(self._matrix[rows] - vectors) > _SAME, axis=1)
         rows, vectors = rows[different], vectors[different]
         if not len(rows):
             return 0
+        self._set(rows, vectors)
+        self._touched(rows)
+        return len(rows)
+
+    def fill(self, rows: NDArray[np.int32], vectors: NDArray[np.float32]) -> None:
+        """Set vectors (see :meth:`upsert`) while nobody searches yet; :meth:`maybe_rebuild` makes the graph then."""
+        if len(rows):
+            self._reserve(int(rows.max()) + 1)
+            self._set(rows, vectors)
+
+    def _set(self, rows: NDArray[np.int32], vectors: NDArray[np.float32]) -> None:
         replaced = int(np.count_nonzero(self._present[rows]))
         self._matrix[rows] = vectors
         self._present[rows] = True
         self._live += len(rows) - replaced
         self._end = max(self._end, int(rows.max()) + 1)
-        self._touched(rows)
-        return len(rows)
 
     def remove(self, rows: NDArray[np.int32]) -> int:
         """Take rows out for good; returns how many had a vector."""
@@ -189,6 +201,15 @@ class VectorIndex:
             return self._row_of_label[labels], np.float32(1.0) - distances
         return None
 
+    def rows(self) -> NDArray[np.int32]:
+        """The rows that have a vector, int32, ascending."""
+        return np.flatnonzero(self._present[: self._end]).astype(np.int32)
+
+    def note_changes(self) -> set[int]:
+        """A set that every row is put into from now on whose vector is set or removed; a later call's replaces it."""
+        self._changes = set()
+        return self._changes
+
     def maybe_rebuild(self, *, wait: bool = True) -> bool:
         """Start a rebuild when one is due, and with ``wait`` see it through; returns whether a graph took over."""
         before = self.rebuilds
@@ -213,6 +234,8 @@ class VectorIndex:
     def _touched(self, rows: NDArray[np.int32]) -> None:
         self.version += 1
         self._cut_over()
+        if self._changes is not None:
+            self._changes.update(rows.tolist())
         if self._build is not None:
             self._build.touched.update(rows.tolist())
         if self._graph is not None:

@@ -49,6 +49,10 @@ class ColdItems:
         if self._changes and (len(self._members) <= self._limit or self._changes > _REFRESH_SHARE * self._limit):
             self._stale = True
 
+    def vectors_changed(self) -> None:
+        """Every vector is another one now: they are read again."""
+        self._stale = True
+
     def rows(self, catalogue: Catalogue, index: VectorIndex) -> NDArray[np.int32]:
         """The rows, int32 [c], newest publication first, then by id hash."""
         self._refresh(catalogue, index)

@@ -48,7 +48,8 @@ class RankRequest:
         now: wall clock (seconds since 1970); decides which items are published and not expired.
         n: items wanted.
         before: only events before this time count (see ``history_view``); None: all.
-        extra_vectors: unit vectors of free texts in the history and the prior, by text.
+        extra_vectors: unit vectors of free texts in the history and the prior, by text, in the space that is served
+            (``ServingState.to_space``).
         prior: texts of the user's profile; see ``derive_interests``.
         prior_weight: their weight together.
         language: of the reasons; None: the setting ``slate.language``.

@@ -24,7 +24,7 @@ from stream_app.settings import Settings
 __all__ = ["FORMAT", "MAX_AGE_S", "Snapshots"]
 
 _log = get_logger(__name__)
-FORMAT = 3
+FORMAT = 4
 _KEEP = 2
 _MANIFEST = "manifest.json"
 Offsets = dict[tuple[str, int], int]

@@ -135,9 +135,9 @@ class UserStage:
             events: of any users; the events of one user in the order of their offsets.
             states: the state of each of those users before the batch; not changed.
             now: wall clock, seconds since 1970; decides expiry and publication of items.
-            text_vectors: embeddings of free texts in the events and histories, by text.
+            text_vectors: embeddings of free texts in the events and histories, by text, as the model made them.
         """
-        texts = text_vectors or {}
+        texts = self._serving.to_space(text_vectors or {})
         result = StageResult()
         refreshed: dict[str, SourcedEvent | SourcedProfile] = {}
         choices: list[tuple[SourcedEvent, Choice]] = []
@@ -219,7 +219,7 @@ class UserStage:
                 forgotten.pop(user_id, None)
                 refreshed[user_id] = sourced
         result.forgotten = list(forgotten)
-        self._refresh(refreshed, result, now, text_vectors or {})
+        self._refresh(refreshed, result, now, self._serving.to_space(text_vectors or {}))
         return result
 
     def shown(self, slates: Sequence[NewSlate]) -> None:
@@ -235,7 +235,8 @@ class UserStage:
         text_vectors: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> list[NewSlate]:
         """Fresh slates without an event: an item came or went. Ranked at each user's last event time."""
-        requests = [self._request(state, _last_at(state, now), now, text_vectors or {}) for state in states.values()]
+        texts = self._serving.to_space(text_vectors or {})
+        requests = [self._request(state, _last_at(state, now), now, texts) for state in states.values()]
         rankings = self._recommender.rank(requests)
         return [self._slate(request, ranking, None) for request, ranking in zip(requests, rankings, strict=True)]
 

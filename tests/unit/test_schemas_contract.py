@@ -31,6 +31,7 @@ KEYS = {
     "recommendations": "user_id",
     "ranker-weights": "variant",
     "rules": "rule_id",
+    "spaces": "space",
 }
 
 
@@ -57,6 +58,8 @@ def decode_golden(path: Path) -> msgspec.Struct:
             message = decode.decode_dead_letter(value)
         case "item-vectors":
             _, message = decode.decode_item_vector(key, value)
+        case "spaces":
+            _, message = decode.decode_vector_space(key, value)
         case "item-signals":
             _, message = decode.decode_item_signals(key, value)
         case "ranker-weights":

@@ -24,6 +24,7 @@ def test_every_registered_topic_has_an_attribute_with_its_full_name(topics: Topi
         topics.recommendations,
         topics.dead_letter,
         topics.item_vectors,
+        topics.spaces,
         topics.transitions,
         topics.item_signals,
         topics.training_examples,
@@ -44,6 +45,7 @@ def test_partitions_are_the_settings_but_where_one_owner_is_by_design(topics: To
     assert counts.pop("training-examples.v1") == 1
     assert counts.pop("ranker-weights.v1") == 1
     assert counts.pop("rules.v1") == 1
+    assert counts.pop("spaces.v1") == 1
     assert set(counts.values()) == {7}
 
 
@@ -56,6 +58,7 @@ def test_state_topics_are_compacted_and_streams_are_not(topics: Topics):
         "item-vectors.v1",
         "item-signals.v1",
         "rules.v1",
+        "spaces.v1",
         "ranker-weights.v1",
     }
     assert all(topics.config(topic)["max.message.bytes"] == "20000" for topic in TOPICS)
