@@ -20,11 +20,9 @@ from stream_app.datasets.dataset import Dataset
 from stream_app.datasets.online_retail import load_online_retail
 from stream_app.demo.client import ShopClient
 from stream_app.demo.scoreboard import Scoreboard
-from stream_app.embedded import EmbeddedStack
 from stream_app.embedded.stack import BrokerKind
 from stream_app.embedded.worker import WorkerProcess
-from stream_app.embedded.workspace import workspace
-from stream_app.settings import load_settings
+from stream_app.evaluation.live import Pipeline, pipeline
 
 __all__ = ["Rig", "about_this_machine", "rig"]
 
@@ -36,15 +34,21 @@ class Rig:
     """A running pipeline with the shop's catalogue, every item embedded."""
 
     dataset: Dataset
-    client: ShopClient
-    interactions: list[WorkerProcess]
-    others: list[WorkerProcess]
+    pipeline: Pipeline
     began: float
+
+    @property
+    def client(self) -> ShopClient:
+        return self.pipeline.client
+
+    @property
+    def interactions(self) -> list[WorkerProcess]:
+        return self.pipeline.interactions
 
     def memory(self) -> dict[str, float]:
         """Resident memory in MB: the largest interactions process alone, and everything else."""
         own = max(worker.memory_bytes()[0] for worker in self.interactions)
-        others = sum(sum(worker.memory_bytes()) for worker in self.others)
+        others = sum(sum(worker.memory_bytes()) for worker in self.pipeline.others)
         return {
             "interactions_process_mb": round(own / 1e6, 1),
             "catalogue_items_ranker_encoder_mb": round(others / 1e6),
@@ -74,33 +78,10 @@ async def rig(
     """Start everything, load the catalogue, and wait until it is embedded; stop everything at the end."""
     began = time.perf_counter()
     dataset = load_online_retail()
-    async with contextlib.AsyncExitStack() as cleanup:
-        directory: Path = cleanup.enter_context(workspace())
-        stack = await cleanup.enter_async_context(EmbeddedStack(broker, directory=directory))
-        common = {
-            **stack.settings_overrides(),
-            "topics": {"prefix": _PREFIX},
-            "replica": {"directory": "off"},
-            "log": {"level": "warning"},
-            **overrides,
-        }
-        lazily = {**common, "encoder": {"eager": False}}
-        interactions = [WorkerProcess(["interactions"], overrides=lazily, directory=directory) for _ in range(workers)]
-        others = [WorkerProcess(["catalogue", "items", "ranker"], overrides=common, directory=directory)]
-        for worker in (*others, *interactions):
-            cleanup.push_async_callback(worker.stop)
-        await asyncio.gather(*(worker.start() for worker in (*others, *interactions)))
-        settings = load_settings(**common)
-        client = await cleanup.enter_async_context(ShopClient(settings))
-        running = Rig(dataset, client, interactions, others, began)
+    async with pipeline(broker=broker, workers=workers, prefix=_PREFIX, **overrides) as running:
         if embed:
-            await client.send_items(dataset.items)
-            while (await interactions[-1].metric("tailrace_index_items") or 0) < len(dataset.items):
-                await asyncio.sleep(0.2)
-        yield running
-        for worker in (*others, *interactions):
-            if not worker.running:
-                raise RuntimeError(f"{worker.name} ended during the measurement:\n{worker.output(40)}")
+            await running.load(dataset.items)
+        yield Rig(dataset, running, began)
 
 
 def about_this_machine() -> dict[str, Any]:

@@ -10,8 +10,9 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
+    from stream_app.embedded.stack import BrokerKind
     from stream_app.evaluation.files import Log
     from stream_app.settings import Settings
 
@@ -55,6 +56,16 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     show_default=True,
     help="Statistics and weights reach ranking after so many events: the lag of a real deployment.",
 )
+@click.option(
+    "--via",
+    type=click.Choice(["kafka"]),
+    help="Also send the log through a broker and live processes, started here, and measure what they publish.",
+)
+@click.option(
+    "--broker",
+    type=click.Choice(["kafka", "embedded"]),
+    help="Which broker --via starts: Apache Kafka (the default where it is installed) or the embedded one.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Folder for vectors between runs.")
 @click.option("--json", "json_file", type=_FILE, help="Also write everything to this file.")
@@ -77,6 +88,7 @@ def evaluate(
         raise click.UsageError("name a log: --items FILE --interactions FILE, or the data set online-retail")
     if dataset is not None and items is not None:
         raise click.UsageError("--items goes with --interactions; online-retail has its own catalogue")
+    options["via"] = _broker(options["via"], options.pop("broker"), options["protocol"])
     _writable(json_file)
     _writable(html_file)
     from stream_app.cli.console import errors, output
@@ -113,6 +125,24 @@ def _baselines(given: str | None) -> tuple[str, ...]:
     if unknown or not names:
         raise click.BadParameter(f"{', '.join(unknown) or 'nothing'}: choose from {', '.join(BASELINES)}, or all")
     return names
+
+
+def _broker(via: str | None, broker: str | None, protocol: str) -> str | None:
+    """The broker to start, None for none."""
+    if via is None:
+        if broker is not None:
+            raise click.UsageError("--broker goes with --via kafka")
+        return None
+    if protocol != "streaming":
+        raise click.UsageError("--via kafka goes with --protocol streaming")
+    from stream_app.embedded.kafka.install import kafka_missing
+
+    missing = kafka_missing()
+    if broker is None:
+        return "embedded" if missing else "kafka"
+    if broker == "kafka" and missing:
+        raise click.UsageError(missing)
+    return broker
 
 
 def _writable(file: Path | None) -> None:
@@ -190,16 +220,18 @@ def _evaluate(
     seed: int,
     cache: Path | None,
     limit: int | None,
+    via: BrokerKind | None,
 ) -> dict[str, Any]:
     from stream_app.cli.settings_reference import effective_settings
     from stream_app.evaluation.prequential import Options
     from stream_app.evaluation.run import evaluate_log
 
-    encoding = progress.add_task("texts", total=len(log.items))
-    replaying = progress.add_task("interactions", total=len(log.interactions))
+    bars: dict[str, TaskID] = {}
 
     def advance(what: str, done: int, total: int) -> None:
-        progress.update(encoding if what == "texts" else replaying, completed=done, total=total)
+        if what not in bars:
+            bars[what] = progress.add_task(what, total=total)
+        progress.update(bars[what], completed=done, total=total)
 
     return evaluate_log(
         log,
@@ -209,6 +241,7 @@ def _evaluate(
         compare=compare,
         first_only=first_only,
         limit=limit,
+        via=via,
         cache=cache,
         changed={row.name: row.value for row in effective_settings(settings) if row.value != row.default},
         on_progress=advance,

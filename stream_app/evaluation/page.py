@@ -85,6 +85,7 @@ def _summary(report: Mapping[str, Any]) -> str:
     head = ("ranking", "HR@10", "NDCG@10", "MRR", "HR@50", "coverage@10", "cold HR@10", "cold HR@50")
     named = {
         "slates": {**report["overall"], "cold": report["cold"]},
+        **({"the same in process": _beside(report["in_process"])} if "in_process" in report else {}),
         **{f"{name} alone": found for name, found in report["sources"].items()},
         **{f"{name} (baseline)": found for name, found in report["compare"].items()},
     }
@@ -97,6 +98,10 @@ def _summary(report: Mapping[str, Any]) -> str:
     if report["tests"] < FEW_TESTS:
         caption += f" Only {report['tests']} tests: look at the intervals, the figures alone say little."
     return "<h2>Summary</h2>\n" + _rows(head, rows, caption=caption, first_class="slates")
+
+
+def _beside(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {**found["overall"], "cold": found["cold"]}
 
 
 def _table(title: str, parts: Sequence[Mapping[str, Any]], name: Callable[[Mapping[str, Any]], str]) -> str:
@@ -192,6 +197,8 @@ def _over_time(axes: Axes, report: Mapping[str, Any]) -> None:
     )
     axes.plot(places, [part["hr@10"] for part in parts], color=_SLATES, marker="o", label="slates")
     for colour, name in zip(_COLOURS, _companions(report), strict=False):
+        if name not in parts[0]["others"]:
+            continue  # measured in process, not on these tests
         axes.plot(places, [part["others"][name] for part in parts], color=colour, marker=".", label=name)
     names = [_period(part)[:10] for part in parts]
     axes.set_xticks(list(places), names, rotation=35, ha="right")

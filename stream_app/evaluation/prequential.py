@@ -16,9 +16,7 @@ that user did afterwards; those items are tested at the end, one per user.
 
 from __future__ import annotations
 
-from array import array
-from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Literal
@@ -29,7 +27,8 @@ from numpy.typing import NDArray
 from schemas.arrays import pack_float32
 from schemas.messages import Interaction, Item, ItemVector, TrainingExamples, Transitions
 from stream_app.evaluation.baselines import Baseline, Told
-from stream_app.evaluation.metrics import DEPTH, Ranks
+from stream_app.evaluation.ledger import MAX_DEPTH, Ledger, without
+from stream_app.evaluation.metrics import Ranks
 from stream_app.items.statistics import ItemStatistics
 from stream_app.ranking.recommender import RankRequest, Recommender
 from stream_app.ranking.softmax import SoftmaxRanker
@@ -48,7 +47,6 @@ SLATES: Final = "slates"
 _TOPIC = "interactions"
 _PARTITION = 0
 _REPORT_EVERY = 100
-_MAX_DEPTH = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +93,6 @@ class Outcome:
     baselines: Mapping[str, Ranks] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     untested: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Had:
-    """Rows a user had something to do with: all of them, and those that may still be recommended."""
-
-    rows: set[int] = field(default_factory=set)
-    open: set[int] = field(default_factory=set)
-    number: int = 0
 
 
 class Prequential:
@@ -153,13 +142,9 @@ class Prequential:
         self._size = len(items)
         rows = self.serving.catalogue.rows
         self._baselines = {baseline.name: baseline for baseline in baselines}
-        self._slates = Ranks(rows)
+        self._ledger = Ledger(settings, self.serving.catalogue.row, rows)
         self._of_source = {source.name: Ranks(rows) for source in self.recommender.sources} if options.sources else {}
         self._of_baseline = {name: Ranks(rows) for name in self._baselines}
-        self._maturity, self._at, self._cold = array("i"), array("d"), array("b")
-        self._item_events: Counter[str] = Counter()
-        self._had: dict[str, _Had] = {}
-        self._untested: Counter[str] = Counter()
         self._offset = 0
         self._unpublished = 0
 
@@ -174,7 +159,7 @@ class Prequential:
         tested_from = int(count * self.options.train_share)
         reported = 0
         for basket in baskets(islice(interactions, count)):
-            self._test(basket, count_tests=self._offset >= tested_from)
+            self._test(basket, counted=self._offset >= tested_from)
             self._learn(basket)
             self._remember(basket)
             if self._offset - reported >= _REPORT_EVERY:
@@ -192,7 +177,7 @@ class Prequential:
             interactions: in order of time.
             on_progress: told how many events are done, now and then.
         """
-        learned, held = leave_one_out(interactions, wanted=self._wanted)
+        learned, held = leave_one_out(interactions, wanted=self._ledger.wanted)
         reported = 0
         for basket in baskets(learned):
             self._learn(basket)
@@ -214,98 +199,38 @@ class Prequential:
         return Outcome(
             events=self._offset,
             items=self._size,
-            maturity=np.array(self._maturity, np.int32),
-            at=np.array(self._at, np.float64),
-            cold=np.array(self._cold, np.bool_),
-            slates=self._slates,
+            maturity=self._ledger.maturity,
+            at=self._ledger.at,
+            cold=self._ledger.cold,
+            slates=self._ledger.slates,
             sources=self._of_source,
             baselines=self._of_baseline,
             weights={name: round(weight, 4) for name, weight in weights},
-            untested=dict(self._untested),
+            untested=dict(self._ledger.untested),
         )
 
-    def _wanted(self, event: Interaction) -> bool:
-        """Whether the event says that the user wanted an item of the catalogue."""
-        kind = self.settings.event_types[event.type]
-        disliked = kind.negative_below is not None and event.value is not None and event.value < kind.negative_below
-        return (
-            kind.polarity > 0
-            and not disliked
-            and not event.items
-            and event.item_id is not None
-            and self.serving.catalogue.row(event.item_id) >= 0
-        )
-
-    def _test(self, basket: Sequence[Interaction], *, count_tests: bool = True, at: float | None = None) -> None:
+    def _test(self, basket: Sequence[Interaction], *, counted: bool = True, at: float | None = None) -> None:
         """Rank the user of the basket, and count its new items as tests."""
-        user_id = basket[0].user_id
-        had = self._had.get(user_id)
-        before: Container[int] = had.rows if had is not None else ()
-        tested: dict[int, str] = {}
-        untested = self._untested
-        for event in basket:
-            if event.item_id is None:
-                continue
-            row = self.serving.catalogue.row(event.item_id)
-            if not self._wanted(event):
-                untested["not wanted, or not in the catalogue"] += 1
-            elif row in before or row in tested:
-                untested["not new to the user"] += 1
-            else:
-                tested[row] = event.item_id
-        state = self._states.get(user_id)
-        if not tested:
-            return
-        if state is None or not state.events:
-            untested["first events of a user"] += len(tested)
-            return
-        if not count_tests:
-            untested["training part"] += len(tested)
-            return
         at = basket[0].occurred_at.timestamp() if at is None else at
-        rows = np.fromiter(tested, np.int32, len(tested))
-        cold_events = self.settings.retrieval.cold_events
-        self._maturity.extend([state.events] * len(rows))
-        self._at.extend([at] * len(rows))
-        self._cold.extend([self._item_events[item_id] < cold_events for item_id in tested.values()])
-        # What the user had and may still be shown takes no place: a list so much longer is asked for.
-        spare = len(had.open) + max(0, len(had.rows) - self.settings.users.consumed) if had is not None else 0
-        request = RankRequest(user=state, at=at, now=at, n=min(DEPTH + spare, _MAX_DEPTH))
-        self._slates.add_slate(_without(self.recommender.rank([request])[0].rows, before), rows)
+        tests = self._ledger.tests(basket, at=at, counted=counted)
+        if tests is None:
+            return
+        request = RankRequest(user=self._states[basket[0].user_id], at=at, now=at, n=tests.depth)
+        slate = self.recommender.rank([request])[0].rows
+        self._ledger.slates.add_slate(without(slate, tests.had), tests.rows)
         if self._of_source:
             for name, proposed in self.recommender.propose(request).items():
-                self._of_source[name].add_slate(_without(proposed[:_MAX_DEPTH], before), rows)
-        if self._baselines and had is not None:
-            had_rows = np.fromiter(had.rows, np.int32, len(had.rows))
+                self._of_source[name].add_slate(without(proposed[:MAX_DEPTH], tests.had), tests.rows)
+        if self._baselines:
+            had = np.fromiter(tests.had, np.int32, len(tests.had))
             for name, baseline in self._baselines.items():
-                self._of_baseline[name].add(*baseline.test(had.number, at, had_rows, rows))
+                self._of_baseline[name].add(*baseline.test(tests.user, at, had, tests.rows))
 
     def _remember(self, basket: Sequence[Interaction]) -> None:
         """Note what the user had, and tell the baselines what the user wanted."""
-        user_id = basket[0].user_id
-        had = self._had.get(user_id)
-        if had is None:
-            had = self._had[user_id] = _Had(number=len(self._had))
-        wanted = []
-        for event in basket:
-            if event.item_id is None:
-                continue
-            self._item_events[event.item_id] += 1
-            row = self.serving.catalogue.row(event.item_id)
-            if not 0 <= row < self._size:
-                continue
-            kind = self.settings.event_types[event.type]
-            if not kind.polarity:
-                continue
-            if kind.consumes or kind.hides:
-                had.open.discard(row)
-            elif row not in had.rows:
-                had.open.add(row)
-            had.rows.add(row)
-            if self._baselines and self._wanted(event):
-                wanted.append(row)
-        if wanted:
-            told = Told(had.number, basket[0].occurred_at.timestamp(), np.array(wanted, np.int32))
+        user, wanted = self._ledger.remember(basket)
+        if len(wanted):
+            told = Told(user, basket[0].occurred_at.timestamp(), wanted)
             for baseline in self._baselines.values():
                 baseline.learn(told)
 
@@ -378,9 +303,3 @@ def leave_one_out(
     cut = len(interactions)
     learned = [event for place, event in enumerate(interactions) if place < held.get(event.user_id, cut)]
     return learned, [interactions[place] for place in sorted(held.values())]
-
-
-def _without(slate: NDArray[np.int32], had: Container[int]) -> NDArray[np.int32]:
-    """The slate without what the user had."""
-    kept = [row for row in slate.tolist() if row not in had]
-    return slate if len(kept) == len(slate) else np.array(kept, np.int32)

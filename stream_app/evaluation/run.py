@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.messages import Interaction
+from stream_app.embedded.stack import BrokerKind
 from stream_app.evaluation import files
 from stream_app.evaluation.baselines import make_baselines
 from stream_app.evaluation.files import Log
@@ -43,6 +46,7 @@ def evaluate_log(
     compare: Sequence[str] = (),
     first_only: bool = False,
     limit: int | None = None,
+    via: BrokerKind | None = None,
     cache: Path | None = None,
     changed: Mapping[str, Any] | None = None,
     on_progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
@@ -57,6 +61,7 @@ def evaluate_log(
         compare: baselines to run beside it (``stream_app.evaluation.baselines.BASELINES``).
         first_only: leave out a user's later interactions with the same item.
         limit: how the log was cut, for the report.
+        via: measure the slates of live processes on this broker, and in process beside it; None: only in process.
         cache: folder for vectors; None: one in the system's folder for temporary files.
         changed: settings that differ from their defaults, for the report.
         on_progress: told what is being done (``texts``, ``interactions``), how much of it is done, and of how much.
@@ -76,24 +81,55 @@ def evaluate_log(
         outcome = replay.run_leave_one_out(events, on_progress=advance)
     else:
         outcome = replay.run(events, len(events), on_progress=advance)
-    return report(
-        outcome,
-        Run(
-            data=log.facts(),
-            protocol=protocol,
-            seconds=time.perf_counter() - started,
-            seed=options.seed,
-            options={
-                **asdict(options),
-                "first_only": first_only,
-                "compare": list(compare),
-                "limit": limit,
-                "replayed": len(events),
-            },
-            settings=changed or {},
-            warnings=tuple(log.warnings),
-        ),
+    run = Run(
+        data=log.facts(),
+        protocol=protocol,
+        seconds=time.perf_counter() - started,
+        seed=options.seed,
+        options={
+            **asdict(options),
+            "first_only": first_only,
+            "compare": list(compare),
+            "limit": limit,
+            "replayed": len(events),
+            "via": via,
+        },
+        settings=changed or {},
+        warnings=tuple(log.warnings),
     )
+    found = report(outcome, run)
+    if via is None:
+        return found
+    return _live(log, events, settings, run, found, broker=via, train_share=options.train_share, told=on_progress)
+
+
+def _live(
+    log: Log,
+    events: Sequence[Interaction],
+    settings: Settings,
+    run: Run,
+    in_process: dict[str, Any],
+    *,
+    broker: BrokerKind,
+    train_share: float,
+    told: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """The report of the live slates; sources and baselines are those measured in process."""
+    # Here, because it is only needed with a broker.
+    from stream_app.evaluation.live import live_outcome
+
+    outcome, seconds = asyncio.run(
+        live_outcome(log.items, events, settings, broker=broker, train_share=train_share, on_progress=told)
+    )
+    warnings = list(run.warnings)
+    if log.without_text:
+        warnings.append("live processes embed items without text by their id; in process they have no vector")
+    found = report(outcome, replace(run, seconds=seconds, warnings=tuple(warnings)))
+    found["sources"], found["compare"] = in_process["sources"], in_process["compare"]
+    found["weights"] = in_process["weights"]
+    kept = ("tests", "seconds", "tests_per_s", "overall", "cold")
+    found["in_process"] = {key: in_process[key] for key in kept}
+    return found
 
 
 def _matrix(log: Log, vectors: Vectors) -> NDArray[np.float32]:

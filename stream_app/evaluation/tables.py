@@ -33,10 +33,13 @@ def _summary(report: Mapping[str, Any]) -> Table:
         f"{data['interactions']:,} interactions of {data['users']:,} users, {data['items']:,} items; {seconds}{rate}",
         caption=_intervals(report),
     )
-    table.add_column("ranking")
+    table.add_column(f"ranking (published on {report['options']['via']})" if "in_process" in report else "ranking")
     for column in _COLUMNS:
         table.add_column(column, justify="right")
     table.add_row("slates", *_cells({**report["overall"], "cold": report["cold"]}), style="bold")
+    if "in_process" in report:
+        beside = report["in_process"]
+        table.add_row("the same in process", *_cells({**beside["overall"], "cold": beside["cold"]}))
     for name, found in report["sources"].items():
         table.add_row(f"{name} alone", *_cells(found))
     if report["compare"]:

@@ -323,3 +323,10 @@ def test_the_page_stands_alone_and_shows_every_plot(evaluate: Evaluate, tmp_path
     evaluate(events(("u", "i0", START)), None, "--html", str(page))
     assert "there was no test" in page.read_text()
     assert "<svg" not in page.read_text()
+
+
+@pytest.mark.parametrize(
+    "options", [["--broker", "embedded"], ["--via", "kafka", "--protocol", "leave-one-out"], ["--via", "redis"]]
+)
+def test_options_of_the_live_run_that_do_not_go_together_are_refused(options: list[str]) -> None:
+    assert main(["evaluate", "online-retail", *options]) == 2
