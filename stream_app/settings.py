@@ -340,12 +340,18 @@ class SlateSettings(_Group):
     size: int = Field(20, ge=1, le=200, description="Items in a slate (count).")
     diversity: float = Field(0.05, ge=0, le=1, description="Share of diversity in re-ranking; 0: pure score.")
     cold_places: int = Field(
-        1,
+        4,
         ge=0,
         le=20,
         description="Places reserved for new items in every 20 ranks, so a longer slate has more (count).",
     )
-    cold_from_rank: int = Field(11, ge=1, le=200, description="First rank a reserved place may take.")
+    cold_from_rank: int = Field(16, ge=1, le=200, description="First rank a reserved place may take.")
+    cold_trials: float = Field(
+        200.0,
+        gt=0,
+        description="How many showings closeness to the user counts for when new items compete for reserved places "
+        "(Thompson sampling): fewer explore more, inf not at all.",
+    )
     category_cap: int = Field(
         0,
         ge=0,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.messages import SlateItem
+from stream_app.ranking.exploration import thompson_order
 from stream_app.ranking.features import RawFeatures, feature_names, raw_features, scale
 from stream_app.ranking.reasons import kind_matrix, phrase, strongest_kind
 from stream_app.ranking.slate import SlateRules, choose
@@ -381,7 +382,17 @@ class Recommender:
         scores = np.round(scores, 6)
         cold = np.flatnonzero(prepared.raw.cold)
         closeness = prepared.raw.values[cold, SLOW] + prepared.raw.values[cold, FAST]
-        cold_order = cold[np.argsort(-np.round(closeness, 5), kind="stable")]
+        user = prepared.request.user
+        cold_order = cold[
+            thompson_order(
+                closeness,
+                self._serving.signals.total(prepared.rows[cold]),
+                np.zeros(len(cold)),
+                self._serving.catalogue.id_hash[prepared.rows[cold]],
+                seed=id_hash(user.user_id) + user.events,
+                trials=self._settings.slate.cold_trials,
+            )
+        ]
         rules = self._slate_rules(prepared)
         if rules.boosts is not None:
             scores = np.round(scores + rules.boosts, 6)

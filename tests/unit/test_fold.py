@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.messages import Interaction
-from stream_app.settings import DEFAULT_EVENT_TYPES, ItemSettings, UserSettings
+from stream_app.settings import DEFAULT_EVENT_TYPES, EventType, ItemSettings, UserSettings
 from stream_app.users.fold import Folder
 from stream_app.users.state import UserState, decode_state, encode_state, id_hash
 
@@ -228,3 +230,35 @@ class TestContext:
         assert self.folded(event(0, "a", "click", context=context)) == (("a", "", 1.0),)
         assert self.folded(event(0, None, "search", text="spade", context=context)) == (("", "spade", 1.0),)
         assert self.folded(event(0, None, "impression", items=["a"], context=context)) == ()
+
+
+def consumed_with(days: float | None, *events: Interaction) -> UserState:
+    types = {**DEFAULT_EVENT_TYPES, "purchase": EventType(weight=4, consumes=True, consumes_for_days=days)}
+    return run(events, Folder(types, UserSettings(), ItemSettings()))[0]
+
+
+def test_an_item_is_consumed_for_as_long_as_its_event_type_says():
+    bought = event(1)
+    at = bought.occurred_at.timestamp()
+    for_ever = consumed_with(None, bought)
+    assert for_ever.excludes(id_hash("a"), at + 1e9)
+    for_a_week = consumed_with(7.0, bought)
+    assert for_a_week.excludes(id_hash("a"), at + 7 * 86_400 - 1)
+    assert not for_a_week.excludes(id_hash("a"), at + 7 * 86_400)
+    assert for_a_week.excluded(at) == [id_hash("a")]
+    assert for_a_week.excluded(at + 7 * 86_400) == []
+    assert not consumed_with(0.0, bought).consumed
+
+
+def test_the_longest_consumption_holds_in_any_order():
+    first, second = event(1), event(2, minutes=3 * 24 * 60)
+    assert consumed_with(7.0, first, second).consumed == consumed_with(7.0, second, first).consumed
+
+
+def test_a_state_keeps_how_long_items_are_consumed_and_older_states_are_read():
+    state = consumed_with(7.0, event(1))
+    state.consumed[id_hash("b")] = math.inf
+    assert decode_state("u", encode_state(state)).consumed == state.consumed
+    packed = msgspec.msgpack.decode(encode_state(state))
+    older = msgspec.msgpack.encode([1, *packed[1:7]])
+    assert decode_state("u", older).consumed == {id_hash("a"): math.inf, id_hash("b"): math.inf}

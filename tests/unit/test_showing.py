@@ -107,3 +107,11 @@ def test_of_older_and_newer_users_together_the_newer_stay_within_the_limit():
 
 def test_nothing_shown_is_an_empty_set():
     assert Showing(limit=1).items() == set()
+
+
+def test_an_item_withdrawn_from_some_users_leaves_only_their_slates() -> None:
+    showing = Showing(limit=10)
+    showing.published([new("u", "a", "b"), new("v", "a", "c")])
+    assert showing.showing({"a": frozenset({"v"})}, partitions={0}) == [("v", "a")]
+    assert showing.showing({"a": frozenset({"v"}), "b": None}, partitions={0}) == [("u", "b"), ("v", "a")]
+    assert showing.showing({"a": frozenset({"w"})}, partitions={0}) == []
