@@ -227,8 +227,10 @@ class InteractionsAgent(Agent):
         now = time.time()
         states = await self._users.load(users)
         states = {user_id: state for user_id, state in states.items() if not state.forgotten}
+        texts = await self._text_vectors([], states)
+        space = self._serving.versions.space
         fresh: list[tuple[NewSlate, ItemChange]] = []
-        for slate in self._stage.rerank(states, now=now, text_vectors=await self._text_vectors([], states)):
+        for slate in self._stage.rerank(states, now=now, text_vectors=texts):
             before = self._showing.items_of(slate.user_id)
             shown = [item.item_id for item in slate.items if item.item_id in changes and item.item_id not in before]
             if shown:
@@ -238,7 +240,7 @@ class InteractionsAgent(Agent):
         slates = [slate for slate, _ in fresh]
         self._showing.replaced(slates)
         self._stage.shown(slates)
-        self._keep_interests(slates)
+        self._keep_interests(slates, space)
         self.metrics.offers.labels("published").inc(len(fresh))
         self.metrics.offers.labels("unchanged").inc(len(users) - len(fresh))
         done = time.time()
@@ -246,13 +248,14 @@ class InteractionsAgent(Agent):
             if change.appended_s:
                 self.metrics.offer_seconds.observe(max(0.0, done - change.appended_s))
 
-    def _keep_interests(self, slates: Sequence[NewSlate]) -> None:
-        """New items find the users of these slates by what they are interested in now."""
+    def _keep_interests(self, slates: Sequence[NewSlate], space: str) -> None:
+        """New items find the users of these slates by what they are interested in now; ``space`` is that of the
+        ranking, which another may have replaced since."""
         known = [(slate.user_id, slate.interest) for slate in slates if slate.interest is not None]
         if not known or not self.settings.cold.users_indexed:
             return
         vectors = np.stack([vector for _, vector in known])
-        self._nearby.put([user_id for user_id, _ in known], vectors, space=self._serving.versions.space)
+        self._nearby.put([user_id for user_id, _ in known], vectors, space=space)
         self.metrics.users_indexed.set(len(self._nearby))
 
     async def _follow_standing(self) -> None:
@@ -379,6 +382,7 @@ class InteractionsAgent(Agent):
         states = await self._users.load({sourced.event.user_id for sourced in events})
         texts = await self._text_vectors(events, states)
         t1 = time.perf_counter()
+        space = self._serving.versions.space
         result = self._stage.process(events, states, now=now, text_vectors=texts)
         for why, count in result.skipped.items():
             self.metrics.skipped.labels(why).inc(count)
@@ -389,7 +393,7 @@ class InteractionsAgent(Agent):
         for notes in more:
             await self.publisher.publish(notes)
         self._showing.published(result.slates)
-        self._keep_interests(result.slates)
+        self._keep_interests(result.slates, space)
         self._measure_freshness(result.slates)
         t3 = time.perf_counter()
         refused = await self._users.save(result.states, partitions=result.partitions)
@@ -413,12 +417,13 @@ class InteractionsAgent(Agent):
         states = await self._users.load({sourced.user_id for sourced in profiles})
         texts = {text for one in profiles if one.profile is not None for text in one.profile.texts}
         vectors = await self._text_vectors([], states, texts)
+        space = self._serving.versions.space
         result = self._stage.process_profiles(profiles, states, now=now, text_vectors=vectors)
         for why, count in result.skipped.items():
             self.metrics.skipped.labels(why).inc(count)
         await self.publisher.publish([*self._slates(result.slates, now), *map(self._no_slate, result.forgotten)])
         self._showing.published(result.slates)
-        self._keep_interests(result.slates)
+        self._keep_interests(result.slates, space)
         self._gone(result.forgotten)
         refused = await self._users.save(result.states, partitions=result.partitions)
         if refused:

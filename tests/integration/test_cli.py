@@ -33,7 +33,7 @@ from stream_app.errors import InvalidMessage
 from stream_app.items.partitions import item_partition
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
-from stream_app.topics import Topics
+from stream_app.topics import TOPICS, Topics
 from tests.waiting import eventually_sync
 
 NOW = datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -107,11 +107,19 @@ class TestTopics:
         assert main(["topics", "list"]) == 0
         assert "create it with: tailrace topics create" in capsys.readouterr().out
         assert main(["topics", "create"]) == 0
-        assert capsys.readouterr().out.count("created") == 9
+        assert capsys.readouterr().out.count("created") == len(TOPICS)
         assert main(["topics", "list", "--json"]) == 0
         listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert f"{topic_prefix}.items.v1" in [topic["name"] for topic in listed]
         assert all(topic["differences"] == [] for topic in listed)
+
+
+def test_forgetting_users_is_a_null_each(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    publish(settings, [])
+    assert main(["forget", "ann", "bob", "--yes"]) == 0
+    assert "2 users to be forgotten" in capsys.readouterr().out
+    got = records(settings, Topics(settings).users)
+    assert sorted((record.key, record.value) for record in got) == [(b"ann", None), (b"bob", None)]
 
 
 class TestProduce:

@@ -76,9 +76,8 @@ async def test_what_is_known_of_a_user_beyond_events(shop: Live) -> None:
     await shop.put(shop.topics.users, b"x", b"{")
     await shop.put(shop.topics.users, b"x", b'{"user_id": "y"}')
     await shop.put(shop.topics.users, b"x", b'{"user_id": "x", "interests": "jazz"}')
-    await shop.put(shop.topics.users, None, b'{"user_id": "x"}')
-    letters = await shop.dead_letters(4)
-    assert {letter.reason for letter in letters} == {"not_json", "key_mismatch", "invalid_field", "null_key"}
+    letters = await shop.dead_letters(3)
+    assert {letter.reason for letter in letters} == {"not_json", "key_mismatch", "invalid_field"}
     assert {letter.topic for letter in letters} == {shop.topics.users}
 
 
@@ -137,6 +136,7 @@ async def test_a_new_item_reaches_whom_it_suits_without_an_event(shop: Live) -> 
     await shop.item("bear", "Plush bear toy for children", categories=["Toys"], price=3.0)
     await shop.item("lamp", "Bedside lamp with dimmer")
     await shop.item("gloves", TITLES["gloves"], available=False)
+    await eventually(lambda: "gloves" not in ids(shop.slates["bob"]), what="bob sees no gloves")
     place = await shop.item("gloves", TITLES["gloves"])
     await eventually(lambda: counted(shop, "new_items", result="taken") == taken + 1, what="the gloves are back")
     slate = await eventually(
