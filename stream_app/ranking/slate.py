@@ -85,7 +85,8 @@ def choose(
         rules: business rules on these candidates.
     """
     size = min(size, len(scores))
-    ranked = np.argsort(-np.round(scores, 6), kind="stable")
+    scores = np.round(scores, 6)
+    ranked = np.argsort(-scores, kind="stable")
     pins = _pinned_places(rules.pins, size)
     caps = [*rules.caps, *rules.preferences]
     order, reserved = _fill(
@@ -141,8 +142,9 @@ def _fill(
 ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """Fill the places from the first on; candidates in order, and whether their place was reserved.
 
-    What a candidate is worth only falls while the slate fills. So it is computed anew only when it would be taken on
-    its last known worth, and taken when it still is the best: the result is that of computing all of them each time.
+    What a candidate is worth is at most its relevance, and only falls while the slate fills. So candidates are looked
+    at in order of relevance, and one whose last known worth is no better than the best so far is not computed anew: the
+    result is that of computing all of them for each place.
 
     Args:
         scores: [k].
@@ -177,6 +179,7 @@ def _fill(
     likeness = np.zeros(count)
     compared = np.zeros(count, np.intp)
     until = np.zeros((2, count), np.int64)  # the place a cap bars it until: hard caps, the others
+    start = 0
     cold_above = 0
     cold_wanted = 0
     for place in range(size):
@@ -184,36 +187,32 @@ def _fill(
         if kept_for_cold[place]:
             cold_wanted += 1
         if pick < 0:
+            while start < count and used[ranked[start]]:
+                start += 1
             for attempt in range(3):
                 # The pool; then all candidates; then also what only preferences speak against.
                 limit = pool if attempt == 0 else count
-                pick = -1
-                while True:
-                    best, best_worth = -1, -np.inf
-                    for position in range(limit):
-                        candidate = ranked[position]
-                        if used[candidate] or until[0, candidate] > place:
+                pick, best_worth = -1, -np.inf
+                for position in range(start, limit):
+                    candidate = ranked[position]
+                    if relevance[candidate] <= best_worth:
+                        break  # and so are all that follow
+                    if used[candidate] or until[0, candidate] > place or worth[candidate] <= best_worth:
+                        continue
+                    if attempt < 2 and until[1, candidate] > place:
+                        continue
+                    if share > 0.0:
+                        for above in range(compared[candidate], place):
+                            likeness[candidate] = max(likeness[candidate], _dot(vectors, order[above], candidate))
+                        compared[candidate] = place
+                        worth[candidate] = relevance[candidate] - share * likeness[candidate]
+                        if worth[candidate] <= best_worth:
                             continue
-                        if attempt < 2 and until[1, candidate] > place:
-                            continue
-                        if worth[candidate] > best_worth:
-                            best, best_worth = candidate, worth[candidate]
-                    if best < 0:
-                        break
-                    if share > 0.0 and compared[best] < place:
-                        held = likeness[best]
-                        for above in range(compared[best], place):
-                            likeness[best] = max(likeness[best], _dot(vectors, order[above], best))
-                        compared[best] = place
-                        if likeness[best] > held:
-                            worth[best] = relevance[best] - share * likeness[best]
-                            continue
-                    if _bar(best, place, order, pins, groups, at_most, first, hard, until) and (
-                        until[0, best] > place or attempt < 2
+                    if _bar(candidate, place, order, pins, groups, at_most, first, hard, until) and (
+                        until[0, candidate] > place or attempt < 2
                     ):
                         continue
-                    pick = best
-                    break
+                    pick, best_worth = candidate, worth[candidate]
                 if pick >= 0:
                     break
             if kept_for_cold[place] and cold_above < cold_wanted and not (pick >= 0 and is_cold[pick]):
