@@ -26,8 +26,10 @@ from schemas.cloudevents import Headers, event_type, expect_type
 from schemas.messages import (
     MAX_ID,
     DeadLetter,
+    FactorBasis,
     Interaction,
     Item,
+    ItemFactors,
     ItemSignals,
     ItemVector,
     RankerWeights,
@@ -47,8 +49,10 @@ __all__ = [
     "MAX_VALUE_BYTES",
     "REASONS",
     "decode_dead_letter",
+    "decode_factor_basis",
     "decode_interaction",
     "decode_item",
+    "decode_item_factors",
     "decode_item_signals",
     "decode_item_vector",
     "decode_ranker_weights",
@@ -113,6 +117,8 @@ _item_signals = msgspec.json.Decoder(ItemSignals)
 _transitions = msgspec.json.Decoder(Transitions)
 _training_examples = msgspec.json.Decoder(TrainingExamples)
 _ranker_weights = msgspec.json.Decoder(RankerWeights)
+_item_factors = msgspec.json.Decoder(ItemFactors)
+_factor_basis = msgspec.json.Decoder(FactorBasis)
 _vector_space = msgspec.json.Decoder(VectorSpace)
 _encoder = msgspec.json.Encoder()
 
@@ -337,6 +343,32 @@ def decode_ranker_weights(key: bytes | None, value: bytes | None) -> tuple[str, 
     _same_size("weights", len(row.weights), "feature_names", len(row.feature_names))
     _same_size("accumulators", len(row.accumulators), "feature_names", len(row.feature_names))
     return variant, row
+
+
+def decode_item_factors(key: bytes | None, value: bytes | None) -> tuple[str, ItemFactors | None]:
+    """A record of ``item-factors.v1``: the item id and its factors, None when the item is gone."""
+    item_id = _key(key, "item_id")
+    if value is None:
+        return item_id, None
+    row = _internal(value, _item_factors, "item-factors")
+    if row.item_id != item_id:
+        raise _key_mismatch(item_id, "item_id", row.item_id)
+    _same_size("target", len(row.target), "context", len(row.context))
+    return item_id, row
+
+
+def decode_factor_basis(key: bytes | None, value: bytes | None) -> tuple[str, FactorBasis | None]:
+    """A record of ``factor-basis.v1``: the encoder's space and where factors start there, None when that is gone."""
+    space = _key(key, "space")
+    if value is None:
+        return space, None
+    row = _internal(value, _factor_basis, "factor-basis")
+    if row.space != space:
+        raise _key_mismatch(space, "space", row.space)
+    _same_size("mean", len(row.mean), "dimensions as base64", _base64_length(4 * row.dimensions))
+    expected = _base64_length(4 * row.dimensions * row.factors)
+    _same_size("matrix", len(row.matrix), "dimensions x factors as base64", expected)
+    return space, row
 
 
 def decode_vector_space(key: bytes | None, value: bytes | None) -> tuple[str, VectorSpace | None]:

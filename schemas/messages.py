@@ -332,6 +332,7 @@ class ItemFactors(Struct, frozen=True, kw_only=True):
     null: the item is gone. ``applied`` says through which source offsets they were learned."""
 
     item_id: Identifier
+    space: Annotated[str, Meta(description="Of the basis they started from; those of different spaces do not mix.")]
     context: Annotated[str, Meta(description="Base64 float32, what the item says about a user.")]
     target: Annotated[str, Meta(description="Base64 float32, who takes the item.")]
     bias: float

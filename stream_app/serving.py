@@ -16,9 +16,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas import messages
 from schemas.arrays import unpack_float32
-from schemas.messages import Item, ItemSignals, ItemVector, RankerWeights, Rule, VectorSpace, Versions
+from schemas.messages import Item, ItemFactors, ItemSignals, ItemVector, RankerWeights, Rule, VectorSpace, Versions
 from stream_app.errors import SnapshotError
+from stream_app.factors.basis import FactorBasis
+from stream_app.factors.table import Factors
 from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
 from stream_app.items.cold import ColdItems
@@ -34,10 +37,11 @@ from stream_app.spaces.whitening import Statistics, fit
 
 __all__ = ["ServingState"]
 
-_FORMAT = 2
+_FORMAT = 3
 _FITTED_ON = 50_000
 """Items a space is fitted on at most, a sample by id hash: more would hardly change it, and cost time."""
 _FIT_SLICE = 1_024
+"""Vectors taken to or from a space at once."""
 
 
 class ServingState:
@@ -65,6 +69,7 @@ class ServingState:
         self.catalogue = Catalogue(unknown_items=settings.replica.unknown_items)
         self.index = VectorIndex(dimensions, settings.index)
         self.signals = Signals(settings.items)
+        self.factors = Factors(settings.factors)
         self.cold = ColdItems()
         self.rules = RuleBook(self.catalogue, limit=settings.slate.rules)
         self.ranker = SoftmaxRanker(feature_names(settings.items), settings.ranker)
@@ -85,6 +90,7 @@ class ServingState:
             row = self.catalogue.remove(item_id)
             if row >= 0:
                 self.index.remove(np.array([row], np.int32))
+                self.factors.forget(np.array([row], np.int32))
                 self.cold.set(row, cold=False)
                 self.rules.item_changed(row)
             if self.catalogue.unknown > self.settings.replica.unknown_items:
@@ -115,6 +121,7 @@ class ServingState:
             row = self.catalogue.row(item_id)
             if row >= 0:
                 self.index.remove(np.array([row], np.int32))
+                self.factors.forget_started(np.array([row], np.int32))
             self.counters["vectors_removed"] += 1
             return
         if vector.space != self.space:
@@ -126,6 +133,7 @@ class ServingState:
             self.counters["vectors_without_place"] += 1
             return
         self.index.upsert(np.array([row], np.int32), self.served.from_model(values[None, :]))
+        self.factors.start(np.array([row], np.int32), values[None, :])
         self._update_cold(row, changed=True)
         self.counters["vectors"] += 1
 
@@ -182,6 +190,62 @@ class ServingState:
         applied = self.ranker.restore(weights)
         self.counters["weights" if applied else "weights_ignored"] += 1
         return applied
+
+    def apply_basis(self, message: messages.FactorBasis) -> bool:
+        """A record of ``factor-basis.v1``: items without learned factors start there; False when it is not for us.
+
+        Raises:
+            ValueError: when its arrays cannot be read.
+        """
+        fits = message.space == self.space and message.dimensions == self.index.dimensions
+        if not fits or message.factors != self.settings.factors.dimensions:
+            self.counters["bases_ignored"] += 1
+            return False
+        basis = FactorBasis.of(message)
+        if basis.same_as(self.factors.basis):
+            self.counters["bases_ignored"] += 1
+            return False
+        self.factors.basis = basis
+        self._start_factors(self.index.rows())
+        self.counters["bases"] += 1
+        return True
+
+    def apply_factors(self, item_id: str, factors: ItemFactors | None) -> bool:
+        """A row of ``item-factors.v1``; None says that the learner dropped it. False when it is not for us.
+
+        Raises:
+            ValueError: when its arrays cannot be read or are not finite.
+        """
+        if factors is None:
+            row = self.catalogue.row(item_id)
+            if row >= 0:
+                self.factors.forget(np.array([row], np.int32))
+                self._start_factors(np.array([row], np.int32))
+            self.counters["factors_removed"] += 1
+            return row >= 0
+        context, target = unpack_float32(factors.context), unpack_float32(factors.target)
+        if factors.space != self.space or {len(context), len(target)} != {self.settings.factors.dimensions}:
+            self.counters["factors_ignored"] += 1
+            return False
+        if not (np.isfinite(context).all() and np.isfinite(target).all() and np.isfinite(factors.bias)):
+            raise ValueError(f"factors of item {item_id!r} are not finite")
+        row = self._intern(item_id)
+        if row < 0:
+            self.counters["factors_without_place"] += 1
+            return False
+        bias = np.array([factors.bias], np.float32)
+        self.factors.apply(np.array([row], np.int32), context[None, :], target[None, :], bias)
+        self.counters["factors"] += 1
+        return True
+
+    def _start_factors(self, rows: NDArray[np.int32]) -> None:
+        """Those of the rows that have a vector and nothing learned start from it."""
+        if self.factors.basis is None:
+            return
+        rows = rows[self.index.has(rows)]
+        for start in range(0, len(rows), _FIT_SLICE):
+            piece = rows[start : start + _FIT_SLICE]
+            self.factors.start(piece, self.served.to_model(self.index.vectors(piece)))
 
     def apply_space(self, message: VectorSpace | None) -> bool:
         """A record of ``spaces.v1``: the space to serve from now on, None for the model's own; False when ignored.
@@ -286,7 +350,9 @@ class ServingState:
         """
         catalogue = self.catalogue
         rows = np.arange(catalogue.rows, dtype=np.int32)
-        catalogue.reclaim(self.signals.referenced(len(rows)) | self.index.has(rows))
+        self.factors.reserve(len(rows))
+        needed = self.signals.referenced(len(rows)) | self.index.has(rows) | self.factors.learned[: len(rows)]
+        self.factors.forget(catalogue.reclaim(needed))
         surplus = catalogue.unknown - int(0.9 * self.settings.replica.unknown_items)
         if surplus <= 0:
             return
@@ -295,6 +361,7 @@ class ServingState:
         dropped = unknown[order[:surplus]]
         self.signals.forget(dropped)
         self.index.remove(dropped)
+        self.factors.forget(dropped)
         kept = np.ones(len(rows), np.bool_)
         kept[dropped] = False
         catalogue.reclaim(kept)
@@ -312,6 +379,7 @@ class ServingState:
         Applying records must wait.
         """
         self.signals.reserve(self.catalogue.rows)
+        self.factors.reserve(self.catalogue.rows)
         with self.index.held():
             yield
 
@@ -321,6 +389,7 @@ class ServingState:
         self.catalogue.save(directory)
         self.index.save(directory)
         self.signals.save(directory)
+        self.factors.save(directory, self.catalogue.rows)
         meta = _Meta(
             format=_FORMAT,
             space=self.space,
@@ -365,6 +434,7 @@ class ServingState:
         except ValueError as error:
             raise SnapshotError(f"the snapshot in {directory} cannot be read: {error}") from error
         state.signals = Signals.load(directory, settings.items)
+        state.factors = Factors.load(directory, settings.factors)
         state.ranker.restore(meta.ranker)
         for row in np.flatnonzero(state.catalogue.known).tolist():
             state._update_cold(row)

@@ -144,6 +144,23 @@ TOPICS: tuple[Topic, ...] = (
         partitions=1,
         summary="The ranker's current weights.",
     ),
+    Topic(
+        name="factor-basis.v1",
+        message=messages.FactorBasis,
+        key="space",
+        public=False,
+        compacted=True,
+        partitions=1,
+        summary="Where the learned factors of items start, fitted to the catalogue once.",
+    ),
+    Topic(
+        name="item-factors.v1",
+        message=messages.ItemFactors,
+        key="item_id",
+        public=False,
+        compacted=True,
+        summary="Learned factors of items.",
+    ),
 )
 
 
@@ -166,6 +183,8 @@ class Topics:
         self.item_signals = named["item-signals.v1"]
         self.training_examples = named["training-examples.v1"]
         self.ranker_weights = named["ranker-weights.v1"]
+        self.factor_basis = named["factor-basis.v1"]
+        self.item_factors = named["item-factors.v1"]
 
     def _full(self, topic: Topic) -> str:
         return f"{self.settings.topics.prefix}.{topic.name}"

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas import messages
+from schemas.arrays import pack_float32, unpack_float32
+
 __all__ = ["FactorBasis", "fit_basis", "without_text"]
 
 _EVENNESS = 0.003
@@ -38,6 +41,40 @@ class FactorBasis:
         """Factors to start with: float32 [n, dimensions] -> float32 [n, k]."""
         started: NDArray[np.float32] = ((vectors - self.mean) @ self.matrix).astype(np.float32)
         return started
+
+    def message(self) -> messages.FactorBasis:
+        """As published on ``factor-basis.v1``."""
+        dimensions, factors = self.matrix.shape
+        return messages.FactorBasis(
+            space=self.space,
+            dimensions=dimensions,
+            factors=factors,
+            mean=pack_float32(self.mean),
+            matrix=pack_float32(self.matrix),
+        )
+
+    @classmethod
+    def of(cls, message: messages.FactorBasis) -> FactorBasis:
+        """The basis that was published.
+
+        Raises:
+            ValueError: when its arrays cannot be read or do not fit its sizes.
+        """
+        mean, matrix = unpack_float32(message.mean), unpack_float32(message.matrix)
+        if len(mean) != message.dimensions or len(matrix) != message.dimensions * message.factors:
+            raise ValueError(f"the basis of {message.space!r} has arrays of other sizes than it says")
+        if not (np.isfinite(mean).all() and np.isfinite(matrix).all()):
+            raise ValueError(f"the basis of {message.space!r} holds values that are not finite")
+        return cls(message.space, mean, matrix.reshape(message.dimensions, message.factors))
+
+    def same_as(self, other: FactorBasis | None) -> bool:
+        """Whether items start at the same place."""
+        return (
+            other is not None
+            and self.space == other.space
+            and np.array_equal(self.mean, other.mean)
+            and np.array_equal(self.matrix, other.matrix)
+        )
 
 
 def fit_basis(vectors: NDArray[np.float32], *, space: str, factors: int, length: float) -> FactorBasis:

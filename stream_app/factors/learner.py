@@ -261,6 +261,7 @@ class FactorLearner:
         applied = self._applied[row]
         return ItemFactors(
             item_id=item_id,
+            space=self.basis.space,
             context=pack_float32(self._context[row]),
             target=pack_float32(self._target[row]),
             bias=float(self._bias[row]),
@@ -273,14 +274,19 @@ class FactorLearner:
         )
 
     def restore(self, message: ItemFactors) -> bool:
-        """Take over a row as it was broadcast; False when it has another number of dimensions.
+        """Take over a row as it was broadcast; False when it is of another space or number of dimensions.
 
         Raises:
             ValueError: when its arrays cannot be read.
         """
         context, target = unpack_float32(message.context), unpack_float32(message.target)
         size = self.settings.dimensions
-        if len(context) != size or len(target) != size or len(message.accumulators) != 3:
+        if (
+            message.space != self.basis.space
+            or len(context) != size
+            or len(target) != size
+            or len(message.accumulators) != 3
+        ):
             return False
         row = self._row_of.get(message.item_id)
         if row is None:

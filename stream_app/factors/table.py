@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +92,10 @@ class Factors:
         self.learned[rows] = self.has[rows] = False
         self.version += 1
 
+    def forget_started(self, rows: NDArray[np.int32]) -> None:
+        """Rows whose vectors are gone; what was learned stays."""
+        self.forget(rows[(rows >= len(self.bias)) | ~self.learned[np.minimum(rows, len(self.bias) - 1)]])
+
     def user(self, recent: NDArray[np.int32]) -> NDArray[np.float32]:
         """A user's factors from recent rows, newest first: float32 [k]; zeros when none of them has any."""
         out = np.zeros(self.settings.dimensions, np.float32)
@@ -157,6 +162,6 @@ class Factors:
                     getattr(factors, name)[:rows] = arrays[name]
                 if "mean" in arrays:
                     factors.basis = FactorBasis(str(arrays["space"]), arrays["mean"], arrays["matrix"])
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, BadZipFile) as error:
             raise SnapshotError(f"the factors in {directory} cannot be read: {error}") from error
         return factors

@@ -1,10 +1,10 @@
 """The local copy of everything ranking needs, kept by tailing the compacted topics.
 
 A plain reader without a consumer group: every process reads every partition of ``items.v1``, ``rules.v1``,
-``item-vectors.v1``, ``item-signals.v1`` and ``ranker-weights.v1`` into its :class:`ServingState`. It starts from
-the newest usable snapshot and its offsets, is ready when it has passed the offsets that were the end when it
-started and a poll comes back empty (or has not for a second: busy topics never fall silent), and then goes on for as
-long as the process lives.
+``item-vectors.v1``, ``item-signals.v1``, ``factor-basis.v1``, ``item-factors.v1`` and ``ranker-weights.v1`` into its
+:class:`ServingState`. It starts from the newest usable snapshot and its offsets, is ready when it has passed the
+offsets that were the end when it started and a poll comes back empty (or has not for a second: busy topics never fall
+silent), and then goes on for as long as the process lives.
 
 Records are applied in slices of a few milliseconds, so events get their turn in between.
 """
@@ -23,7 +23,15 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 
-from schemas.decode import decode_item, decode_item_signals, decode_item_vector, decode_ranker_weights, decode_rule
+from schemas.decode import (
+    decode_factor_basis,
+    decode_item,
+    decode_item_factors,
+    decode_item_signals,
+    decode_item_vector,
+    decode_ranker_weights,
+    decode_rule,
+)
 from schemas.messages import Item
 from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.reading import Ends
@@ -174,6 +182,7 @@ class Replica:
     async def _run(self) -> None:
         topics = Topics(self.settings)
         names = [topics.items, topics.item_vectors, topics.item_signals, topics.ranker_weights, topics.rules]
+        names += [topics.factor_basis, topics.item_factors]
         while True:
             consumer = await self._connect(names)
             try:
@@ -268,6 +277,8 @@ class Replica:
             topics.item_signals: self._apply_signals,
             topics.ranker_weights: self._apply_weights,
             topics.rules: self._apply_rule,
+            topics.factor_basis: self._apply_basis,
+            topics.item_factors: self._apply_factors,
         }
         last_snapshot = time.monotonic()
         loop_time = time.perf_counter
@@ -441,3 +452,12 @@ class Replica:
         _, weights = decode_ranker_weights(record.key, record.value)
         if weights is not None:
             self.serving.apply_weights(weights)
+
+    def _apply_basis(self, record: ConsumerRecord) -> None:
+        _, basis = decode_factor_basis(record.key, record.value)
+        if basis is not None:
+            self.serving.apply_basis(basis)
+
+    def _apply_factors(self, record: ConsumerRecord) -> None:
+        item_id, factors = decode_item_factors(record.key, record.value)
+        self.serving.apply_factors(item_id, factors)

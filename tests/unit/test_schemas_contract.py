@@ -30,6 +30,7 @@ KEYS = {
     "users": "user_id",
     "recommendations": "user_id",
     "ranker-weights": "variant",
+    "factor-basis": "space",
     "rules": "rule_id",
     "spaces": "space",
 }
@@ -64,6 +65,10 @@ def decode_golden(path: Path) -> msgspec.Struct:
             _, message = decode.decode_item_signals(key, value)
         case "ranker-weights":
             _, message = decode.decode_ranker_weights(key, value)
+        case "item-factors":
+            _, message = decode.decode_item_factors(key, value)
+        case "factor-basis":
+            _, message = decode.decode_factor_basis(key, value)
         case "transitions":
             message = decode.decode_transitions(value)
         case "training-examples":

@@ -29,6 +29,8 @@ def test_every_registered_topic_has_an_attribute_with_its_full_name(topics: Topi
         topics.item_signals,
         topics.training_examples,
         topics.ranker_weights,
+        topics.factor_basis,
+        topics.item_factors,
     }
     assert by_attribute == set(topics.by_full_name) == {f"shop.{topic.name}" for topic in TOPICS}
 
@@ -44,6 +46,7 @@ def test_partitions_are_the_settings_but_where_one_owner_is_by_design(topics: To
     counts = {topic.name: topics.partitions(topic) for topic in TOPICS}
     assert counts.pop("training-examples.v1") == 1
     assert counts.pop("ranker-weights.v1") == 1
+    assert counts.pop("factor-basis.v1") == 1
     assert counts.pop("rules.v1") == 1
     assert counts.pop("spaces.v1") == 1
     assert set(counts.values()) == {7}
@@ -60,6 +63,8 @@ def test_state_topics_are_compacted_and_streams_are_not(topics: Topics):
         "rules.v1",
         "spaces.v1",
         "ranker-weights.v1",
+        "factor-basis.v1",
+        "item-factors.v1",
     }
     assert all(topics.config(topic)["max.message.bytes"] == "20000" for topic in TOPICS)
 
