@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stream_app.evaluation.files import Log
     from stream_app.settings import Settings
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "load_log", "open_progress", "say_what_is_wrong", "writable"]
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -84,23 +84,19 @@ def evaluate(
     with Tailrace: tailrace evaluate online-retail. No broker is needed. Lines that cannot be used are counted and left
     out. docs/evaluation.md says how things are counted.
     """
-    if (dataset is None) == (interactions is None):
-        raise click.UsageError("name a log: --items FILE --interactions FILE, or the data set online-retail")
-    if dataset is not None and items is not None:
-        raise click.UsageError("--items goes with --interactions; online-retail has its own catalogue")
     options["via"] = _broker(options["via"], options.pop("broker"), options["protocol"])
-    _writable(json_file)
-    _writable(html_file)
+    writable(json_file)
+    writable(html_file)
     from stream_app.cli.console import errors, output
     from stream_app.evaluation.tables import tables
     from stream_app.settings import load_settings
 
     settings = load_settings()
     console = errors()
-    with _progress(console) as progress:
-        log = _load(dataset, items, interactions, settings, options["limit"], progress)
-    _say_what_is_wrong(console, log)
-    with _progress(console) as progress:
+    with open_progress(console) as progress:
+        log = load_log(dataset, items, interactions, settings, options["limit"], progress)
+    say_what_is_wrong(console, log)
+    with open_progress(console) as progress:
         found = _evaluate(log, settings, progress, **options)
     screen = output()
     for table in tables(found):
@@ -145,7 +141,7 @@ def _broker(via: str | None, broker: str | None, protocol: str) -> str | None:
     return broker
 
 
-def _writable(file: Path | None) -> None:
+def writable(file: Path | None) -> None:
     """Say before an hour's work that its result cannot be written."""
     if file is None:
         return
@@ -169,14 +165,15 @@ def _write_page(file: Path, found: dict[str, Any]) -> None:
     file.write_text(page(found, made_by=f"Tailrace {__version__}"), encoding="utf-8")
 
 
-def _progress(console: Console) -> AbstractContextManager[Progress]:
+def open_progress(console: Console) -> AbstractContextManager[Progress]:
+    """Progress bars, on a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _load(
+def load_log(
     dataset: str | None,
     items: Path | None,
     interactions: Path | None,
@@ -184,6 +181,11 @@ def _load(
     limit: int | None,
     progress: Progress,
 ) -> Log:
+    """The log that the options of a command name."""
+    if (dataset is None) == (interactions is None):
+        raise click.UsageError("name a log: --items FILE --interactions FILE, or the data set online-retail")
+    if dataset is not None and items is not None:
+        raise click.UsageError("--items goes with --interactions; online-retail has its own catalogue")
     from stream_app.datasets.online_retail import load_online_retail
     from stream_app.evaluation.files import from_dataset, read_log
 
@@ -199,7 +201,8 @@ def _load(
     )
 
 
-def _say_what_is_wrong(console: Console, log: Log) -> None:
+def say_what_is_wrong(console: Console, log: Log) -> None:
+    """Lines that were left out, and what was put right."""
     for line in log.bad_lines:
         console.print(line, style="red", markup=False)
     for warning in log.warnings:

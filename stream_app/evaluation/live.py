@@ -120,6 +120,7 @@ def settings_for_workers(settings: Settings, *, slate_size: int) -> dict[str, An
     given["slate"] = {**given["slate"], "size": slate_size}
     given["events"] = {**given["events"], "oldest": "0001-01-01T00:00:00Z", "future_tolerance_s": 31_536_000.0}
     given["items"] = {**given["items"], "flush_interval_s": _BROADCAST_S, "flush_rows": _BROADCAST_ROWS}
+    given["factors"] = {**given["factors"], "flush_interval_s": _BROADCAST_S, "flush_rows": _BROADCAST_ROWS}
     given["ranker"] = {**given["ranker"], "publish_interval_s": _BROADCAST_S}
     return given
 
