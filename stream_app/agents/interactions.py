@@ -109,7 +109,29 @@ class InteractionsAgent(Agent):
         await super().start()
         self._run("withdrawals", self._replace_withdrawn())
         self._run("standing", self._follow_standing())
+        if self.settings.spaces.whiten:
+            self._run("space", self._keep_space_fitted())
         self._run("arrivals", self._offer_arrivals())
+
+    async def _keep_space_fitted(self) -> None:
+        """Fit the served space to the catalogue, where this process owns the first partition: one does, of all.
+
+        Should two take themselves for the owner while partitions move, everyone ends with the later record.
+        """
+        asked = 0
+        while True:
+            serving = self._serving
+            # Our own record comes back through the replica; until then nothing new is known.
+            if 0 in self.assignment() and serving.served.version >= asked and serving.space_due():
+                space = await asyncio.to_thread(serving.fit_space())
+                if space is None:
+                    _log.warning("vectors too long to whiten", setting="connection.max_message_bytes")
+                    return
+                record = OutRecord(self.topics.spaces, space.space.encode(), encode(space))
+                await self.publisher.publish([record])
+                asked = space.version
+                _log.info("space fitted", version=space.version, items=space.items)
+            await asyncio.sleep(self.settings.spaces.check_interval_s)
 
     async def hand_over(self) -> None:
         # The batch under way finishes and is acknowledged; the lock is kept, so no other begins.

@@ -1,10 +1,11 @@
 """The local copy of everything ranking needs, kept by tailing the compacted topics.
 
 A plain reader without a consumer group: every process reads every partition of ``items.v1``, ``rules.v1``,
-``item-vectors.v1``, ``item-signals.v1``, ``factor-basis.v1``, ``item-factors.v1`` and ``ranker-weights.v1`` into its
-:class:`ServingState`. It starts from the newest usable snapshot and its offsets, is ready when it has passed the
-offsets that were the end when it started and a poll comes back empty (or has not for a second: busy topics never fall
-silent), and then goes on for as long as the process lives.
+``item-vectors.v1``, ``spaces.v1``, ``item-signals.v1``, ``factor-basis.v1``, ``item-factors.v1`` and
+``ranker-weights.v1`` into its :class:`ServingState`. It starts from the newest usable snapshot and its offsets, is
+ready when it has passed the offsets that were the end when it started and a poll comes back empty (or has not for a
+second: busy topics never fall silent) and no other space is being made ready, and then goes on for as long as the
+process lives.
 
 Records are applied in slices of a few milliseconds, so events get their turn in between.
 """
@@ -31,6 +32,7 @@ from schemas.decode import (
     decode_item_vector,
     decode_ranker_weights,
     decode_rule,
+    decode_vector_space,
 )
 from schemas.messages import Item
 from stream_app.delivery.connections import kafka_options
@@ -182,7 +184,7 @@ class Replica:
     async def _run(self) -> None:
         topics = Topics(self.settings)
         names = [topics.items, topics.item_vectors, topics.item_signals, topics.ranker_weights, topics.rules]
-        names += [topics.factor_basis, topics.item_factors]
+        names += [topics.factor_basis, topics.item_factors, topics.spaces]
         while True:
             consumer = await self._connect(names)
             try:
@@ -279,6 +281,7 @@ class Replica:
             topics.rules: self._apply_rule,
             topics.factor_basis: self._apply_basis,
             topics.item_factors: self._apply_factors,
+            topics.spaces: self._apply_space,
         }
         last_snapshot = time.monotonic()
         loop_time = time.perf_counter
@@ -301,6 +304,7 @@ class Replica:
                         await asyncio.sleep(0)
                         started = loop_time()
                 self.metrics.replica_records.labels(partition.topic).inc(len(records))
+            self._advance_space()
             if newest:
                 self.metrics.replica_offset_age.set(max(0.0, time.time() - newest / 1000))
             if not self.ready.is_set() and await self._caught_up(consumer, idle=not fetched):
@@ -320,7 +324,9 @@ class Replica:
         """Whether everything is applied that was there at the start. ``idle``: the last poll brought nothing."""
         if self._reached_at is None and await self._ends.reached(consumer):
             self._reached_at = time.monotonic()
-        return self._reached_at is not None and (idle or time.monotonic() - self._reached_at > _SETTLE_S)
+        # A space that is being made ready is a part of it: a restart does not show slates of an older one.
+        settled = self._reached_at is not None and (idle or time.monotonic() - self._reached_at > _SETTLE_S)
+        return settled and not self.serving.migrating
 
     def _became_ready(self) -> None:
         self.serving.rules.watched = True
@@ -340,6 +346,7 @@ class Replica:
         for topic, position in positions.items():
             self.metrics.replica_position.labels(topic).set(position)
         self.metrics.index_items.set(len(self.serving.index))
+        self.metrics.space_version.set(self.serving.served.version)
         self.metrics.index_deleted.set(self.serving.index.churn)
 
     async def _write_snapshot(self) -> None:
@@ -447,6 +454,15 @@ class Replica:
     def _apply_signals(self, record: ConsumerRecord) -> None:
         item_id, signals = decode_item_signals(record.key, record.value)
         self.serving.apply_signals(item_id, signals)
+
+    def _apply_space(self, record: ConsumerRecord) -> None:
+        model, space = decode_vector_space(record.key, record.value)
+        if model == self._space:
+            self.serving.apply_space(space)
+
+    def _advance_space(self) -> None:
+        if self.serving.advance_space():
+            _log.info("space served", space=self.serving.served.name, vectors=len(self.serving.index))
 
     def _apply_weights(self, record: ConsumerRecord) -> None:
         _, weights = decode_ranker_weights(record.key, record.value)
