@@ -122,7 +122,9 @@ class InteractionsAgent(Agent):
         while True:
             serving = self._serving
             # Our own record comes back through the replica; until then nothing new is known.
-            if 0 in self.assignment() and serving.served.version >= asked and serving.space_due():
+            if serving.served.version >= asked:
+                asked = 0
+            if 0 in self.assignment() and not asked and serving.space_due():
                 space = await asyncio.to_thread(serving.fit_space())
                 if space is None:
                     _log.warning("vectors too long to whiten", setting="connection.max_message_bytes")
@@ -551,7 +553,7 @@ class InteractionsAgent(Agent):
             generated_at=generated_at,
             items=slate.items,
             trigger=trigger,
-            versions=self._serving.versions,
+            versions=slate.versions or self._serving.versions,
         )
         return OutRecord(
             self.topics.recommendations,

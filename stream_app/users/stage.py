@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.arrays import pack_float32
-from schemas.messages import Interaction, SlateItem, TrainingExample, Transition
+from schemas.messages import Interaction, SlateItem, TrainingExample, Transition, Versions
 from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recommender
 from stream_app.retrieval.interests import SLOW
 from stream_app.serving import ServingState
@@ -58,6 +58,7 @@ class NewSlate:
         interest: float32 [dimensions], the user's slow interest vector it was made with; zeros where nothing is known.
         candidates: int32, the rows that were ranked, best first.
         known_to: event time of the newest event it knows (-inf: none).
+        versions: what it was made by; what is served may be another by the time it is published.
     """
 
     user_id: str
@@ -66,6 +67,7 @@ class NewSlate:
     interest: NDArray[np.float32] | None = None
     candidates: NDArray[np.int32] | None = None
     known_to: float = -math.inf
+    versions: Versions | None = None
 
 
 @dataclass(slots=True)
@@ -248,6 +250,7 @@ class UserStage:
             interest=ranking.interests.vectors[SLOW],
             candidates=ranking.candidates,
             known_to=max((entry.at for entry in request.user.history), default=-math.inf),
+            versions=self._serving.versions,
         )
 
     def _request(
