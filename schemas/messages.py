@@ -316,6 +316,7 @@ class TrainingExample(Struct, frozen=True, kw_only=True, omit_defaults=True):
     features: Annotated[str, Meta(description="Base64 float32 [rows, feature count], z-scored in the request.")]
     item_id: Annotated[str, Meta(description="What was taken.")] = ""
     previous: Annotated[list[str], Meta(description="Items taken before it, newest first, each once.")] = []
+    context: Annotated[list[float], Meta(description="What was known of the request, see CONTEXT in the code.")] = []
 
 
 class TrainingExamples(Struct, frozen=True, kw_only=True):
@@ -350,7 +351,7 @@ class FactorBasis(Struct, frozen=True, kw_only=True):
     matrix: Annotated[str, Meta(description="Base64 float32 [dimensions, factors].")]
 
 
-class RankerWeights(Struct, frozen=True, kw_only=True):
+class RankerWeights(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The ranker's state, on ``ranker-weights.v1`` with key = variant: broadcast and durable state in one."""
 
     variant: str
@@ -360,3 +361,7 @@ class RankerWeights(Struct, frozen=True, kw_only=True):
     accumulators: list[float]
     examples: int
     applied: dict[str, int]
+    context_names: list[str] = []
+    network: Annotated[str, Meta(description="Base64 float64: skip weights, outer weights, inner weights.")] = ""
+    network_accumulators: Annotated[str, Meta(description="Base64 float64, AdaGrad sums of the same.")] = ""
+    losses: Annotated[list[float], Meta(description="Mean loss before learning: linear model, network.")] = []

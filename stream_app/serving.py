@@ -81,7 +81,7 @@ class ServingState:
         return Versions(
             space=self.served.name,
             index=f"{len(self.index)}.{self.index.version}",
-            ranker=f"{self.ranker.variant}.{self.ranker.version}",
+            ranker=self.ranker.label,
         )
 
     def apply_item(self, item_id: str, item: Item | None) -> None:
@@ -148,7 +148,7 @@ class ServingState:
         applied = self.signals.apply(item_id, signals, self.catalogue)
         row = self.catalogue.row(item_id)
         if applied and row >= 0:
-            self._update_cold(row)
+            self._update_cold(row, counted=True)
         self.counters["signals" if applied else "signals_ignored"] += 1
         return applied
 
@@ -180,7 +180,7 @@ class ServingState:
         )
         cold = catalogue.known[rows] & (self.signals.total(rows) < self.settings.retrieval.cold_events)
         for row, is_cold in zip(rows[applied].tolist(), cold[applied].tolist(), strict=True):
-            self.cold.set(row, cold=is_cold)
+            self.cold.set(row, cold=is_cold, counted=True)
         count = int(np.count_nonzero(applied))
         self.counters["signals"] += count
         self.counters["signals_ignored"] += len(rows) - count
@@ -367,10 +367,10 @@ class ServingState:
         catalogue.reclaim(kept)
         self.counters["unknown_items_dropped"] += len(dropped)
 
-    def _update_cold(self, row: int, *, changed: bool = False) -> None:
+    def _update_cold(self, row: int, *, changed: bool = False, counted: bool = False) -> None:
         threshold = self.settings.retrieval.cold_events
         cold = bool(self.catalogue.known[row]) and self.signals.total(np.array([row]))[0] < threshold
-        self.cold.set(row, cold=cold, changed=changed)
+        self.cold.set(row, cold=cold, changed=changed, counted=counted)
 
     @contextmanager
     def saving(self) -> Iterator[None]:

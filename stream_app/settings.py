@@ -238,7 +238,7 @@ class IndexSettings(_Group):
     """The HNSW index (Malkov and Yashunin 2018, doi 10.1109/TPAMI.2018.2889473)."""
 
     exact_below: int = Field(
-        2_000,
+        20_000,
         ge=0,
         le=1_000_000,
         description="Up to this many vectors everything is scanned, exact and as fast (count); 0: always HNSW.",
@@ -276,6 +276,7 @@ class RetrievalSettings(_Group):
     transitions: int = Field(120, ge=0, le=1_000, description="Neighbours of the last items.")
     recent_items: int = Field(40, ge=1, le=100, description="Last items whose neighbours are looked at.")
     trending: int = Field(30, ge=0, le=1_000, description="Per half-life.")
+    factors: int = Field(60, ge=0, le=1_000, description="Largest scores by learned factors.")
     cold: int = Field(20, ge=0, le=1_000, description="New items close in text.")
     cold_events: float = Field(5.0, ge=0, le=1_000, description="An item with fewer events than this is cold.")
 
@@ -326,12 +327,28 @@ class FactorSettings(_Group):
 
 
 class RankerSettings(_Group):
-    """The online ranker."""
+    """The online ranker: a linear model, and a small network that takes its place while it predicts better."""
 
-    learning_rate: float = Field(0.1, ge=0, le=10, description="AdaGrad step; 0 keeps the weights as they are.")
+    learning_rate: float = Field(0.1, ge=0, le=10, description="AdaGrad step; 0 keeps everything as it is.")
+    network_rate: float = Field(0.04, ge=0, le=10, description="AdaGrad step of the network.")
+    hidden: int = Field(16, ge=0, le=256, description="Hidden units of the network; 0: only the linear model.")
+    network_from: int = Field(
+        1_000, ge=0, le=1_000_000_000, description="The network ranks after this many examples at the earliest (count)."
+    )
+    replay: int = Field(2, ge=0, le=20, description="How often the network takes a remembered example per new one.")
+    replay_memory: int = Field(
+        5_000, ge=0, le=100_000, description="Examples remembered for that, about 4 KB each (count)."
+    )
     l2: float = Field(1e-4, ge=0, le=1, description="Pull towards the start weights.")
     negatives: int = Field(40, ge=1, le=500, description="Items the taken one is compared with (count).")
     publish_interval_s: float = Field(1.0, gt=0, le=600, description="Weights are broadcast this often (seconds).")
+    remembered: int = Field(
+        2_000,
+        ge=0,
+        le=1_000_000,
+        description="Users whose last ranking is kept whole to learn from, about 20 KB each; of others it is computed "
+        "again (count).",
+    )
 
 
 class SlateSettings(_Group):

@@ -29,6 +29,8 @@ from schemas.messages import Interaction, Item, ItemVector, TrainingExamples, Tr
 from stream_app.evaluation.baselines import Baseline, Told
 from stream_app.evaluation.ledger import MAX_DEPTH, Ledger, without
 from stream_app.evaluation.metrics import Ranks
+from stream_app.factors.basis import fit_basis
+from stream_app.factors.learner import FactorLearner
 from stream_app.items.statistics import ItemStatistics
 from stream_app.ranking.recommender import RankRequest, Recommender
 from stream_app.ranking.softmax import SoftmaxRanker
@@ -138,6 +140,7 @@ class Prequential:
         self._stage = UserStage(settings, self.serving, self.recommender)
         self._statistics = ItemStatistics(0, 1, settings.items)
         self._ranker = SoftmaxRanker(self.recommender.feature_names, settings.ranker)
+        self._learner = self._factor_learner(items, vectors, space)
         self._states: dict[str, UserState] = {}
         self._size = len(items)
         rows = self.serving.catalogue.rows
@@ -147,6 +150,22 @@ class Prequential:
         self._of_baseline = {name: Ranks(rows) for name in self._baselines}
         self._offset = 0
         self._unpublished = 0
+
+    def _factor_learner(
+        self, items: Sequence[Item], vectors: Mapping[str, NDArray[np.float32]], space: str
+    ) -> FactorLearner:
+        """A learner whose items start from their texts, and the serving state with them."""
+        settings, factors = self.settings.factors, self.serving.factors
+        ids = [item.item_id for item in items if item.item_id in vectors]
+        table = np.stack([vectors[item_id] for item_id in ids]) if ids else np.zeros((0, 1), np.float32)
+        factors.basis = fit_basis(table, space=space, factors=settings.dimensions, length=settings.start_length)
+        learner = FactorLearner(settings, factors.basis)
+        for item in items:
+            learner.put(item.item_id, vectors.get(item.item_id))
+        factors.start(np.array([self.serving.catalogue.row(item_id) for item_id in ids], np.int32), table)
+        known = learner.arrays(np.arange(len(learner)))[0]
+        self._factor_rows = np.array([self.serving.catalogue.row(item_id) for item_id in known], np.int32)
+        return learner
 
     def run(
         self, interactions: Iterable[Interaction], count: int, *, on_progress: Callable[[int], None] = lambda _: None
@@ -216,11 +235,13 @@ class Prequential:
         if tests is None:
             return
         request = RankRequest(user=self._states[basket[0].user_id], at=at, now=at, n=tests.depth)
-        slate = self.recommender.rank([request])[0].rows
-        self._ledger.slates.add_slate(without(slate, tests.had), tests.rows)
+        ranking = self.recommender.rank([request])[0]
+        # As live, where a visit comes before the basket: what is taken is taken from this ranking.
+        self._stage.ranked(request, ranking)
+        self._ledger.slates.add_slate(without(ranking.rows, tests.had), tests.rows)
         if self._of_source:
-            for name, proposed in self.recommender.propose(request).items():
-                self._of_source[name].add_slate(without(proposed[:MAX_DEPTH], tests.had), tests.rows)
+            for source, proposed in zip(self.recommender.sources, ranking.proposed, strict=True):
+                self._of_source[source.name].add_slate(without(proposed[:MAX_DEPTH], tests.had), tests.rows)
         if self._baselines:
             had = np.fromiter(tests.had, np.int32, len(tests.had))
             for name, baseline in self._baselines.items():
@@ -238,13 +259,14 @@ class Prequential:
         events = [SourcedEvent(event, _PARTITION, offset) for offset, event in enumerate(basket, start=self._offset)]
         user_id = basket[0].user_id
         states = {user_id: self._states.get(user_id) or UserState(user_id)}
-        result = self._stage.process(events, states, now=basket[0].occurred_at.timestamp())
+        result = self._stage.process(events, states, now=basket[0].occurred_at.timestamp(), refresh=False)
         self._states.update(result.states)
         for transitions in result.transitions.values():
             self._statistics.apply(
                 Transitions(source_topic=_TOPIC, source_partition=_PARTITION, rows=transitions), offset=self._offset
             )
         for examples in result.examples.values():
+            self._learner.learn(examples, partition=_PARTITION, offset=self._offset)
             self._ranker.learn(
                 TrainingExamples(
                     source_topic=_TOPIC,
@@ -261,6 +283,8 @@ class Prequential:
     def _publish(self) -> None:
         self.serving.apply_statistics(self._statistics)
         self._statistics.taken_are_durable()
+        changed = self._learner.take_rows(len(self._learner))
+        self.serving.factors.apply(self._factor_rows[changed], *self._learner.arrays(changed)[1:])
         self.serving.apply_weights(self._ranker.weights_message())
         self._unpublished = 0
 

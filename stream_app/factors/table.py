@@ -105,6 +105,15 @@ class Factors:
             user_factors(rows[: self.settings.history], self.context, self.settings.decay, self.settings.norm, out)
         return out
 
+    def scores(self, user: NDArray[np.float32], rows: NDArray[np.int32]) -> NDArray[np.float32]:
+        """``user . target + bias`` of rows: float32 [n]; NaN for rows without factors, and for users without."""
+        if not len(rows) or not user.any():
+            return np.full(len(rows), np.nan, np.float32)
+        self.reserve(int(rows.max()) + 1)
+        found: NDArray[np.float32] = self.target[rows] @ user + self.bias[rows]
+        found[~self.has[rows]] = np.nan
+        return found
+
     def best(
         self,
         user: NDArray[np.float32],

@@ -11,19 +11,25 @@ from stream_app.items.catalogue import Catalogue
 __all__ = ["ColdItems"]
 
 _REFRESH_SHARE = 0.01
+_COUNTED = 0.1
+"""What a change of counts weighs against one of membership or vector."""
 
 
 class ColdItems:
-    """The cold rows, newest first, at most ``limit`` of them, with their vectors side by side.
+    """Cold rows, at most ``limit`` of them, with their vectors side by side.
+
+    Up to half are the rising ones: those few that somebody took lately, the latest and most taken first. What a few
+    people just took is by far the best guess at which new item the next one takes (measured on Online Retail: among
+    all cold items the right one is in the first ten of 20 % of the tests, by text in 4 %). The others are the newest.
 
     Args:
-        limit: how many are looked at per request; more are cut by publication time, then id hash.
+        limit: how many are looked at per request.
     """
 
-    def __init__(self, *, limit: int = 1_024) -> None:
+    def __init__(self, *, limit: int = 512) -> None:
         self._limit = limit
         self._members: set[int] = set()
-        self._changes = 0
+        self._changes = 0.0
         self._stale = True
         self._rows: NDArray[np.int32] = np.zeros(0, np.int32)
         self._matrix: NDArray[np.float32] = np.zeros((0, 0), np.float32)
@@ -34,8 +40,15 @@ class ColdItems:
     def __contains__(self, row: int) -> bool:
         return row in self._members
 
-    def set(self, row: int, *, cold: bool, changed: bool = False) -> None:
-        """State whether a row is cold; ``changed`` says that its vector or dates are different now."""
+    def set(self, row: int, *, cold: bool, changed: bool = False, counted: bool = False) -> None:
+        """State whether a row is cold.
+
+        Args:
+            row: the item.
+            cold: whether it is.
+            changed: its vector or dates are different now.
+            counted: its counts are.
+        """
         if cold:
             changed |= row not in self._members
             self._members.add(row)
@@ -44,35 +57,45 @@ class ColdItems:
             self._members.discard(row)
         else:
             return
-        self._changes += changed
-        # Beyond the limit the choice is a sample anyway, so a few changes may wait; below it is exact.
-        if self._changes and (len(self._members) <= self._limit or self._changes > _REFRESH_SHARE * self._limit):
+        self._changes += 1.0 if changed else _COUNTED * counted
+        # Beyond the limit the choice is a sample anyway, so a few changes may wait; below it only counts may.
+        exact = len(self._members) <= self._limit and self._changes >= 1.0
+        if exact or self._changes > _REFRESH_SHARE * self._limit:
             self._stale = True
 
     def vectors_changed(self) -> None:
         """Every vector is another one now: they are read again."""
         self._stale = True
 
-    def rows(self, catalogue: Catalogue, index: VectorIndex) -> NDArray[np.int32]:
-        """The rows, int32 [c], newest publication first, then by id hash."""
-        self._refresh(catalogue, index)
+    def rows(self, catalogue: Catalogue, index: VectorIndex, momentum: NDArray[np.float64]) -> NDArray[np.int32]:
+        """The rows, int32 [c]: rising ones first, then the newest publication, then by id hash.
+
+        Args:
+            catalogue: publication times and id hashes.
+            index: vectors.
+            momentum: float64 by row, larger for what was taken more and later; -inf for what nobody took.
+        """
+        self._refresh(catalogue, index, momentum)
         return self._rows
 
-    def matrix(self, catalogue: Catalogue, index: VectorIndex) -> NDArray[np.float32]:
+    def matrix(self, catalogue: Catalogue, index: VectorIndex, momentum: NDArray[np.float64]) -> NDArray[np.float32]:
         """Their vectors, float32 [c, dimensions]; zeros where an item has none yet."""
-        self._refresh(catalogue, index)
+        self._refresh(catalogue, index, momentum)
         return self._matrix
 
-    def _refresh(self, catalogue: Catalogue, index: VectorIndex) -> None:
+    def _refresh(self, catalogue: Catalogue, index: VectorIndex, momentum: NDArray[np.float64]) -> None:
         if not self._stale:
             return
         rows = np.fromiter(self._members, np.int32, len(self._members))
-        if len(rows) > 2 * self._limit:
-            published = catalogue.published_at[rows]
-            floor = np.partition(published, len(rows) - self._limit)[len(rows) - self._limit]
-            rows = rows[published >= floor]
-        order = np.lexsort((catalogue.id_hash[rows], -catalogue.published_at[rows]))[: self._limit]
+        moved = np.full(len(rows), -np.inf)
+        known = rows < len(momentum)
+        moved[known] = momentum[rows[known]]
+        hashes, published = catalogue.id_hash[rows], catalogue.published_at[rows]
+        first = np.lexsort((hashes, -np.round(moved, 6)))[: self._limit // 2]
+        first = first[moved[first] > -np.inf]
+        newest = np.lexsort((hashes, -published))
+        order = np.concatenate([first, newest[~np.isin(newest, first)]])[: self._limit]
         self._rows = rows[order]
         self._matrix = index.vectors(self._rows)
-        self._changes = 0
+        self._changes = 0.0
         self._stale = False

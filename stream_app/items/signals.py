@@ -129,6 +129,11 @@ class Signals:
         times = np.full(len(rows), at) if np.ndim(at) == 0 else np.ascontiguousarray(at, np.float64)
         return _decayed(times, rows.astype(np.int32, copy=False), self._counts, self.arena.stated, self._rates)
 
+    def momentum(self, column: int) -> NDArray[np.float64]:
+        """Keys that order rows by decayed count in ``column``, whatever the time: float64 [rows], -inf: none."""
+        keys: NDArray[np.float64] = self._keys[column, : self.rows]
+        return keys
+
     def trending(self, column: int, ties: NDArray[np.int64]) -> NDArray[np.int32]:
         """Rows with the largest decayed counts in ``column``, best first; the order does not depend on the time.
 

@@ -1,7 +1,8 @@
 """What the ranker sees of a candidate: named numbers, computed for every candidate and scaled within the request.
 
 Scaling within the request (z-scores over its candidates) makes weights mean the same for a user with three events
-and one with fifty, and for a catalogue of hundreds and of millions.
+and one with fifty, and for a catalogue of hundreds and of millions. What is known of the request itself is told apart
+(:data:`CONTEXT`): it is the same for all candidates, so it can only bend what the features mean.
 """
 
 from __future__ import annotations
@@ -9,154 +10,205 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.compiled import compiled_sums
 from stream_app.retrieval.links import SCORES
 from stream_app.settings import ItemSettings
 
-__all__ = ["RawFeatures", "Scaled", "feature_names", "raw_features", "scale", "start_weights"]
+__all__ = ["CONTEXT", "TEXT", "Features", "context_values", "feature_names", "scaled_features", "start_weights"]
 
-_TEXT = ("text_slow", "text_fast", "text_last", "text_negative", "text_best")
+TEXT = ("text_slow", "text_fast", "text_last", "text_negative", "text_best")
 _LINKS = tuple(f"links_{name}" for name in SCORES)
-_OWN = ("recency", "cold")
-_CROSSED = ("text_slow", "links_symmetric", "popularity_all")
-"""Features whose weight may depend on how much is known of the user."""
+_OWN = ("since", "factors", "recency", "cold")
 
-_CLIP = 6.0
-_DAY = 86_400.0
-_FULL_HISTORY = 50.0
+CONTEXT = ("history", "pause", "breadth")
+"""Of a request: how much is known of the user, how long since the last event, how many events in all."""
+
+_HOUR = 3_600.0
+_NEVER_HOURS = 20_000.0
 
 
 def feature_names(settings: ItemSettings) -> tuple[str, ...]:
     """Names in the order of the columns."""
-    crosses = [f"{name}_x_history" for name in _CROSSED]
-    return (*_base_names(settings.half_lives_days), *crosses)
-
-
-def _base_names(half_lives_days: Sequence[float]) -> tuple[str, ...]:
-    popularity = [f"popularity_{days:g}d" for days in half_lives_days]
-    return (*_TEXT, *_LINKS, *popularity, "popularity_all", *_OWN)
+    popularity = [f"popularity_{days:g}d" for days in settings.half_lives_days]
+    return (*TEXT, *_LINKS, *popularity, "popularity_all", *_OWN)
 
 
 def start_weights(names: Sequence[str]) -> NDArray[np.float64]:
     """Weights before anything is learned: near the middle of what was learned on two unlike data sets."""
     known = {
-        "text_slow": 0.2,
-        "text_fast": 0.25,
-        "text_last": 0.1,
+        "text_slow": 0.05,
+        "text_fast": 0.15,
+        "text_last": 0.05,
         "text_negative": -0.2,
-        "text_best": 0.1,
-        "links_symmetric": 0.4,
-        "links_recent": 0.2,
-        "links_best": 0.2,
-        "links_directed": 0.15,
+        "text_best": 0.15,
+        "links_symmetric": 0.25,
+        "links_recent": 0.15,
+        "links_directed": 0.1,
+        "links_last": 0.1,
+        "links_count": 0.05,
         "popularity_1d": 0.15,
         "popularity_7d": 0.25,
-        "popularity_30d": 0.15,
-        "popularity_all": 0.2,
+        "popularity_all": 0.25,
+        "since": 0.1,
+        "factors": 0.5,
         "recency": 0.1,
     }
     return np.array([known.get(name, 0.0) for name in names])
 
 
 @dataclass(frozen=True, slots=True)
-class RawFeatures:
-    """Unscaled features of one request's candidates, without the crosses.
+class Features:
+    """Features of one request's candidates.
 
     Attributes:
-        values: float64 [k, base features].
-        known: bool [k, base features]; False where nothing can be said (no vector, no publication date).
+        values: float32 [k, features], z-scored over the candidates and clipped to ±6; 0 says average or unknown.
         cold: bool [k], whether the candidate has hardly any events.
-        history: from -1 (nothing is known of the user) to 1 (50 events).
+        closeness: float64 [k], its cosine to the slow plus that to the fast interest vector.
     """
 
-    values: NDArray[np.float64]
-    known: NDArray[np.bool_]
+    values: NDArray[np.float32]
     cold: NDArray[np.bool_]
-    history: float
+    closeness: NDArray[np.float64]
 
 
-def raw_features(
+def context_values(*, entries: int, events: int, pause_s: float) -> NDArray[np.float32]:
+    """The context of a request: float32 [3], each about -1 to 1.
+
+    Args:
+        entries: in the user's history.
+        events: of the user, in all.
+        pause_s: event time since the last of them (seconds).
+    """
+    return np.array(
+        [
+            math.log1p(entries) / 2.0 - 1.0,
+            math.log1p(min(max(pause_s, 0.0) / _HOUR, _NEVER_HOURS)) / 4.0 - 0.5,
+            math.log1p(min(events, 1_000)) / 3.0 - 1.0,
+        ],
+        np.float32,
+    )
+
+
+def scaled_features(
     *,
-    text: NDArray[np.float32],
+    cosines: NDArray[np.float32],
     has_vector: NDArray[np.bool_],
     links: NDArray[np.float64],
     counts: NDArray[np.float64],
+    last_event_at: NDArray[np.float64],
+    factors: NDArray[np.float32],
     published_at: NDArray[np.float64],
+    at: float,
     now: float,
-    events: int,
     cold_events: float,
-) -> RawFeatures:
+) -> Features:
     """Features of ``k`` candidates.
 
     Args:
-        text: [k, 5], cosines to the interest vectors, and the largest to a single recent item.
-        has_vector: [k], whether the cosines say something.
-        links: [5, k], transition scores.
-        counts: [k, columns], decayed counts at the time of the request, all time last.
-        published_at: [k], seconds since 1970, -inf where unknown.
+        cosines: float32 [k, 4 + recent items], to the slow, fast, last and negative vector and to recent items.
+        has_vector: bool [k], whether the cosines say something.
+        links: float64 [7, k], transition scores.
+        counts: float64 [k, columns], decayed counts at the time of the request, all time last.
+        last_event_at: float64 [k], event time of the candidate's last event.
+        factors: float32 [k], scores by learned factors, NaN where there are none.
+        published_at: float64 [k], seconds since 1970, -inf where unknown.
+        at: event time of the request (seconds).
         now: wall clock, seconds since 1970.
-        events: entries in the user's history.
         cold_events: an item with fewer events in all is cold.
     """
     size, columns = counts.shape
-    first = len(_TEXT) + len(_LINKS)
-    values = np.empty((size, first + columns + len(_OWN)))
-    known = np.ones(values.shape, np.bool_)
-    values[:, : len(_TEXT)] = text
-    known[:, : len(_TEXT)] = has_vector[:, None]
-    values[:, len(_TEXT) : first] = links.T
-    np.log1p(counts, out=values[:, first : first + columns])
-    dated = np.isfinite(published_at)
-    values[:, -2] = -np.log1p(np.maximum(now - np.where(dated, published_at, now), 0.0) / _DAY)
-    known[:, -2] = dated
-    cold = counts[:, -1] < cold_events
-    values[:, -1] = cold
-    history = 2.0 * min(math.log1p(events) / math.log1p(_FULL_HISTORY), 1.0) - 1.0
-    return RawFeatures(values, known, cold, history)
+    values = np.empty((size, len(TEXT) + len(_LINKS) + columns + len(_OWN)), np.float32)
+    cold = np.empty(size, np.bool_)
+    closeness = np.empty(size)
+    _fill(
+        cosines, has_vector, links, counts, last_event_at, factors, published_at, at, now, cold_events, values, cold,
+        closeness,
+    )  # fmt: skip
+    _scale(values)
+    return Features(values, cold, closeness)
 
 
-@dataclass(frozen=True, slots=True)
-class Scaled:
-    """Scaled features of a batch, padded to the longest request.
+@compiled_sums
+def _fill(
+    cosines: NDArray[np.float32],
+    has_vector: NDArray[np.bool_],
+    links: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    last_event_at: NDArray[np.float64],
+    factors: NDArray[np.float32],
+    published_at: NDArray[np.float64],
+    at: float,
+    now: float,
+    cold_events: float,
+    values: NDArray[np.float32],
+    cold: NDArray[np.bool_],
+    closeness: NDArray[np.float64],
+) -> None:
+    """Unscaled features; NaN where nothing can be said."""
+    for row in range(len(values)):
+        column = 0
+        if has_vector[row]:
+            for place in range(4):
+                values[row, place] = cosines[row, place]
+            best = np.float32(0.0)
+            for place in range(4, cosines.shape[1]):
+                if place == 4 or cosines[row, place] > best:
+                    best = cosines[row, place]
+            values[row, 4] = best
+            closeness[row] = cosines[row, 0] + cosines[row, 1]
+        else:
+            for place in range(5):
+                values[row, place] = np.nan
+            closeness[row] = 0.0
+        column = 5
+        for place in range(len(links)):
+            values[row, column] = links[place, row]
+            column += 1
+        for place in range(counts.shape[1]):
+            values[row, column] = np.log1p(counts[row, place])
+            column += 1
+        total = counts[row, counts.shape[1] - 1]
+        cold[row] = total < cold_events
+        hours = max(at - last_event_at[row], 0.0) / 3600.0 if total > 0.0 else 20000.0
+        values[row, column] = -np.log1p(min(hours, 20000.0))
+        values[row, column + 1] = factors[row]
+        published = published_at[row]
+        values[row, column + 2] = -np.log1p(max(now - published, 0.0) / 86400.0) if published > -1e300 else np.nan
+        values[row, column + 3] = 1.0 if cold[row] else 0.0
 
-    Attributes:
-        values: float64 [requests, k, features]; 0 says average or unknown.
-        lengths: int [requests], candidates of each; values beyond are 0.
-    """
 
-    values: NDArray[np.float64]
-    lengths: NDArray[np.intp]
-
-
-def scale(raw: Sequence[RawFeatures]) -> Scaled:
-    """Features of each request, z-scored over its candidates and clipped to ±6, then the crosses."""
-    lengths = np.array([len(part.cold) for part in raw], np.intp)
-    columns = raw[0].values.shape[1]
-    values = np.zeros((len(raw), int(lengths.max()), columns + len(_CROSSED)))
-    base = values[:, :, :columns]
-    known = np.zeros(base.shape, np.bool_)
-    for place, part in enumerate(raw):
-        base[place, : lengths[place]] = part.values
-        known[place, : lengths[place]] = part.known
-    unknown = ~known
-    np.copyto(base, 0.0, where=unknown)
-    counted = np.maximum(known.sum(axis=1), 1)
-    base -= (base.sum(axis=1) / counted)[:, None, :]
-    np.copyto(base, 0.0, where=unknown)
-    deviation = np.sqrt(np.einsum("rkf,rkf->rf", base, base) / counted)
-    base /= np.where(deviation > 1e-9, deviation, np.inf)[:, None, :]
-    np.clip(base, -_CLIP, _CLIP, out=base)
-    history = np.array([part.history for part in raw])
-    values[:, :, columns:] = base[:, :, _crossed_columns(columns)] * history[:, None, None]
-    return Scaled(values, lengths)
-
-
-@cache
-def _crossed_columns(columns: int) -> tuple[int, ...]:
-    """Where the crossed features are among ``columns`` base features."""
-    names = _base_names(range(columns - len(_TEXT) - len(_LINKS) - len(_OWN) - 1))
-    return tuple(names.index(name) for name in _CROSSED)
+@compiled_sums
+def _scale(values: NDArray[np.float32]) -> None:
+    """z-scores over what is known in each column, clipped; 0 where nothing is. In place."""
+    rows, columns = values.shape
+    mean = np.zeros(columns)
+    squares = np.zeros(columns)
+    count = np.zeros(columns)
+    for row in range(rows):
+        for column in range(columns):
+            value = values[row, column]
+            if not np.isnan(value):
+                mean[column] += value
+                count[column] += 1.0
+    for column in range(columns):
+        mean[column] /= max(count[column], 1.0)
+    for row in range(rows):
+        for column in range(columns):
+            value = values[row, column]
+            if not np.isnan(value):
+                squares[column] += (value - mean[column]) ** 2
+    for column in range(columns):
+        deviation = np.sqrt(squares[column] / max(count[column], 1.0))
+        squares[column] = 1.0 / deviation if deviation > 1e-6 else 0.0
+    for row in range(rows):
+        for column in range(columns):
+            value = values[row, column]
+            if np.isnan(value):
+                values[row, column] = 0.0
+            else:
+                scaled = (value - mean[column]) * squares[column]
+                values[row, column] = min(max(scaled, -6.0), 6.0)

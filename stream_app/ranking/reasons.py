@@ -1,7 +1,8 @@
 """Why an item is in a slate, said in words: the kind of evidence that weighed most in its score.
 
-The contribution of a feature is its weight times how far the item lies from the request's middle candidate. Kinds
-of evidence are sums over related features; the largest names the reason. Nothing is made up afterwards.
+What a kind of evidence contributes is how much lower the item would score if the features of that kind were those of
+the request's middle candidate; for a linear model that is weight times distance from the median. The largest names the
+reason. Nothing is made up afterwards.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 
 from schemas.messages import Reason
 
-__all__ = ["KINDS", "kind_matrix", "phrase", "strongest_kind"]
+__all__ = ["KINDS", "evidence_signs", "kind_columns", "phrase", "strongest_kind"]
 
-KINDS = ("similar", "taken_together", "taken_after", "unlike", "trending", "popular", "new")
+KINDS = ("similar", "taken_together", "taken_after", "similar_taste", "unlike", "trending", "popular", "new")
 """Kinds of evidence, also the codes of reasons; ``pinned``, ``boosted``, ``new_for_you`` and ``recommended``
 come on top."""
 
@@ -26,6 +27,7 @@ _TEMPLATES: dict[str, dict[str, str]] = {
         "similar_profile": "Close to what you have been looking at",
         "taken_together": "Often chosen together with {title}",
         "taken_after": "Often chosen after {title}",
+        "similar_taste": "Chosen by people with similar taste",
         "unlike": "Unlike what you turned down",
         "trending": "Trending now",
         "popular": "Popular with others",
@@ -40,6 +42,7 @@ _TEMPLATES: dict[str, dict[str, str]] = {
         "similar_profile": "符合您最近的兴趣",
         "taken_together": "常与“{title}”一起被选择",
         "taken_after": "选择“{title}”之后常被选择",
+        "similar_taste": "与您品味相近的人也选择了它",
         "unlike": "与您不喜欢的内容不同",
         "trending": "近期热门",
         "popular": "广受欢迎",
@@ -55,58 +58,50 @@ _SHORT_DAYS = 7.0
 
 
 def _kind(name: str) -> str:
-    base = name.removesuffix("_x_history")
-    if base == "text_negative":
+    if name == "text_negative":
         return "unlike"
-    if base.startswith("text_"):
+    if name.startswith("text_"):
         return "similar"
-    if base == "links_directed":
+    if name in ("links_directed", "links_last"):
         return "taken_after"
-    if base.startswith("links_"):
+    if name.startswith("links_"):
         return "taken_together"
-    if base == "popularity_all":
+    if name == "factors":
+        return "similar_taste"
+    if name == "popularity_all":
         return "popular"
-    if base.startswith("popularity_"):
-        days = float(base.removeprefix("popularity_").removesuffix("d"))
+    if name == "since":
+        return "trending"
+    if name.startswith("popularity_"):
+        days = float(name.removeprefix("popularity_").removesuffix("d"))
         return "trending" if days <= _SHORT_DAYS else "popular"
     return "new"
 
 
-def kind_matrix(names: Sequence[str]) -> NDArray[np.float64]:
-    """Which feature belongs to which kind: float64 [features, kinds] of zeros and ones."""
-    matrix = np.zeros((len(names), len(KINDS)))
-    for row, name in enumerate(names):
-        matrix[row, KINDS.index(_kind(name))] = 1.0
-    return matrix
+def kind_columns(names: Sequence[str]) -> NDArray[np.int64]:
+    """Which kind each feature belongs to: int64 [features], indices of :data:`KINDS`."""
+    return np.array([KINDS.index(_kind(name)) for name in names], np.int64)
 
 
-def strongest_kind(
-    values: NDArray[np.float64],
-    middle: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    kinds: NDArray[np.float64],
-    *,
-    boosts: NDArray[np.float64] | None = None,
-) -> list[str]:
+def evidence_signs(names: Sequence[str]) -> NDArray[np.float32]:
+    """Which side of the median is evidence: float32 [features], 1 above, -1 below.
+
+    A feature below the median with a negative weight raises the score too, but "popular" must not be said of what
+    nobody bought. For ``unlike`` it is the other way round: being unlike what the user turned down is the evidence.
+    """
+    return np.array([-1.0 if _kind(name) == "unlike" else 1.0 for name in names], np.float32)
+
+
+def strongest_kind(contributions: NDArray[np.float64], *, boosts: NDArray[np.float64] | None = None) -> list[str]:
     """The kind with the largest contribution for each item; ``recommended`` where none speaks for it.
 
-    Only evidence counts: a feature above the median that raises the score. One below it with a negative weight
-    raises the score too, but "popular" must not be said of what nobody bought. For ``unlike`` it is the other way
-    round: being unlike what the user turned down is the evidence.
-
     Args:
-        values: float64 [items, features], scaled.
-        middle: float64 [features], the medians over the request's candidates.
-        weights: float64 [features].
-        kinds: from :func:`kind_matrix`.
+        contributions: float64 [items, kinds], see ``SoftmaxRanker.contributions``.
         boosts: float64 [items], what rules added; ``boosted`` where that is more than any kind contributed.
     """
-    above = values - middle
-    evidence = np.where(kinds[:, KINDS.index("unlike")] > 0, -above, above) > 0
-    contributions = np.where(evidence, above * weights, 0.0) @ kinds
     best = contributions.argmax(axis=1)
     strongest = contributions[np.arange(len(best)), best]
-    codes = [KINDS[kind] if amount > 0 else "recommended" for kind, amount in zip(best, strongest, strict=True)]
+    codes = [KINDS[kind] if amount > 1e-9 else "recommended" for kind, amount in zip(best, strongest, strict=True)]
     if boosts is not None:
         for place in np.flatnonzero(boosts > np.maximum(strongest, 0.0)).tolist():
             codes[place] = "boosted"

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.messages import SlateItem
+from stream_app.compiled import compiled
 from stream_app.ranking.exploration import thompson_order
-from stream_app.ranking.features import RawFeatures, feature_names, raw_features, scale
-from stream_app.ranking.reasons import kind_matrix, phrase, strongest_kind
+from stream_app.ranking.features import Features, context_values, feature_names, scaled_features
+from stream_app.ranking.reasons import KINDS, evidence_signs, kind_columns, phrase, strongest_kind
 from stream_app.ranking.slate import SlateRules, choose
-from stream_app.retrieval.cold import mixed
 from stream_app.retrieval.interests import FAST, SLOW, Interests, derive_interests, history_view
 from stream_app.retrieval.links import Links, Scratch, link_scores
 from stream_app.retrieval.source import Context
@@ -29,7 +29,7 @@ from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.users.state import HistoryEntry, UserState, id_hash
 
-__all__ = ["Choice", "RankRequest", "Ranking", "Recommender"]
+__all__ = ["Choice", "Example", "RankRequest", "Ranking", "Recommender", "SeenRanking"]
 
 _CHUNK = 32
 """Requests computed together: enough to share the overhead, few enough to stay in the processor's cache."""
@@ -77,13 +77,47 @@ class Choice:
         request: the user as known at the choice; ``before`` cuts the basket off.
         row: the taken item.
         seed: decides which negatives are drawn; the event's offset.
-        candidates: int32 rows to compare with; None: what retrieval proposes.
+        seen: the ranking the user chose from; None: it is made again.
+        shown: rows the user saw and did not take before this one, int32; they come first among the negatives.
+        weight: how much the choice says.
     """
 
     request: RankRequest
     row: int
     seed: int
-    candidates: NDArray[np.int32] | None = None
+    seen: SeenRanking | None = None
+    shown: NDArray[np.int32] | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRanking:
+    """What of a ranking is kept to learn from.
+
+    Attributes:
+        candidates: int32 [k], by id hash.
+        values: float16 or float32 [k, features], scaled; None: they are computed again.
+        context: float32 [c].
+        slate: int32 [n], the rows that were shown, best first.
+    """
+
+    candidates: NDArray[np.int32]
+    values: NDArray[np.floating] | None
+    context: NDArray[np.float32]
+    slate: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """What the ranker learns from a choice.
+
+    Attributes:
+        features: float32 [1 + negatives, features], the taken item first.
+        context: float32 [c].
+    """
+
+    features: NDArray[np.float32]
+    context: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +132,11 @@ class Ranking:
         pinned: bool [n], a rule put the item there.
         boosts: float64 [n], what rules added to the score.
         vectors: float32 [n, dimensions].
-        values: float64 [n, features], scaled.
-        middle: float64 [features], medians over the candidates.
-        weights: float64 [features] the scores were made with.
-        candidates: int32 [k], everything that was scored, best first.
-        candidate_sources: uint32 [k].
+        values: float32 [n, features], scaled.
+        context: float32 [c], of the request.
+        candidates: int32 [k], everything that was scored, by id hash.
+        candidate_values: float32 [k, features].
+        proposed: what each source proposed, best first, in the order of the sources.
         interests: what was derived of the user.
         history: the history it was derived from.
         links: transition scores.
@@ -116,11 +150,11 @@ class Ranking:
     pinned: NDArray[np.bool_]
     boosts: NDArray[np.float64]
     vectors: NDArray[np.float32]
-    values: NDArray[np.float64]
-    middle: NDArray[np.float64]
-    weights: NDArray[np.float64]
+    values: NDArray[np.float32]
+    context: NDArray[np.float32]
     candidates: NDArray[np.int32]
-    candidate_sources: NDArray[np.uint32]
+    candidate_values: NDArray[np.float32]
+    proposed: Sequence[NDArray[np.int32]]
     interests: Interests
     history: tuple[HistoryEntry, ...]
     links: Links
@@ -138,7 +172,8 @@ class _Prepared:
     rows: NDArray[np.int32]
     sources: NDArray[np.uint32]
     vectors: NDArray[np.float32]
-    raw: RawFeatures
+    features: Features
+    context: NDArray[np.float32]
     proposed: Sequence[NDArray[np.int32]] = ()
 
 
@@ -155,19 +190,19 @@ class Recommender:
         self._serving = serving
         self.sources = default_sources(settings)
         self.feature_names = feature_names(settings.items)
-        self._kinds = kind_matrix(self.feature_names)
+        self._kinds = kind_columns(self.feature_names)
+        self._signs = evidence_signs(self.feature_names)
         self._scratch = Scratch()
+        # Of the half-lives the one nearest to a week says what rises.
+        days = settings.items.half_lives_days
+        self._rising = min(range(len(days)), key=lambda column: abs(days[column] - 7.0))
+        self._rising_feature = self.feature_names.index(f"popularity_{days[self._rising]:g}d")
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch. A slate never holds an item that may not be served, is consumed or hidden."""
         rankings: list[Ranking] = []
         for start in range(0, len(requests), _CHUNK):
-            chunk = self._retrieve(requests[start : start + _CHUNK])
-            scaled = scale([prepared.raw for prepared in chunk])
-            scores = self._serving.ranker.score(scaled.values)
-            for place, prepared in enumerate(chunk):
-                length = len(prepared.rows)
-                rankings.append(self._ranking(prepared, scaled.values[place, :length], scores[place, :length]))
+            rankings += [self._ranking(prepared) for prepared in self._retrieve(requests[start : start + _CHUNK])]
         return rankings
 
     def slate_items(self, ranking: Ranking) -> list[SlateItem]:
@@ -189,42 +224,38 @@ class Recommender:
             )
         ]
 
-    def example(
-        self, request: RankRequest, candidates: NDArray[np.int32] | None, row: int, *, seed: int
-    ) -> NDArray[np.float32] | None:
-        """Features of one choice; see :meth:`examples`."""
-        return self.examples([Choice(request=request, row=row, seed=seed, candidates=candidates)])[0]
-
-    def examples(self, choices: Sequence[Choice]) -> list[NDArray[np.float32] | None]:
+    def examples(self, choices: Sequence[Choice]) -> list[Example | None]:
         """What the ranker learns from each choice.
 
-        Choices of one user with the same history are prepared together, and none of what was taken there counts as
-        turned down. Only a choice among the candidates teaches: the ranker orders candidates and nothing else, and
-        compared with them an item that no source proposed looks bad in every feature, which would teach it that
-        evidence speaks against an item (measured: hit rate .007 instead of .058).
+        Choices of one user at one time are a basket: they are prepared together, and none of what was taken there
+        counts as turned down. Only a choice among the candidates teaches: the ranker orders candidates and nothing
+        else, and compared with them an item that no source proposed looks bad in every feature, which would teach it
+        that evidence speaks against an item (measured: hit rate .007 instead of .058).
+
+        What the user saw above the taken item and passed over comes first among the negatives (Joachims et al. 2005,
+        doi 10.1145/1076034.1076063). The others are a uniform sample of the candidates: with the best-ranked among
+        them, and no correction for it, weights shrink (measured: .055 instead of .058).
 
         Returns:
-            per choice float32 [1 + negatives, features], the taken item first, then a sample of the other
-            candidates. The sample is uniform: with the best-ranked among them, and no correction for it, weights
-            shrink (measured: .055 instead of .058). None when the item was not a candidate, or the only one.
+            per choice an example; None when the item was not a candidate, or the only one, or nothing was known of
+            the user.
         """
         groups: dict[tuple[Any, ...], list[int]] = {}
         for place, choice in enumerate(choices):
             request = choice.request
-            view = history_view(request.user.history, request.before)
-            key = (request.user.user_id, request.at, len(view), view[-1].offset if view else -1)
-            groups.setdefault(key, []).append(place)
-        examples: list[NDArray[np.float32] | None] = [None] * len(choices)
-        members = list(groups.values())
+            groups.setdefault((request.user.user_id, request.at, request.before), []).append(place)
+        examples: list[Example | None] = [None] * len(choices)
+        # A choice of which nothing was known teaches what is popular, which the counts say already, and drowns the rest
+        # where many users come once.
+        members = [group for group in groups.values() if _known(choices[group[0]].request)]
         for start in range(0, len(members), _CHUNK):
             part = members[start : start + _CHUNK]
-            chunk = self._prepare_choices([[choices[place] for place in group] for group in part])
-            scaled = scale([prepared.raw for prepared in chunk])
-            for number, (group, prepared) in enumerate(zip(part, chunk, strict=True)):
+            seen = self._seen_by([choices[group[0]] for group in part])
+            for group, ranking in zip(part, seen, strict=True):
                 taken = [choices[place].row for place in group]
-                others = np.flatnonzero(~np.isin(prepared.rows, taken))
+                others = np.flatnonzero(~np.isin(ranking.candidates, taken)).astype(np.int32)
                 for place in group:
-                    examples[place] = self._example(choices[place], prepared, scaled.values[number], others)
+                    examples[place] = self._example(choices[place], ranking, others)
         return examples
 
     def propose(self, request: RankRequest) -> dict[str, NDArray[np.int32]]:
@@ -242,9 +273,10 @@ class Recommender:
         views = [history_view(request.user.history, request.before) for request in requests]
         interests = [self._interests(request, view) for request, view in zip(requests, views, strict=True)]
         near, similarity = self._near(requests, interests)
-        cold_rows = serving.cold.rows(serving.catalogue, serving.index)
+        momentum = serving.signals.momentum(self._rising)
+        cold_rows = serving.cold.rows(serving.catalogue, serving.index, momentum)
         slow = np.stack([part.vectors[SLOW] for part in interests])
-        cold_similarity = slow @ serving.cold.matrix(serving.catalogue, serving.index).T
+        cold_similarity = slow @ serving.cold.matrix(serving.catalogue, serving.index, momentum).T
         return [
             self._candidates(request, view, part, near[place], similarity[place], cold_rows, cold_similarity[place])
             for place, (request, view, part) in enumerate(zip(requests, views, interests, strict=True))
@@ -259,6 +291,7 @@ class Recommender:
             request.extra_vectors,
             request.prior,
             request.prior_weight,
+            self._serving.factors,
         )
 
     def _near(
@@ -300,9 +333,11 @@ class Recommender:
             near_similarity=similarity,
             cold_rows=cold_rows,
             cold_similarity=cold_similarity,
+            cold_counts=serving.signals.popularity(request.at, cold_rows)[:, self._rising],
             catalogue=catalogue,
             signals=serving.signals,
             cold=serving.cold,
+            factors=serving.factors,
             settings=settings.retrieval,
             servable=serving.servable(request.now),
             scratch=scratch,
@@ -366,29 +401,36 @@ class Recommender:
     ) -> _Prepared:
         serving = self._serving
         vectors = serving.index.vectors(rows)
-        raw = raw_features(
-            text=_closeness(vectors, interests),
+        user = request.user
+        features = scaled_features(
+            cosines=vectors @ np.concatenate([interests.vectors, interests.recent_vectors]).T,
             has_vector=serving.index.has(rows),
             links=links.at(rows, self._scratch),
             counts=serving.signals.popularity(request.at, rows),
+            last_event_at=serving.signals.arena.stated[rows],
+            factors=serving.factors.scores(interests.factors, rows),
             published_at=serving.catalogue.published_at[rows],
+            at=request.at,
             now=request.now,
-            events=interests.events,
             cold_events=self._settings.retrieval.cold_events,
         )
-        return _Prepared(request, history, interests, links, rows, sources, vectors, raw)
+        context = context_values(
+            entries=interests.events,
+            events=user.events,
+            pause_s=request.at - history[-1].at if history else 0.0,
+        )
+        return _Prepared(request, history, interests, links, rows, sources, vectors, features, context)
 
-    def _ranking(self, prepared: _Prepared, values: NDArray[np.float64], scores: NDArray[np.float64]) -> Ranking:
-        scores = np.round(scores, 6)
-        cold = np.flatnonzero(prepared.raw.cold)
-        closeness = prepared.raw.values[cold, SLOW] + prepared.raw.values[cold, FAST]
-        user = prepared.request.user
+    def _ranking(self, prepared: _Prepared) -> Ranking:
+        serving, features, user = self._serving, prepared.features, prepared.request.user
+        scores = np.round(serving.ranker.score(features.values, prepared.context), 6)
+        cold = np.flatnonzero(features.cold)
         cold_order = cold[
             thompson_order(
-                closeness,
-                self._serving.signals.total(prepared.rows[cold]),
+                _promise(features, cold, self._rising_feature),
+                serving.signals.total(prepared.rows[cold]),
                 np.zeros(len(cold)),
-                self._serving.catalogue.id_hash[prepared.rows[cold]],
+                serving.catalogue.id_hash[prepared.rows[cold]],
                 seed=id_hash(user.user_id) + user.events,
                 trials=self._settings.slate.cold_trials,
             )
@@ -399,7 +441,6 @@ class Recommender:
         chosen = choose(
             scores, prepared.vectors, cold_order, size=prepared.request.n, settings=self._settings.slate, rules=rules
         )
-        ranked = np.argsort(-scores, kind="stable")
         return Ranking(
             rows=prepared.rows[chosen.order],
             scores=scores[chosen.order],
@@ -408,11 +449,11 @@ class Recommender:
             pinned=chosen.pinned,
             boosts=np.zeros(len(chosen.order)) if rules.boosts is None else rules.boosts[chosen.order],
             vectors=prepared.vectors[chosen.order],
-            values=values[chosen.order],
-            middle=_median(values),
-            weights=self._serving.ranker.weights,
-            candidates=prepared.rows[ranked],
-            candidate_sources=prepared.sources[ranked],
+            values=features.values[chosen.order],
+            context=prepared.context,
+            candidates=prepared.rows,
+            candidate_values=features.values,
+            proposed=prepared.proposed,
             interests=prepared.interests,
             history=prepared.history,
             links=prepared.links,
@@ -437,7 +478,15 @@ class Recommender:
 
     def _reasons(self, ranking: Ranking) -> list[Any]:
         language = ranking.language
-        codes = strongest_kind(ranking.values, ranking.middle, ranking.weights, self._kinds, boosts=ranking.boosts)
+        contributions = self._serving.ranker.contributions(
+            ranking.values,
+            _median(ranking.candidate_values),
+            ranking.context,
+            self._kinds,
+            self._signs,
+            len(KINDS),
+        )
+        codes = strongest_kind(contributions, boosts=ranking.boosts)
         together, after = ranking.links.strongest_origin(ranking.rows, self._scratch)
         likest = _likest(ranking)
         reasons = []
@@ -469,49 +518,96 @@ class Recommender:
             params["title"] = facts.title
         return params
 
-    def _prepare_choices(self, groups: Sequence[Sequence[Choice]]) -> list[_Prepared]:
-        """One prepared request per group."""
-        # The catalogue may have grown since anything was ranked, and given candidates are not retrieved.
+    def _seen_by(self, choices: Sequence[Choice]) -> list[SeenRanking]:
+        """The rankings of choices: those that were kept, the others made again."""
+        # The catalogue may have grown since anything was ranked.
         self._scratch.reserve(self._serving.catalogue.rows)
-        open_places = [place for place, group in enumerate(groups) if group[0].candidates is None]
-        proposed = dict(
-            zip(open_places, self._retrieve([groups[place][0].request for place in open_places]), strict=True)
-        )
-        return [proposed.get(place) or self._given(group[0]) for place, group in enumerate(groups)]
+        unseen = [place for place, choice in enumerate(choices) if choice.seen is None]
+        made = dict(zip(unseen, self._retrieve([choices[place].request for place in unseen]), strict=True))
+        found = []
+        for place, choice in enumerate(choices):
+            seen = choice.seen
+            if seen is not None and seen.values is not None:
+                found.append(seen)
+                continue
+            prepared = made[place] if seen is None else self._given(choice, seen.candidates)
+            slate = np.zeros(0, np.int32)
+            found.append(SeenRanking(prepared.rows, prepared.features.values, prepared.context, slate))
+        return found
 
-    def _given(self, choice: Choice) -> _Prepared:
+    def _given(self, choice: Choice, rows: NDArray[np.int32]) -> _Prepared:
         """A request whose candidates are given: those that can still be served, and are not the user's already."""
         serving, request = self._serving, choice.request
         history = history_view(request.user.history, request.before)
         interests = self._interests(request, history)
         links = link_scores(interests, serving.signals, self._settings, at=request.at, scratch=self._scratch)
         self._block(request)
-        rows = choice.candidates if choice.candidates is not None else np.zeros(0, np.int32)
         rows = rows[serving.servable(request.now)[rows] & (self._scratch.blocked[rows] != self._scratch.request)]
         rows = self._permitted(rows, request)
         rows = rows[np.argsort(serving.catalogue.id_hash[rows])]
         return self._prepared(request, history, interests, links, rows, np.zeros(len(rows), np.uint32))
 
-    def _example(
-        self, choice: Choice, prepared: _Prepared, values: NDArray[np.float64], others: NDArray[np.intp]
-    ) -> NDArray[np.float32] | None:
-        positive = np.flatnonzero(prepared.rows == choice.row)
-        if not len(positive) or not len(others):
+    def _example(self, choice: Choice, seen: SeenRanking, others: NDArray[np.int32]) -> Example | None:
+        positive = np.flatnonzero(seen.candidates == choice.row)
+        if not len(positive) or not len(others) or seen.values is None:
             return None
-        shuffled = mixed(self._serving.catalogue.id_hash[prepared.rows[others]], choice.seed)
-        drawn = others[np.argsort(shuffled)[: self._settings.ranker.negatives]]
-        features: NDArray[np.float32] = values[np.concatenate([positive, drawn])].astype(np.float32)
-        return features
+        first = np.zeros(0, np.int32)
+        if choice.shown is not None:
+            first = np.flatnonzero(np.isin(seen.candidates, choice.shown)).astype(np.int32)
+            first = first[np.isin(first, others)]
+        places = np.empty(1 + self._settings.ranker.negatives, np.int32)
+        places[0] = positive[0]
+        count = _draw(others, first, choice.seed & 0x7FFFFFFFFFFFFFFF, places)
+        return Example(features=seen.values[places[:count]].astype(np.float32), context=seen.context)
 
 
-def _closeness(vectors: NDArray[np.float32], interests: Interests) -> NDArray[np.float32]:
-    """Cosines of candidates to the interest vectors, and the largest to one of the recent items: float32 [k, 5]."""
-    cosines = vectors @ np.concatenate([interests.vectors, interests.recent_vectors]).T
-    text = np.zeros((len(vectors), 5), np.float32)
-    text[:, :4] = cosines[:, :4]
-    if len(interests.recent_vectors):
-        cosines[:, 4:].max(axis=1, out=text[:, 4])
-    return text
+@compiled
+def _draw(others: NDArray[np.int32], first: NDArray[np.int32], seed: int, places: NDArray[np.int32]) -> int:
+    """Fill ``places`` from 1 on with ``first``, then with ``others`` drawn without repetition; how many there are.
+
+    SplitMix64 (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195): the same draws for the same seed everywhere.
+    """
+    count = 1
+    for place in first:
+        if count == len(places):
+            return count
+        places[count] = place
+        count += 1
+    pool = others.copy()
+    left = len(pool)
+    state = np.uint64(seed) * np.uint64(0xD1342543DE82EF95) + np.uint64(1)
+    while left > 0 and count < len(places):
+        state = state + np.uint64(0x9E3779B97F4A7C15)
+        value = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        value = value ^ (value >> np.uint64(31))
+        drawn = np.int64((value >> np.uint64(32)) * np.uint64(left) >> np.uint64(32))
+        place = pool[drawn]
+        left -= 1
+        pool[drawn] = pool[left]
+        twice = False
+        for other in first:
+            twice = twice or other == place
+        if not twice:
+            places[count] = place
+            count += 1
+    return count
+
+
+def _known(request: RankRequest) -> bool:
+    """Whether anything is known of the user at the time of the request."""
+    return bool(request.prior) or bool(history_view(request.user.history, request.before))
+
+
+def _promise(features: Features, cold: NDArray[np.intp], rising: int) -> NDArray[np.float64]:
+    """How much new items promise: closeness in text, and twice as much how they begin to rise; float64 [cold]."""
+    counts = features.values[cold, rising].astype(np.float64)
+    closeness = features.closeness[cold]
+    if not len(cold):
+        return closeness
+    promise: NDArray[np.float64] = closeness / max(float(closeness.std()), 1e-9)
+    promise += 2.0 * counts / max(float(counts.std()), 1e-9)
+    return promise
 
 
 def _likest(ranking: Ranking) -> list[int]:
@@ -523,10 +619,10 @@ def _likest(ranking: Ranking) -> list[int]:
     return closest
 
 
-def _median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _median(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """The (upper) median of each column; zeros for no rows."""
     if not len(values):
-        return np.zeros(values.shape[1])
+        return np.zeros(values.shape[1], np.float32)
     half = len(values) // 2
     columns = np.ascontiguousarray(values.T)
     columns.partition(half, axis=1)

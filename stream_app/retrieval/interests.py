@@ -8,11 +8,12 @@ migration.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.factors.table import Factors
 from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
 from stream_app.settings import Settings
@@ -38,6 +39,7 @@ class Interests:
         recent: int32 [r], distinct rows of the last items with a positive event, newest first.
         lag: float64 [r], how many distinct items are newer (0 for the newest).
         events: entries in the history, and the weight of the prior where there is one.
+        factors: float32 [k], the user's learned factors; zeros where nothing is known, empty without a factor model.
     """
 
     vectors: NDArray[np.float32]
@@ -45,6 +47,7 @@ class Interests:
     recent: NDArray[np.int32]
     lag: NDArray[np.float64]
     events: int
+    factors: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 def history_view(history: tuple[HistoryEntry, ...], before: float | None) -> tuple[HistoryEntry, ...]:
@@ -66,6 +69,7 @@ def derive_interests(
     text_vectors: Mapping[str, NDArray[np.float32]],
     prior: Sequence[str] = (),
     prior_weight: float = 0.0,
+    factors: Factors | None = None,
 ) -> Interests:
     """Interests of a history (oldest first).
 
@@ -81,6 +85,7 @@ def derive_interests(
         text_vectors: unit vectors of free texts, by text.
         prior: texts that say what the user likes whatever happened; those without a vector count nothing.
         prior_weight: weight of all of them together, of the size of an event's.
+        factors: learned factors of the items.
     """
     count = len(history)
     before = _mean([text_vectors[text] for text in prior if text in text_vectors], index.dimensions)
@@ -89,7 +94,8 @@ def derive_interests(
     if not count:
         none = np.zeros((0, index.dimensions), np.float32)
         vectors = np.stack([before, before, before, np.zeros_like(before)])
-        return Interests(vectors, none, np.zeros(0, np.int32), np.zeros(0, np.float64), known)
+        user = np.zeros(0 if factors is None else factors.settings.dimensions, np.float32)
+        return Interests(vectors, none, np.zeros(0, np.int32), np.zeros(0, np.float64), known, user)
     newest_first = history[::-1]
     row_of = catalogue.row
     rows = np.array([row_of(entry.item_id) for entry in newest_first], np.int32)
@@ -123,10 +129,15 @@ def derive_interests(
     lengths = np.sqrt(np.einsum("rd,rd->r", sums, sums))
     sums /= np.where(lengths > 1e-6, lengths, np.inf)[:, None].astype(np.float32)
 
-    recent = list(dict.fromkeys(rows[(weights > 0) & ~missing].tolist()))[: settings.retrieval.recent_items]
-    recent_rows = np.array(recent, np.int32)
+    liked = np.array(list(dict.fromkeys(rows[(weights > 0) & ~missing].tolist())), np.int32)
+    recent = liked[: settings.retrieval.recent_items]
     return Interests(
-        sums, index.vectors(recent_rows[:_SINGLE]), recent_rows, np.arange(len(recent), dtype=np.float64), count + known
+        sums,
+        index.vectors(recent[:_SINGLE]),
+        recent,
+        np.arange(len(recent), dtype=np.float64),
+        count + known,
+        np.zeros(0, np.float32) if factors is None else factors.user(liked),
     )
 
 

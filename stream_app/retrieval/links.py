@@ -3,14 +3,16 @@
 The score of item ``i`` given the recent items ``j`` is ``sqrt(sum_j w_j row_j[i] / sqrt(n_j n_i))`` with a weight
 ``w_j`` for how recent ``j`` is, the decayed neighbour weight ``row_j[i]`` and counts ``n``: cosine-normalised
 co-occurrence (Sarwar et al. 2001, doi 10.1145/371920.372071), its square root taken because the sums are
-heavy-tailed. Five views of the same links, because domains differ in which says most:
+heavy-tailed. Seven views of the same links, because domains differ in which says most:
 
 * ``symmetric``: a long memory (the decay of the slow interest vector);
 * ``recent``: a short one;
 * ``best``: the strongest single link instead of the sum, without decay;
 * ``directed``: what followed the last few items, in this order;
 * ``share``: like ``recent``, but without the normalisation by the target (the share of ``j``'s links that lead to
-  ``i``), so that the ranker can weigh popularity within the links apart from popularity in general.
+  ``i``), so that the ranker can weigh popularity within the links apart from popularity in general;
+* ``last``: what followed the newest item alone, as a share of its links;
+* ``count``: how many of the recent items point to ``i``, however strongly.
 
 For compiled callers (arrays in, arrays out; ``stream_app.compiled``)::
 
@@ -22,9 +24,9 @@ For compiled callers (arrays in, arrays out; ``stream_app.compiled``)::
 * ``at`` event time (seconds), ``rate`` and ``arena``: ``Signals.transition_rate`` and ``Signals.arena``;
 * ``slot`` int32 [rows of the catalogue], -1 everywhere (``Scratch.slot``). ``add_links`` leaves in it the place of
   every row pointed to, ``finish_links`` makes it -1 again;
-* ``rows`` int32 and ``sums`` float64 [room, 5], at least ``links_of(recent, arena)`` long: filled up to ``count`` with
+* ``rows`` int32 and ``sums`` float64 [room, 7], at least ``links_of(recent, arena)`` long: filled up to ``count`` with
   the distinct rows, in the order they are met, and their sums (columns as in :data:`SCORES`);
-* ``scores`` float64 [5, count]: filled with the roots of the sums, normalised.
+* ``scores`` float64 [7, count]: filled with the roots of the sums, normalised.
 
 A further view of the links is one more column: a name in :data:`SCORES`, a line in ``_add`` and one in
 ``finish_links``.
@@ -44,7 +46,7 @@ from stream_app.settings import Settings
 
 __all__ = ["SCORES", "Links", "Scratch", "add_links", "finish_links", "link_scores", "links_of"]
 
-SCORES = ("symmetric", "recent", "best", "directed", "share")
+SCORES = ("symmetric", "recent", "best", "directed", "share", "last", "count")
 """Columns of :attr:`Links.scores`."""
 _COLUMNS = len(SCORES)
 
@@ -54,7 +56,7 @@ class Scratch:
 
     ``slot`` int32 [rows], -1 everywhere between uses; ``blocked`` int64 [rows], holds the number of the last
     request that excluded the row; ``bits`` uint32 [rows], 0 between uses; ``links`` int32 [room] and ``sums`` float64
-    [room, 5], anything between uses.
+    [room, 7], anything between uses.
     """
 
     def __init__(self) -> None:
@@ -88,7 +90,7 @@ class Links:
 
     Attributes:
         rows: int32 [u], distinct items pointed to.
-        scores: float64 [5, u], one row per name in :data:`SCORES`.
+        scores: float64 [7, u], one row per name in :data:`SCORES`.
         recent: int32 [r], the recent items.
         symmetric_weights, directed_weights: float64 [r] and [up to r], the lag's weights.
         requested_at: event time (seconds) of the request.
@@ -104,7 +106,7 @@ class Links:
     signals: Signals
 
     def at(self, rows: NDArray[np.int32], scratch: Scratch) -> NDArray[np.float64]:
-        """Scores of ``rows``, float64 [5, len(rows)]; zero where nothing points to them."""
+        """Scores of ``rows``, float64 [7, len(rows)]; zero where nothing points to them."""
         found = np.zeros((_COLUMNS, len(rows)))
         _pick(self.rows, self.scores, rows, scratch.slot, found)
         return found
@@ -164,14 +166,17 @@ def _add(
     slow: float,
     short: float,
     ahead: float,
+    newest: float,
     scale: float,
 ) -> None:
-    """Add one link to the sums [5] of the item it points to; its weights are faded and scaled by their origin."""
+    """Add one link to the sums [7] of the item it points to; its weights are faded and scaled by their origin."""
     sums[0] += slow * symmetric
     sums[1] += short * symmetric
     sums[2] = max(sums[2], symmetric)
     sums[3] += ahead * directed
     sums[4] += short * scale * symmetric
+    sums[5] += newest * scale * directed
+    sums[6] += 1.0
 
 
 @compiled
@@ -208,7 +213,7 @@ def add_links(
                 count += 1
             _add(
                 sums[place], arena.symmetric[entry] * faded, arena.directed[entry] * faded,
-                slow[lag], short[lag], following, scale,
+                slow[lag], short[lag], following, 1.0 if lag == 0 else 0.0, scale,
             )  # fmt: skip
     return count
 
@@ -227,7 +232,8 @@ def finish_links(
         own = scale[row]
         for column in range(4):
             scores[column, place] = np.sqrt(sums[place, column] * own)
-        scores[4, place] = np.sqrt(sums[place, 4])
+        for column in range(4, 7):
+            scores[column, place] = np.sqrt(sums[place, column])
 
 
 @compiled

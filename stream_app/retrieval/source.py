@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.factors.table import Factors
 from stream_app.items.catalogue import Catalogue
 from stream_app.items.cold import ColdItems
 from stream_app.items.signals import Signals
@@ -28,8 +29,9 @@ class Context:
     Attributes:
         near: int32 [2, k], rows nearest to the slow and to the fast vector, best first, -1 where there are none.
         near_similarity: float32 [2, k], their cosines.
-        cold_rows: int32 [c], cold items, newest first.
+        cold_rows: int32 [c], cold items.
         cold_similarity: float32 [c], their cosines to the slow vector.
+        cold_counts: float64 [c], their decayed counts.
         seed: a hash of the user, for choices that are random but the same every time.
         columns: popularity columns (half-lives and all time).
     """
@@ -40,9 +42,11 @@ class Context:
     near_similarity: NDArray[np.float32]
     cold_rows: NDArray[np.int32]
     cold_similarity: NDArray[np.float32]
+    cold_counts: NDArray[np.float64]
     catalogue: Catalogue
     signals: Signals
     cold: ColdItems
+    factors: Factors
     settings: RetrievalSettings
     servable: NDArray[np.bool_]
     scratch: Scratch

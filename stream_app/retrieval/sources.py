@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stream_app.retrieval.ann import NearInterests
 from stream_app.retrieval.cold import NewItems
+from stream_app.retrieval.factors import SimilarTaste
 from stream_app.retrieval.interests import FAST, SLOW
 from stream_app.retrieval.source import Source
 from stream_app.retrieval.transitions import TakenTogether
@@ -19,6 +20,7 @@ def default_sources(settings: Settings) -> tuple[Source, ...]:
         NearInterests(SLOW),
         NearInterests(FAST),
         TakenTogether(),
+        SimilarTaste(),
         *(Trending(column, days) for column, days in enumerate(settings.items.half_lives_days)),
         NewItems(),
     )

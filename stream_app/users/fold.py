@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 from schemas.messages import MAX_ID, Interaction, Transition
@@ -170,30 +171,43 @@ def _transition(
     counts once, at its latest place.
     """
     previous: list[str] = []
-    symmetric: list[float] = []
-    directed: list[float] = []
+    together = lag = 0
     seen = {item_id, ""}
-    lag = 0
+    limit = settings.transition_history
     for entry in reversed(history):
-        if entry.item_id in seen or entry.weight <= 0:
+        other = entry.item_id
+        if other in seen or entry.weight <= 0:
             continue
-        seen.add(entry.item_id)
-        previous.append(entry.item_id)
-        if entry.at == at:
-            symmetric.append(1.0)
-            directed.append(0.0)
+        seen.add(other)
+        if entry.at == at and not lag:
+            together += 1
+        elif entry.at == at:
+            # An event that came late: it belongs to the basket, wherever it stands.
+            previous.insert(together, other)
+            together += 1
+            if len(previous) >= limit:
+                break
+            continue
         else:
             lag += 1
-            symmetric.append(settings.symmetric_decay**lag)
-            directed.append(settings.directed_decay**lag if lag <= settings.directed_history else 0.0)
-        if len(previous) >= settings.transition_history:
+        previous.append(other)
+        if len(previous) >= limit:
             break
+    symmetric, directed = _by_lag(settings.symmetric_decay, settings.directed_decay, settings.directed_history, limit)
     return Transition(
         offset=offset,
         at=at,
         item_id=item_id,
         count=count,
         previous=previous,
-        symmetric=symmetric,
-        directed=directed,
+        symmetric=[1.0] * together + symmetric[:lag],
+        directed=[0.0] * together + directed[:lag],
     )
+
+
+@cache
+def _by_lag(symmetric_decay: float, directed_decay: float, reach: int, limit: int) -> tuple[list[float], list[float]]:
+    """Weights of the lags from 1 to ``limit``."""
+    lags = range(1, limit + 1)
+    symmetric = [symmetric_decay**lag for lag in lags]
+    return symmetric, [directed_decay**lag if lag <= reach else 0.0 for lag in lags]

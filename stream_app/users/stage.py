@@ -9,20 +9,20 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.arrays import pack_float32
 from schemas.messages import Interaction, SlateItem, TrainingExample, Transition, Versions
-from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recommender
-from stream_app.retrieval.interests import SLOW
+from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recommender, SeenRanking
+from stream_app.retrieval.interests import SLOW, history_view
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.users.fold import Folder
 from stream_app.users.profiles import LIKED, fold_profile, with_profile
-from stream_app.users.state import Profile, UserState
+from stream_app.users.state import HistoryEntry, Profile, UserState
 
 __all__ = ["NewSlate", "SourcedEvent", "SourcedProfile", "StageResult", "UserStage"]
 
@@ -56,7 +56,7 @@ class NewSlate:
     Attributes:
         trigger: the event or profile that caused it (None: an item change did).
         interest: float32 [dimensions], the user's slow interest vector it was made with; zeros where nothing is known.
-        candidates: int32, the rows that were ranked, best first.
+        seen: what of the ranking is kept to learn from what the user takes next.
         known_to: event time of the newest event it knows (-inf: none).
         versions: what it was made by; what is served may be another by the time it is published.
     """
@@ -65,7 +65,7 @@ class NewSlate:
     items: list[SlateItem]
     trigger: SourcedEvent | SourcedProfile | None
     interest: NDArray[np.float32] | None = None
-    candidates: NDArray[np.int32] | None = None
+    seen: SeenRanking | None = None
     known_to: float = -math.inf
     versions: Versions | None = None
 
@@ -95,12 +95,13 @@ class StageResult:
 
 @dataclass(slots=True)
 class _Seen:
-    """Candidates of a user's last rankings: ``rows`` of one that knew the history up to event time ``known_to``
-    (a visit adds nothing to it), and ``before_rows`` of the last one that knew less."""
+    """A user's last rankings: ``last`` knew the history up to event time ``known_to`` (a visit adds nothing to it),
+    ``before`` is the last one that knew less. ``slate_id`` names the last slate an event caused."""
 
     known_to: float
-    rows: NDArray[np.int32]
-    before_rows: NDArray[np.int32] | None
+    last: SeenRanking
+    before: SeenRanking | None
+    slate_id: str = ""
 
 
 class UserStage:
@@ -118,10 +119,12 @@ class UserStage:
         self._recommender = recommender
         self._fold = Folder(settings.event_types, settings.users, settings.items)
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._whole: OrderedDict[str, None] = OrderedDict()
 
     def forget(self) -> None:
         """Drop the candidates of all users."""
         self._seen.clear()
+        self._whole.clear()
 
     def process(
         self,
@@ -130,6 +133,7 @@ class UserStage:
         *,
         now: float,
         text_vectors: Mapping[str, NDArray[np.float32]] | None = None,
+        refresh: bool = True,
     ) -> StageResult:
         """Process ``events`` in order.
 
@@ -173,7 +177,8 @@ class UserStage:
                 refreshed[user_id] = sourced
         # Learning first: the candidates of the last slates are those from before these events.
         self._note_examples(choices, result)
-        self._refresh(refreshed, result, now, texts)
+        if refresh:
+            self._refresh(refreshed, result, now, texts)
         return result
 
     def process_profiles(
@@ -227,7 +232,12 @@ class UserStage:
     def shown(self, slates: Sequence[NewSlate]) -> None:
         """Slates of :meth:`rerank` that were published: what the user takes next was taken from their candidates."""
         for slate in slates:
-            self._remember(slate.user_id, slate.known_to, slate.candidates)
+            if slate.seen is not None:
+                self._remember(slate.user_id, slate.known_to, slate.seen)
+
+    def ranked(self, request: RankRequest, ranking: Ranking) -> None:
+        """A ranking made outside of :meth:`process`, which the user chooses from next (in evaluation)."""
+        self._remember(request.user.user_id, _known_to(request.user), self._seen_of(ranking))
 
     def rerank(
         self,
@@ -248,10 +258,14 @@ class UserStage:
             items=self._recommender.slate_items(ranking),
             trigger=trigger,
             interest=ranking.interests.vectors[SLOW],
-            candidates=ranking.candidates,
-            known_to=max((entry.at for entry in request.user.history), default=-math.inf),
+            seen=self._seen_of(ranking),
+            known_to=_known_to(request.user),
             versions=self._serving.versions,
         )
+
+    def _seen_of(self, ranking: Ranking) -> SeenRanking:
+        values = ranking.candidate_values.astype(np.float16) if self._settings.ranker.remembered else None
+        return SeenRanking(ranking.candidates, values, ranking.context, ranking.rows)
 
     def _request(
         self,
@@ -297,28 +311,43 @@ class UserStage:
         ):
             slate = self._slate(request, ranking, sourced)
             result.slates.append(slate)
-            self._remember(slate.user_id, slate.known_to, slate.candidates)
+            if slate.seen is not None:
+                slate_id = f"{sourced.partition}-{sourced.offset}"
+                self._remember(slate.user_id, slate.known_to, slate.seen, slate_id=slate_id)
 
-    def _remember(self, user_id: str, known_to: float, rows: NDArray[np.int32] | None) -> None:
-        if rows is None:
-            return
+    def _remember(self, user_id: str, known_to: float, ranking: SeenRanking, *, slate_id: str = "") -> None:
         seen = self._seen.get(user_id)
         if seen is None:
-            self._seen[user_id] = _Seen(known_to, rows, None)
+            self._seen[user_id] = _Seen(known_to, ranking, None, slate_id)
         elif seen.known_to == known_to:
-            seen.rows = rows
+            seen.last, seen.slate_id = ranking, slate_id
         else:
-            self._seen[user_id] = _Seen(known_to, rows, seen.rows)
+            self._seen[user_id] = _Seen(known_to, ranking, seen.last, slate_id)
         self._seen.move_to_end(user_id)
         while len(self._seen) > self._settings.users.cache:
             self._seen.popitem(last=False)
+        # Whole rankings are kept of fewer users than candidates: of the one who now falls out only these stay.
+        self._whole[user_id] = None
+        self._whole.move_to_end(user_id)
+        while len(self._whole) > self._settings.ranker.remembered:
+            fallen = self._seen.get(self._whole.popitem(last=False)[0])
+            if fallen is not None:
+                fallen.last = replace(fallen.last, values=None)
+                fallen.before = None if fallen.before is None else replace(fallen.before, values=None)
 
-    def _candidates(self, user_id: str, at: float) -> NDArray[np.int32] | None:
-        """The candidates of the user's last ranking that knew nothing of the basket at ``at``."""
+    def _seen_before(self, user_id: str, at: float) -> SeenRanking | None:
+        """The user's last ranking that knew nothing of the basket at ``at``."""
         seen = self._seen.get(user_id)
         if seen is None:
             return None
-        return seen.rows if seen.known_to < at else seen.before_rows
+        return seen.last if seen.known_to < at else seen.before
+
+    def _passed_over(self, event: Interaction) -> NDArray[np.int32] | None:
+        """Rows that the slate the event names showed above what was taken; None when it names none that is known."""
+        seen = self._seen.get(event.user_id)
+        if event.slate_id is None or event.position is None or seen is None or seen.slate_id != event.slate_id:
+            return None
+        return seen.last.slate[: event.position]
 
     def _choice(
         self,
@@ -337,23 +366,44 @@ class UserStage:
             request=self._request(known, at, now, texts, before=at),
             row=row,
             seed=sourced.offset,
-            candidates=self._candidates(event.user_id, at),
+            seen=self._seen_before(event.user_id, at),
+            shown=self._passed_over(event),
         )
 
     def _note_examples(self, choices: Sequence[tuple[SourcedEvent, Choice]], result: StageResult) -> None:
         found = self._recommender.examples([choice for _, choice in choices])
-        for (sourced, choice), features in zip(choices, found, strict=True):
+        reach = self._settings.factors.history
+        previous: dict[tuple[str, float], list[str]] = {}
+        for (sourced, choice), example in zip(choices, found, strict=True):
+            request = choice.request
+            key = (request.user.user_id, request.at)
+            if key not in previous:
+                previous[key] = _previous(history_view(request.user.history, request.before), reach)
             # A choice with nothing to learn from is sent as well: that every choice is counted exactly once can
             # then be checked, whatever the candidates happened to be.
             result.examples[sourced.partition].append(
                 TrainingExample(
                     offset=sourced.offset,
-                    at=choice.request.at,
-                    weight=1.0,
-                    rows=0 if features is None else len(features),
-                    features="" if features is None else pack_float32(features),
+                    at=request.at,
+                    weight=choice.weight,
+                    rows=0 if example is None else len(example.features),
+                    features="" if example is None else pack_float32(example.features),
+                    item_id=sourced.event.item_id or "",
+                    previous=previous[key],
+                    context=[] if example is None else example.context.tolist(),
                 )
             )
+
+
+def _previous(history: tuple[HistoryEntry, ...], limit: int) -> list[str]:
+    """Items of positive events, newest first, each once, at most ``limit``."""
+    found = dict.fromkeys(entry.item_id for entry in reversed(history) if entry.weight > 0 and entry.item_id)
+    return list(found)[:limit]
+
+
+def _known_to(state: UserState) -> float:
+    """Event time of the newest event of the history; -inf when there is none."""
+    return max((entry.at for entry in state.history), default=-math.inf)
 
 
 def _last_at(state: UserState, now: float) -> float:

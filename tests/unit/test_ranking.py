@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,9 +16,17 @@ from numpy.typing import NDArray
 from schemas.arrays import pack_float32, pack_float64
 from schemas.messages import Item, ItemSignals, ItemVector, TrainingExample, TrainingExamples
 from stream_app.items.catalogue import label
-from stream_app.ranking.features import feature_names, raw_features, scale, start_weights
-from stream_app.ranking.reasons import KINDS, kind_matrix, phrase, strongest_kind
-from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recommender
+from stream_app.ranking.features import (
+    CONTEXT,
+    Features,
+    context_values,
+    feature_names,
+    scaled_features,
+    start_weights,
+)
+from stream_app.ranking.network import contributions, linear_step, network_step, score_network
+from stream_app.ranking.reasons import KINDS, evidence_signs, kind_columns, phrase, strongest_kind
+from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recommender, SeenRanking
 from stream_app.ranking.slate import choose
 from stream_app.ranking.softmax import SoftmaxRanker
 from stream_app.serving import ServingState
@@ -33,61 +42,85 @@ NAMES = feature_names(ItemSettings())
 # Features ---------------------------------------------------------------------------------------------------------
 
 
-def raw(size: int, *, seed: int = 0, **changes: Any) -> Any:
+def features(size: int, *, seed: int = 0, **changes: Any) -> Features:
     rng = np.random.default_rng(seed)
     fields: dict[str, Any] = {
-        "text": rng.normal(size=(size, 5)).astype(np.float32),
+        "cosines": rng.normal(size=(size, 9)).astype(np.float32),
         "has_vector": np.ones(size, np.bool_),
-        "links": rng.random(size=(5, size)),
+        "links": rng.random(size=(7, size)),
         "counts": rng.random(size=(size, 4)) * 20,
+        "last_event_at": rng.random(size) * 90 * DAY,
+        "factors": rng.normal(size=size).astype(np.float32),
         "published_at": np.full(size, -np.inf),
+        "at": 100 * DAY,
         "now": 100 * DAY,
-        "events": 50,
         "cold_events": 5.0,
     }
-    return raw_features(**(fields | changes))
+    return scaled_features(**(fields | changes))
 
 
-def test_features_are_scaled_within_each_request_whatever_else_is_in_the_batch() -> None:
-    parts = [raw(30, seed=1), raw(7, seed=2, events=1), raw(300, seed=3)]
-    together = scale(parts)
-    assert together.lengths.tolist() == [30, 7, 300]
-    base = len(NAMES) - 3
-    for place, part in enumerate(parts):
-        alone = scale([part]).values[0]
-        values = together.values[place, : together.lengths[place]]
-        assert values == pytest.approx(alone)
-        assert values[:, : base - 2].mean(axis=0) == pytest.approx(0.0, abs=1e-9)
-        assert values[:, : base - 2].std(axis=0) == pytest.approx(1.0)
-        assert not together.values[place, together.lengths[place] :].any()
-        assert part.history == pytest.approx(2 * np.log1p([50, 1, 50][place]) / np.log1p(50) - 1)
-        assert values[:, base] == pytest.approx(values[:, NAMES.index("text_slow")] * part.history)
-        assert values[:, -1] == pytest.approx(values[:, NAMES.index("popularity_all")] * part.history)
+def test_features_are_scaled_within_the_request() -> None:
+    values = features(300, seed=3).values
+    assert values.shape == (300, len(NAMES))
+    assert values.dtype == np.float32
+    told = [column for column, name in enumerate(NAMES) if name != "recency"]
+    assert values[:, told].mean(axis=0) == pytest.approx(0.0, abs=1e-5)
+    assert values[:, told].std(axis=0) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_features_are_what_their_names_say() -> None:
+    rng = np.random.default_rng(5)
+    cosines = rng.normal(size=(40, 9)).astype(np.float32)
+    counts = rng.random(size=(40, 4)) * 20
+    found = features(40, cosines=cosines, counts=counts)
+
+    def column(name: str) -> NDArray[np.float32]:
+        return found.values[:, NAMES.index(name)]
+
+    def same(name: str, wanted: NDArray[Any]) -> bool:
+        return np.corrcoef(column(name), wanted)[0, 1] > 0.9999
+
+    assert same("text_slow", cosines[:, 0])
+    assert same("text_negative", cosines[:, 3])
+    assert same("text_best", cosines[:, 4:].max(axis=1))
+    assert same("popularity_7d", np.log1p(counts[:, 1]))
+    assert same("popularity_all", np.log1p(counts[:, 3]))
+    assert found.cold.tolist() == (counts[:, 3] < 5.0).tolist()
+    assert found.closeness == pytest.approx(cosines[:, 0] + cosines[:, 1])
 
 
 def test_what_is_unknown_of_a_candidate_is_average() -> None:
     has_vector = np.arange(20) % 2 == 0
     published = np.where(np.arange(20) < 5, np.arange(20) * DAY, -np.inf)
-    values = scale([raw(20, has_vector=has_vector, published_at=published)]).values[0]
+    scores = np.where(np.arange(20) < 7, np.arange(20), np.nan).astype(np.float32)
+    values = features(20, has_vector=has_vector, published_at=published, factors=scores).values
     text = values[:, :5]
     assert not text[~has_vector].any()
-    assert text[has_vector].mean(axis=0) == pytest.approx(0.0, abs=1e-9)
+    assert text[has_vector].mean(axis=0) == pytest.approx(0.0, abs=1e-6)
     recency = values[:, NAMES.index("recency")]
     assert not recency[5:].any()
     assert (np.diff(recency[:5]) > 0).all(), "younger is larger"
+    assert not values[7:, NAMES.index("factors")].any()
+    assert not features(20, factors=np.full(20, np.nan, np.float32)).values[:, NAMES.index("factors")].any()
 
 
 def test_a_feature_that_is_the_same_for_all_says_nothing() -> None:
-    values = scale([raw(10, links=np.full((5, 10), 0.25), counts=np.full((10, 4), 3.0))]).values[0]
-    assert not values[:, 5:-3].any()
-    assert not scale([raw(1)]).values.any()
-    assert scale([raw(0)]).values.shape == (1, 0, len(NAMES))
+    values = features(10, links=np.full((7, 10), 0.25), counts=np.full((10, 4), 3.0)).values
+    assert not values[:, 5:16].any()
+    assert not features(1).values.any()
+    assert features(0).values.shape == (0, len(NAMES))
 
 
 def test_features_are_bounded() -> None:
     counts = np.zeros((1_000, 4))
     counts[0] = 1e12
-    assert np.abs(scale([raw(1_000, counts=counts)]).values).max() <= 6.0
+    assert np.abs(features(1_000, counts=counts).values).max() <= 6.0
+
+
+def test_the_context_stays_near_one_whatever_the_user_did() -> None:
+    assert len(CONTEXT) == len(context_values(entries=0, events=0, pause_s=0.0))
+    for entries, events, pause_s in ((0, 0, 0.0), (50, 10**9, 1e12), (1, 1, -5.0)):
+        assert np.abs(context_values(entries=entries, events=events, pause_s=pause_s)).max() <= 2.5
 
 
 # The softmax ------------------------------------------------------------------------------------------------------
@@ -121,23 +154,65 @@ def test_it_learns_the_weights_that_choices_were_made_with() -> None:
     assert np.corrcoef(model.weights, true)[0, 1] > 0.98
 
 
-def test_a_step_goes_down_the_gradient_of_the_loss() -> None:
-    rng = np.random.default_rng(2)
-    features = rng.normal(size=(10, len(NAMES)))
-    model = ranker(learning_rate=1e-6, l2=0.0)
-    before = model.weights.copy()
-    first = model.step(features)
-    gradient = (before - model.weights) * np.sqrt(model._accumulators) / 1e-6
+def _loss(scores: NDArray[np.float64]) -> float:
+    return float(np.log(np.exp(scores - scores[0]).sum()))
 
-    def loss(weights: NDArray[np.float64]) -> float:
-        scores = features @ weights
-        return float(np.log(np.exp(scores - scores[0]).sum()))
 
-    assert first == pytest.approx(loss(before))
+def test_a_step_of_the_linear_model_goes_down_the_gradient_of_the_loss() -> None:
+    rows = np.random.default_rng(2).normal(size=(10, len(NAMES))).astype(np.float32)
+    start = start_weights(NAMES)
+    weights, sums = start.copy(), np.ones(len(NAMES))
+    missed = linear_step(rows, weights, start, sums, 1.0, 1e-3, 0.0, 1e9, 1e9)
+    gradient = (start - weights) * np.sqrt(sums) / 1e-3
+    rank = 1 + int((rows[1:] @ start > rows[0] @ start).sum())
+    assert missed == pytest.approx(1 - 1 / rank)
     for column in range(len(NAMES)):
         nudge = np.zeros(len(NAMES))
         nudge[column] = 1e-5
-        assert gradient[column] == pytest.approx((loss(before + nudge) - loss(before - nudge)) / 2e-5, abs=1e-4)
+        slope = (_loss(rows @ (start + nudge)) - _loss(rows @ (start - nudge))) / 2e-5
+        assert gradient[column] == pytest.approx(slope, abs=1e-4)
+
+
+def _network(rows: NDArray[Any], context: NDArray[Any], parts: list[NDArray[Any]]) -> NDArray[np.float64]:
+    skip, inner, outer = parts
+    inputs = np.concatenate([rows, np.repeat(context[None, :], len(rows), axis=0), np.ones((len(rows), 1))], axis=1)
+    scores: NDArray[np.float64] = rows @ skip + np.maximum(inputs @ inner.T, 0.0) @ outer
+    return scores
+
+
+def _parts(seed: int) -> list[NDArray[Any]]:
+    rng = np.random.default_rng(seed)
+    width = len(NAMES) + len(CONTEXT) + 1
+    return [rng.normal(size=len(NAMES)), rng.normal(size=(4, width)), rng.normal(size=4)]
+
+
+def test_the_network_scores_what_the_formula_says() -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(30, len(NAMES))).astype(np.float32)
+    context = rng.normal(size=len(CONTEXT)).astype(np.float32)
+    out = np.empty(30)
+    score_network(rows, context, *_parts(4), out)
+    assert out == pytest.approx(_network(rows, context, _parts(4)), rel=1e-5, abs=1e-5)
+
+
+def test_a_step_of_the_network_goes_down_the_gradient_of_the_loss() -> None:
+    rng = np.random.default_rng(5)
+    rows = rng.normal(size=(10, len(NAMES))).astype(np.float32)
+    context = rng.normal(size=len(CONTEXT)).astype(np.float32)
+    before, after = _parts(6), _parts(6)
+    sums = [np.ones_like(part) for part in after]
+    network_step(
+        rows, context, after[0], before[0], after[1], after[2], sums[0], sums[1], sums[2], 1.0, 1e-4, 0.0, 1e9, 1e9
+    )
+    for which, part in enumerate(before):
+        gradient = (part - after[which]) * np.sqrt(sums[which]) / 1e-4
+        for place in np.ndindex(part.shape):
+            slopes = []
+            for sign in (1, -1):
+                nudged = [other.copy() for other in before]
+                nudged[which][place] += sign * 1e-5
+                slopes.append(sign * _loss(_network(rows, context, nudged)))
+            assert gradient[place] == pytest.approx(sum(slopes) / 2e-5, abs=2e-3)
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -173,13 +248,59 @@ def test_partitions_are_counted_apart() -> None:
 
 def test_a_burst_of_one_choice_cannot_turn_the_weights_over() -> None:
     model = ranker(learning_rate=0.1)
-    wild = np.zeros((2, len(NAMES)))
-    wild[0], wild[1] = -1e6, 1e6
+    wild = np.zeros((2, len(NAMES)), np.float32)
+    wild[0], wild[1] = -6.0, 6.0
     start = model.weights.copy()
     for _ in range(100):
         model.step(wild, weight=1e9)
     assert np.isfinite(model.weights).all()
     assert np.abs(model.weights - start).max() < 2.5
+    for _ in range(5_000):
+        model.step(wild, weight=1e9)
+    assert np.abs(model.weights).max() <= 4.0
+    model.examples, model.losses = 10_000, [1.0, 0.0]
+    assert model.model == "network"
+    other = np.random.default_rng(1).normal(size=(50, len(NAMES))).astype(np.float32)
+    assert np.isfinite(model.score(other, np.zeros(len(CONTEXT), np.float32))).all()
+
+
+def test_the_model_that_ranks_better_ranks() -> None:
+    model = ranker(network_from=10)
+    assert model.model == "linear"
+    model.examples = 10
+    model.losses = [0.5, 0.4]
+    assert model.model == "network"
+    assert model.label == "default.0.network"
+    model.losses = [0.4, 0.5]
+    assert model.model == "linear"
+    plain = ranker(hidden=0)
+    plain.learn(examples(np.ones(len(NAMES)), 20, seed=1))
+    plain.examples = 10_000
+    assert plain.model == "linear"
+
+
+def test_the_network_learns_what_a_linear_model_cannot() -> None:
+    """The sign of a feature's weight depends on the context."""
+    rng = np.random.default_rng(1)
+    model = ranker(learning_rate=0.1, network_from=100)
+    for _ in range(3_000):
+        known = rng.choice([-1.0, 1.0])
+        rows = rng.normal(size=(20, len(NAMES))).astype(np.float32)
+        taken = int(np.argmax(2 * known * rows[:, 0] + 0.3 * rng.gumbel(size=20)))
+        rows[[0, taken]] = rows[[taken, 0]]
+        model.step(rows, np.array([known, 0.0, 0.0], np.float32))
+        model.examples += 1
+    assert model.model == "network"
+    assert model.losses[1] < model.losses[0] - 0.1
+
+
+def test_learning_rate_zero_changes_nothing() -> None:
+    model = ranker(learning_rate=0.0)
+    before = model.weights_message()
+    model.learn(examples(np.ones(len(NAMES)), 30, seed=2))
+    after = model.weights_message()
+    assert (after.weights, after.accumulators, after.network) == (before.weights, after.accumulators, before.network)
+    assert after.examples == 30
 
 
 def test_the_state_travels_in_a_message() -> None:
@@ -188,9 +309,28 @@ def test_the_state_travels_in_a_message() -> None:
     other = ranker()
     assert other.restore(model.weights_message())
     assert np.array_equal(other.weights, model.weights)
+    rows = np.random.default_rng(9).normal(size=(20, len(NAMES))).astype(np.float32)
+    for either in (model, other):
+        either.losses = [0.5, 0.4]
+        either.examples = 10_000
+    assert np.array_equal(
+        model.score(rows, np.ones(len(CONTEXT), np.float32)), other.score(rows, np.ones(len(CONTEXT), np.float32))
+    )
     for learner in (model, other):
         learner.learn(examples(np.ones(len(NAMES)), 50, seed=7, start=50))
     assert np.array_equal(other.weights, model.weights)
+
+
+def test_weights_of_a_release_without_network_are_taken_over() -> None:
+    model = ranker()
+    model.learn(examples(np.ones(len(NAMES)), 50, seed=6))
+    old = msgspec.structs.replace(
+        model.weights_message(), context_names=[], network="", network_accumulators="", losses=[]
+    )
+    other = ranker(network_from=0)
+    assert other.restore(old)
+    assert np.array_equal(other.weights, model.weights)
+    assert other.model == "linear"
 
 
 def test_older_weights_and_other_variants_are_ignored() -> None:
@@ -231,7 +371,7 @@ def test_an_example_of_another_shape_is_refused(rows: int) -> None:
 
 def test_start_weights_favour_what_speaks_for_an_item() -> None:
     weights = dict(zip(NAMES, start_weights(NAMES), strict=True))
-    assert weights["links_symmetric"] > weights["text_slow"] > 0 > weights["text_negative"]
+    assert weights["factors"] > weights["links_symmetric"] > weights["text_slow"] > 0 > weights["text_negative"]
     assert start_weights(["something else"]).tolist() == [0.0]
 
 
@@ -294,36 +434,70 @@ def test_a_new_item_that_earned_its_rank_fills_the_place() -> None:
 # Reasons ----------------------------------------------------------------------------------------------------------
 
 
+def linear_contributions(
+    names: tuple[str, ...], values: list[list[float]], middle: list[float], weights: list[float]
+) -> NDArray[np.float64]:
+    out = np.empty((len(values), len(KINDS)))
+    none = np.zeros((0, len(names) + 1))
+    contributions(
+        np.array(values, np.float32), np.array(middle, np.float32), np.zeros(0, np.float32), kind_columns(names),
+        evidence_signs(names), np.array(weights), none, np.zeros(0), out,
+    )  # fmt: skip
+    return out
+
+
 def test_the_reason_is_the_largest_contribution_against_the_middle_candidate() -> None:
-    names = ("text_slow", "text_fast", "links_symmetric", "popularity_1d", "popularity_30d", "text_negative")
-    weights = np.array([1.0, 1.0, 1.0, 1.0, 1.0, -1.0])
-    values = np.array(
-        [
-            [1.0, 1.0, 1.5, 0.0, 0.0, 0.0],
-            [1.0, 0.0, 1.5, 0.0, 0.0, 0.0],
-            [0.0, 0.0, 0.0, 2.0, 1.0, 0.0],
-            [0.0, 0.0, 0.0, 1.0, 2.0, 0.0],
-            [0.0, 0.0, 0.0, 0.0, 0.0, -3.0],
-            [-1.0, -1.0, -1.0, -1.0, -1.0, 1.0],
-        ]
-    )
-    codes = strongest_kind(values, np.zeros(6), weights, kind_matrix(names))
-    assert codes == ["similar", "taken_together", "trending", "popular", "unlike", "recommended"]
-    shifted = strongest_kind(values[:1], np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.0]), weights, kind_matrix(names))
+    names = ("text_slow", "text_fast", "links_symmetric", "popularity_1d", "popularity_30d", "text_negative", "factors")
+    weights = [1.0, 1.0, 1.0, 1.0, 1.0, -1.0, 1.0]
+    values = [
+        [1.0, 1.0, 1.5, 0.0, 0.0, 0.0, 0.0],
+        [1.0, 0.0, 1.5, 0.0, 0.0, 0.0, 0.0],
+        [0.0, 0.0, 0.0, 2.0, 1.0, 0.0, 0.0],
+        [0.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0],
+        [0.0, 0.0, 0.0, 0.0, 0.0, -3.0, 0.0],
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0],
+        [-1.0, -1.0, -1.0, -1.0, -1.0, 1.0, -1.0],
+    ]
+    codes = strongest_kind(linear_contributions(names, values, [0.0] * 7, weights))
+    assert codes == ["similar", "taken_together", "trending", "popular", "unlike", "similar_taste", "recommended"]
+    shifted = strongest_kind(linear_contributions(names, values[:1], [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0], weights))
     assert shifted == ["taken_together"], "what every candidate has is no reason"
 
 
 def test_what_is_missing_is_no_reason_even_where_it_raises_the_score() -> None:
     names = ("popularity_all", "text_slow")
-    values = np.array([[-1.0, 0.2]])
-    codes = strongest_kind(values, np.zeros(2), np.array([-0.5, 0.1]), kind_matrix(names))
+    codes = strongest_kind(linear_contributions(names, [[-1.0, 0.2]], [0.0, 0.0], [-0.5, 0.1]))
     assert codes == ["similar"], "an item nobody bought is not popular with others"
-    alone = strongest_kind(values[:, :1], np.zeros(1), np.array([-0.5]), kind_matrix(names[:1]))
+    alone = strongest_kind(linear_contributions(names[:1], [[-1.0]], [0.0], [-0.5]))
     assert alone == ["recommended"]
 
 
+@given(st.integers(0, 10_000), st.booleans())
+def test_the_named_kind_has_evidence_and_weighs_most(seed: int, bent: bool) -> None:
+    rng = np.random.default_rng(seed)
+    model = ranker(network_from=0)
+    model.weights = rng.normal(size=len(NAMES))
+    model._skip, model._inner, model._outer = _parts(seed)[0], model._inner, rng.normal(size=len(model._outer))
+    model.losses = [0.5, 0.4 if bent else 0.6]
+    values = rng.normal(size=(5, len(NAMES))).astype(np.float32)
+    middle = np.median(values, axis=0).astype(np.float32)
+    context = rng.normal(size=len(CONTEXT)).astype(np.float32)
+    kinds, signs = kind_columns(NAMES), evidence_signs(NAMES)
+    found = model.contributions(values, middle, context, kinds, signs, len(KINDS))
+    full = model.score(values, context)
+    for item, code in enumerate(strongest_kind(found)):
+        for kind in range(len(KINDS)):
+            evidence = (kinds == kind) & (signs * (values[item] - middle) > 0)
+            without = np.where(evidence, middle, values[item])[None, :].astype(np.float32)
+            assert found[item, kind] == pytest.approx(full[item] - model.score(without, context)[0], abs=1e-6)
+            if code == KINDS[kind]:
+                assert evidence.any()
+                assert found[item, kind] == found[item].max() > 0
+
+
 def test_every_feature_belongs_to_one_kind() -> None:
-    assert (kind_matrix(NAMES).sum(axis=1) == 1).all()
+    assert kind_columns(NAMES).tolist() == [KINDS.index(KINDS[kind]) for kind in kind_columns(NAMES)]
+    assert set(np.unique(evidence_signs(NAMES))) == {-1.0, 1.0}
 
 
 def test_every_reason_has_a_sentence_in_every_language() -> None:
@@ -403,6 +577,16 @@ def recommender(state: ServingState) -> Recommender:
     return Recommender(state.settings, state)
 
 
+def example(
+    recommender: Recommender, asked: RankRequest, candidates: NDArray[np.int32] | None, row: int, *, seed: int
+) -> NDArray[np.float32] | None:
+    """Features of one choice, among given candidates or those of retrieval."""
+    none = np.zeros(0, np.int32)
+    seen = None if candidates is None else SeenRanking(candidates, None, np.zeros(len(CONTEXT), np.float32), none)
+    found = recommender.examples([Choice(request=asked, row=row, seed=seed, seen=seen)])[0]
+    return None if found is None else found.features
+
+
 def published(recommender: Recommender, ranking: Ranking) -> list[tuple[Any, ...]]:
     return [
         (item.item_id, item.rank, item.score, item.sources, item.reason) for item in recommender.slate_items(ranking)
@@ -477,7 +661,7 @@ def test_an_empty_catalogue_gives_an_empty_slate() -> None:
     rankings = recommender.rank([request(user(1, 2)), request(user())])
     assert [recommender.slate_items(ranking) for ranking in rankings] == [[], []]
     assert recommender.rank([]) == []
-    assert recommender.example(request(user(1)), None, 0, seed=1) is None
+    assert example(recommender, request(user(1)), None, 0, seed=1) is None
 
 
 def test_statistics_without_vectors_and_vectors_without_statistics_are_enough() -> None:
@@ -507,7 +691,7 @@ def test_a_free_text_moves_the_slate_towards_it(recommender: Recommender, state:
     guided = recommender.rank(
         [request(person, n=60, extra_vectors={"something like 25": state.index.vectors(row)[0]})]
     )[0]
-    place = [ranking.candidates.tolist().index(int(row[0])) for ranking in (plain, guided)]
+    place = [ranking.rows.tolist().index(int(row[0])) for ranking in (plain, guided)]
     assert place[1] < place[0]
     assert place[1] < 20 < place[0]
 
@@ -517,12 +701,12 @@ class TestExamples:
         self, recommender: Recommender, state: ServingState
     ) -> None:
         taken = state.catalogue.row("i5")
-        found = recommender.example(request(user(1, 2)), None, taken, seed=3)
+        found = example(recommender, request(user(1, 2)), None, taken, seed=3)
         assert found is not None
         assert found.shape == (41, len(recommender.feature_names))
         assert not (found[1:] == found[0]).all(axis=1).any()
-        assert np.array_equal(found, recommender.example(request(user(1, 2)), None, taken, seed=3))
-        other = recommender.example(request(user(1, 2)), None, taken, seed=4)
+        assert np.array_equal(found, example(recommender, request(user(1, 2)), None, taken, seed=3))
+        other = example(recommender, request(user(1, 2)), None, taken, seed=4)
         assert other is not None
         assert not np.array_equal(found, other)
         assert np.array_equal(found[0], other[0])
@@ -533,9 +717,9 @@ class TestExamples:
         later = UserState(
             "u", (*known.history, HistoryEntry("i9", "purchase", 7_000.0, 4.0, 9)), consumed=known.consumed
         )
-        plain = recommender.example(request(known, at=7_000.0), None, taken, seed=3)
-        cut = recommender.example(request(later, at=7_000.0, before=7_000.0), None, taken, seed=3)
-        leaking = recommender.example(request(later, at=7_000.0), None, taken, seed=3)
+        plain = example(recommender, request(known, at=7_000.0), None, taken, seed=3)
+        cut = example(recommender, request(later, at=7_000.0, before=7_000.0), None, taken, seed=3)
+        leaking = example(recommender, request(later, at=7_000.0), None, taken, seed=3)
         assert plain is not None
         assert cut is not None
         assert leaking is not None
@@ -546,18 +730,18 @@ class TestExamples:
         settings = state.settings.model_copy(update={"ranker": RankerSettings(negatives=500)})
         recommender = Recommender(settings, state)
         rows = [state.catalogue.row(f"i{number}") for number in (5, 6, 7)]
-        alone = recommender.example(request(user(1, 2)), None, rows[0], seed=0)
+        alone = example(recommender, request(user(1, 2)), None, rows[0], seed=0)
         together = recommender.examples([Choice(request=request(user(1, 2)), row=row, seed=row) for row in rows])
         assert alone is not None
-        assert [len(alone) - len(found) for found in together if found is not None] == [2, 2, 2]
+        assert [len(alone) - len(found.features) for found in together if found is not None] == [2, 2, 2]
 
     def test_only_candidates_teach(self, recommender: Recommender, state: ServingState) -> None:
         shown = np.array([state.catalogue.row(f"i{number}") for number in (4, 5, 6, 1)], np.int32)
-        given_candidates = recommender.example(request(user(1)), shown, int(shown[0]), seed=0)
+        given_candidates = example(recommender, request(user(1)), shown, int(shown[0]), seed=0)
         assert given_candidates is not None
         assert len(given_candidates) == 3, "what the user has is no candidate any more"
-        assert recommender.example(request(user(1)), shown, state.catalogue.row("i30"), seed=0) is None
-        assert recommender.example(request(user(1)), shown[:1], int(shown[0]), seed=0) is None
+        assert example(recommender, request(user(1)), shown, state.catalogue.row("i30"), seed=0) is None
+        assert example(recommender, request(user(1)), shown[:1], int(shown[0]), seed=0) is None
 
     def test_choices_move_the_ranking_towards_what_was_chosen(self) -> None:
         state = new_state()
@@ -571,9 +755,9 @@ class TestExamples:
             ranking = recommender.rank([RankRequest(user=ask.user, at=ask.at, now=ask.now, n=60)])[0]
             nearest = int(ranking.rows[np.argmax(ranking.values[:, text])])
             for _ in range(5):
-                found = recommender.example(ask, None, nearest, seed=offset)
+                found = example(recommender, ask, None, nearest, seed=offset)
                 assert found is not None
-                learner.step(found.astype(np.float64))
+                learner.step(found)
                 offset += 1
         before = state.ranker.weights[text]
         learner.version += 1
@@ -604,7 +788,7 @@ class TestWhatTheRequestSaysOfTheUser:
             if int(name[1:]) % 2 and name != "i1"
         }
         row = shop.catalogue.row("i7")
-        taught = recommender.example(asked, free.candidates, row, seed=1)
+        taught = example(recommender, asked, free.candidates, row, seed=1)
         assert taught is not None
         assert len(taught) <= len(kept.candidates)
 

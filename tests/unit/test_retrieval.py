@@ -184,6 +184,9 @@ def brute_force_links(state: ServingState, events: Sequence[HistoryEntry], at: f
             share = settings.items.symmetric_decay**lag * symmetric * faded / max(total[name], 1.0)
             sums["share"][other] = sums["share"].get(other, 0.0) + share
             sums["best"][other] = max(sums["best"].get(other, 0.0), symmetric * scale)
+            if lag == 0:
+                sums["last"][other] = directed * faded / max(total[name], 1.0)
+            sums["count"][other] = sums["count"].get(other, 0.0) + 1.0
     return {score: {other: value**0.5 for other, value in values.items()} for score, values in sums.items()}
 
 
@@ -242,7 +245,11 @@ def matrix_links(
     slow = settings.users.slow_decay**interests.lag
     short = settings.items.symmetric_decay**interests.lag
     ahead = np.where(interests.lag < settings.items.directed_history, settings.items.directed_decay**interests.lag, 0.0)
+    pointed = np.zeros(symmetric.shape)
+    for place, part in enumerate(parts):
+        pointed[place, np.searchsorted(rows, part.rows)] = 1.0
     sums = [slow @ symmetric, short @ symmetric, symmetric.max(axis=0), ahead @ directed, (short * own) @ symmetric]
+    sums += [own[0] * directed[0], pointed.sum(axis=0)]
     scores = np.stack(sums)
     scores[:4] /= np.sqrt(np.maximum(signals.total(rows), 1.0))
     followed = (directed * ahead[:, None]).max(axis=0) > 0
@@ -373,3 +380,49 @@ def test_a_user_without_history_gets_trending_and_new_items(shop: ServingState) 
     assert set(found["new"]) <= {"i5", "i6", "i7", "i8", "i9"}
     samples = {tuple(proposals(shop, UserState(f"u{number}"))["new"]) for number in range(20)}
     assert len(samples) > 3, "every user has a sample of their own"
+
+
+def with_factors() -> ServingState:
+    """Twenty items whose factors are learned, and one without any."""
+    state = ServingState(Settings(), space=SPACE, dimensions=DIMENSIONS)
+    rng = np.random.default_rng(11)
+    for number in range(21):
+        state.apply_item(f"i{number}", Item(item_id=f"i{number}", title="t"))
+    rows = np.array([state.catalogue.row(f"i{number}") for number in range(20)], np.int32)
+    size = state.settings.factors.dimensions
+    context, target = rng.normal(size=(2, 20, size)).astype(np.float32)
+    state.factors.apply(rows, context, target, rng.normal(size=20).astype(np.float32))
+    return state
+
+
+def test_factors_propose_the_largest_scores_among_what_is_allowed() -> None:
+    state = with_factors()
+    recommender = Recommender(state.settings, state)
+    hidden = {id_hash("i3"): None}
+    person = UserState("u", history(("i1", 1.0), ("i2", 1.0)), hidden=hidden, events=2)
+    found = recommender.propose(RankRequest(user=person, at=100.0, now=100.0, n=5))["factors"]
+    names = [state.catalogue.item_id(row) for row in found.tolist()]
+    assert set(names) == {f"i{number}" for number in range(20)} - {"i3"}
+    user = state.factors.user(np.array([state.catalogue.row("i2"), state.catalogue.row("i1")], np.int32))
+    scores = state.factors.scores(user, found)
+    assert (np.diff(scores) <= 1e-5).all()
+    assert np.isnan(state.factors.scores(user, np.array([state.catalogue.row("i20")], np.int32))).all()
+
+
+def test_factors_propose_nothing_for_a_user_they_do_not_know() -> None:
+    state = with_factors()
+    recommender = Recommender(state.settings, state)
+    for person in (UserState("u"), UserState("v", history(("i20", 1.0)), events=1)):
+        assert not len(recommender.propose(RankRequest(user=person, at=1.0, now=1.0, n=5))["factors"])
+
+
+def test_of_new_items_the_rising_ones_come_first() -> None:
+    state = ServingState(Settings(), space=SPACE, dimensions=DIMENSIONS)
+    for number in range(40):
+        state.apply_item(f"i{number}", Item(item_id=f"i{number}", title="t"))
+    state.apply_signals("i7", signals_message("i7", 3.0, {}, at=50.0))
+    state.apply_signals("i9", signals_message("i9", 1.0, {}, at=50.0))
+    recommender = Recommender(state.settings, state)
+    found = recommender.propose(RankRequest(user=UserState("u"), at=60.0, now=60.0, n=5))["new"]
+    assert [state.catalogue.item_id(row) for row in found[:2].tolist()] == ["i7", "i9"]
+    assert len(found) == state.settings.retrieval.cold

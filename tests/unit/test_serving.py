@@ -258,7 +258,7 @@ def test_versions_say_what_made_a_slate() -> None:
     after = state.versions
     assert before.space == after.space == SPACE
     assert before.index != after.index
-    assert after.ranker == "default.0"
+    assert after.ranker == "default.0.linear"
 
 
 @pytest.fixture

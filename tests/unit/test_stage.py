@@ -319,7 +319,8 @@ def trained(rig: Rig) -> None:
 def test_an_example_is_the_taken_item_among_the_candidates_of_the_slate_before():
     rig = Rig()
     trained(rig)
-    rig.process([event(0, None, "visit", minute=0)])
+    rig.process([event(0, "i1", "purchase", minute=0)])
+    seen = rig.stage._seen["u"].last
     result = rig.process([event(1, "i2", "purchase", minute=5)])
     (example,) = result.examples[0]
     assert (example.offset, example.at) == (1, START.timestamp() + 300)
@@ -327,6 +328,57 @@ def test_an_example_is_the_taken_item_among_the_candidates_of_the_slate_before()
     assert features.shape[1] == len(feature_names(rig.settings.items))
     assert 2 <= example.rows <= 1 + rig.settings.ranker.negatives
     assert np.isfinite(features).all()
+    assert (example.item_id, example.previous) == ("i2", ["i1"])
+    taken = seen.candidates.tolist().index(rig.serving.catalogue.row("i2"))
+    assert seen.values is not None
+    assert np.array_equal(features[0], seen.values[taken]), "the features it was ranked by"
+    assert example.context == pytest.approx(seen.context.tolist())
+
+
+def test_of_a_user_of_whom_nothing_is_known_only_the_factors_learn():
+    rig = Rig()
+    trained(rig)
+    rig.process([event(0, None, "visit", minute=0)])
+    result = rig.process([event(1, "i2", "purchase", minute=5)])
+    (example,) = result.examples[0]
+    assert (example.rows, example.features, example.item_id, example.previous) == (0, "", "i2", [])
+
+
+def test_the_items_of_a_basket_share_what_came_before():
+    rig = Rig()
+    trained(rig)
+    rig.process([event(0, "i1", minute=0), event(1, "i3", minute=1), event(2, "i1", minute=2)])
+    result = rig.process([event(3, "i2", minute=5), event(4, "i4", minute=5)])
+    assert [example.previous for example in result.examples[0]] == [["i1", "i3"], ["i1", "i3"]]
+
+
+def test_what_was_shown_above_and_passed_over_comes_first_among_the_negatives():
+    rig = Rig(settings=load_settings(ranker={"negatives": 2}))
+    trained(rig)
+    rig.process([event(0, "i1", minute=0)])
+    seen = rig.stage._seen["u"].last
+    names = [rig.serving.catalogue.item_id(row) for row in seen.slate.tolist()]
+    assert len(names) > 3
+    named = event(1, names[2], minute=5)
+    acted = msgspec.structs.replace(named.event, slate_id="0-0", position=2)
+    result = rig.process([SourcedEvent(acted, named.partition, named.offset)])
+    (example,) = result.examples[0]
+    features = unpack_float32(example.features).reshape(example.rows, -1)
+    assert seen.values is not None
+    place = {row: number for number, row in enumerate(seen.candidates.tolist())}
+    above = {seen.values[place[row]].astype(np.float32).tobytes() for row in seen.slate[:2].tolist()}
+    assert {row.tobytes() for row in features[1:]} == above
+
+
+def test_whole_rankings_are_kept_of_a_bounded_number_of_users_and_the_others_teach_as_well():
+    rig = Rig(settings=load_settings(ranker={"remembered": 1}))
+    trained(rig)
+    for offset, user in enumerate(["u", "v"]):
+        rig.process([event(offset, "i1", user=user, minute=0)])
+    assert rig.stage._seen["u"].last.values is None
+    assert rig.stage._seen["v"].last.values is not None
+    result = rig.process([event(10, "i2", user="u", minute=5), event(11, "i2", user="v", minute=5)])
+    assert all(example.rows > 1 for example in result.examples[0])
 
 
 def test_a_consumed_item_taken_again_is_no_example():
@@ -353,16 +405,14 @@ def test_examples_and_transitions_of_a_partition_are_in_order_of_offsets():
 
 def candidates_used(rig: Rig) -> list[list[str] | None]:
     return [
-        None
-        if choice.candidates is None
-        else [rig.serving.catalogue.item_id(row) for row in choice.candidates.tolist()]
+        None if choice.seen is None else [rig.serving.catalogue.item_id(row) for row in choice.seen.candidates.tolist()]
         for choice in rig.recommender.choices
     ]
 
 
 def ranked_for(rig: Rig, user: str = "u") -> list[str]:
     """The candidates of the user's last ranking, as the stage remembers them."""
-    return [rig.serving.catalogue.item_id(row) for row in rig.stage._seen[user].rows.tolist()]
+    return [rig.serving.catalogue.item_id(row) for row in rig.stage._seen[user].last.candidates.tolist()]
 
 
 def test_the_second_item_of_a_basket_is_compared_with_candidates_that_knew_nothing_of_the_first():
