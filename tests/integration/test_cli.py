@@ -457,7 +457,7 @@ class TestDoctor:
         after = self.findings(capsys)
         assert self.status == 0
         assert {finding["status"] for findings in after.values() for finding in findings} <= {"ok", "warn"}
-        assert after["topics"][-1]["text"].startswith("9 of 9")
+        assert after["topics"][-1]["text"].startswith(f"{len(TOPICS)} of {len(TOPICS)}")
 
     def test_absent_services_are_named_with_what_to_do(
         self, capsys: pytest.CaptureFixture[str], unused_tcp_port: int
