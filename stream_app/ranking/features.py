@@ -40,20 +40,20 @@ def feature_names(settings: ItemSettings) -> tuple[str, ...]:
 def start_weights(names: Sequence[str]) -> NDArray[np.float64]:
     """Weights before anything is learned: near the middle of what was learned on two unlike data sets."""
     known = {
-        "text_slow": 0.05,
-        "text_fast": 0.15,
-        "text_last": 0.05,
+        "text_slow": 0.2,
+        "text_fast": 0.3,
+        "text_last": 0.1,
         "text_negative": -0.2,
-        "text_best": 0.15,
+        "text_best": 0.2,
         "links_symmetric": 0.25,
         "links_recent": 0.15,
         "links_directed": 0.1,
         "links_last": 0.1,
         "links_count": 0.05,
-        "popularity_1d": 0.15,
+        "popularity_1d": 0.1,
         "popularity_7d": 0.25,
-        "popularity_all": 0.25,
-        "since": 0.1,
+        "popularity_all": 0.2,
+        "since": 0.05,
         "factors": 0.5,
         "recency": 0.1,
     }
