@@ -364,4 +364,7 @@ class RankerWeights(Struct, frozen=True, kw_only=True, omit_defaults=True):
     context_names: list[str] = []
     network: Annotated[str, Meta(description="Base64 float64: skip weights, outer weights, inner weights.")] = ""
     network_accumulators: Annotated[str, Meta(description="Base64 float64, AdaGrad sums of the same.")] = ""
-    losses: Annotated[list[float], Meta(description="Mean loss before learning: linear model, network.")] = []
+    network_examples: Annotated[int, Meta(description="Examples the network has learned from.")] = 0
+    losses: Annotated[
+        list[float], Meta(description="Mean of 1 - 1 / rank before learning: linear model, network.")
+    ] = []

@@ -183,15 +183,11 @@ class InteractionsAgent(Agent):
     async def _replace(self, users: Sequence[tuple[str, str]], changes: Mapping[str, ItemChange]) -> None:
         """Fresh slates for ``users``: pairs of user and the item that must leave."""
         now = time.time()
-        states = await self._users.load([user_id for user_id, _ in users])
+        states = _not_forgotten(await self._users.load([user_id for user_id, _ in users]))
         texts = await self._text_vectors([], states)
         slates = self._stage.rerank(states, now=now, text_vectors=texts)
         reasons = dict(users)
-        generated_at = datetime.fromtimestamp(now, UTC)
-        await self.publisher.publish(
-            self._slate(slate, generated_at, changes[reasons[slate.user_id]]) for slate in slates
-        )
-        self._showing.replaced(slates)
+        await self._publish_caused([(slate, changes[reasons[slate.user_id]]) for slate in slates], now)
         self.metrics.slates_replaced.inc(len(slates))
 
     def arrive(self, change: ItemChange) -> None:
@@ -249,8 +245,7 @@ class InteractionsAgent(Agent):
     async def _offer(self, users: Sequence[str], changes: Mapping[str, ItemChange]) -> None:
         """Rank ``users`` again and publish the slates that show one of the new items and did not before."""
         now = time.time()
-        states = await self._users.load(users)
-        states = {user_id: state for user_id, state in states.items() if not state.forgotten}
+        states = _not_forgotten(await self._users.load(users))
         texts = await self._text_vectors([], states)
         space = self._serving.versions.space
         fresh: list[tuple[NewSlate, ItemChange]] = []
@@ -259,12 +254,8 @@ class InteractionsAgent(Agent):
             shown = [item.item_id for item in slate.items if item.item_id in changes and item.item_id not in before]
             if shown:
                 fresh.append((slate, changes[shown[0]]))
-        generated_at = datetime.fromtimestamp(now, UTC)
-        await self.publisher.publish(self._slate(slate, generated_at, change) for slate, change in fresh)
-        slates = [slate for slate, _ in fresh]
-        self._showing.replaced(slates)
-        self._stage.shown(slates)
-        self._keep_interests(slates, space)
+        await self._publish_caused(fresh, now)
+        self._keep_interests([slate for slate, _ in fresh], space)
         self.metrics.offers.labels("published").inc(len(fresh))
         self.metrics.offers.labels("unchanged").inc(len(users) - len(fresh))
         done = time.time()
@@ -475,18 +466,16 @@ class InteractionsAgent(Agent):
         """Slates from the stored states of users somebody else has by now: ours may have come after theirs."""
         states = await self._users.load(users)
         forgotten = [user_id for user_id, state in states.items() if state.forgotten]
-        states = {user_id: state for user_id, state in states.items() if not state.forgotten}
+        states = _not_forgotten(states)
         slates = self._stage.rerank(states, now=now, text_vectors=await self._text_vectors([], states))
-        generated_at = datetime.fromtimestamp(now, UTC)
-        records = [self._no_slate(user_id) for user_id in forgotten]
         self._gone(forgotten)
+        await self.publisher.publish(map(self._no_slate, forgotten))
+        caused = []
         for slate in slates:
             partition = partitions[slate.user_id]
             through = states[slate.user_id].applied.get(partition, -1)
-            cause = ItemChange("", self.topic, partition, through)
-            records.append(self._slate(slate, generated_at, cause))
-        await self.publisher.publish(records)
-        self._showing.replaced(slates)
+            caused.append((slate, ItemChange("", self.topic, partition, through)))
+        await self._publish_caused(caused, now)
 
     async def _text_vectors(
         self, events: Sequence[SourcedEvent], states: Mapping[str, UserState], more: Iterable[str] = ()
@@ -529,9 +518,10 @@ class InteractionsAgent(Agent):
         """The record of a slate; ``change`` is what caused it when no event did."""
         sourced = slate.trigger
         if isinstance(sourced, SourcedProfile):
+            slate_id = sourced.slate_id
             trigger = Trigger(topic=self.topics.users, partition=sourced.partition, offset=sourced.offset)
-            slate_id = f"users-{sourced.partition}-{sourced.offset}"
         elif sourced is not None:
+            slate_id = sourced.slate_id
             trigger = Trigger(
                 topic=self.topic,
                 partition=sourced.partition,
@@ -539,12 +529,9 @@ class InteractionsAgent(Agent):
                 event_id=sourced.event.event_id,
                 occurred_at=sourced.event.occurred_at,
             )
-            slate_id = f"{sourced.partition}-{sourced.offset}"
         elif change is not None:
+            slate_id = self._slate_id(change)
             trigger = Trigger(topic=change.topic, partition=change.partition, offset=change.offset)
-            whys = {self.topic: "again", self.topics.rules: "rules", self.topics.item_vectors: "vectors"}
-            why = whys.get(change.topic, "items")
-            slate_id = f"{why}-{change.partition}-{change.offset}"
         else:
             raise ValueError("a slate is caused by an event or by an item's change")
         message = Slate(
@@ -567,6 +554,18 @@ class InteractionsAgent(Agent):
                 subject=slate.user_id,
             ),
         )
+
+    def _slate_id(self, change: ItemChange) -> str:
+        """Id of the slates that an item's change causes; one of each user."""
+        whys = {self.topic: "again", self.topics.rules: "rules", self.topics.item_vectors: "vectors"}
+        return f"{whys.get(change.topic, 'items')}-{change.partition}-{change.offset}"
+
+    async def _publish_caused(self, caused: Sequence[tuple[NewSlate, ItemChange]], now: float) -> None:
+        """Publish slates that no event caused, and note that they are what their users see now."""
+        generated_at = datetime.fromtimestamp(now, UTC)
+        await self.publisher.publish(self._slate(slate, generated_at, change) for slate, change in caused)
+        self._showing.replaced([slate for slate, _ in caused])
+        self._stage.shown([(slate, self._slate_id(change)) for slate, change in caused])
 
     def _notes(self, result: StageResult) -> list[list[OutRecord]]:
         """Transitions for the item owners and examples for the ranker, in rounds.
@@ -616,6 +615,11 @@ class InteractionsAgent(Agent):
         )
 
 
+def _not_forgotten(states: Mapping[str, UserState]) -> dict[str, UserState]:
+    """Who was forgotten, perhaps since it was decided to rank again, has no slate any more."""
+    return {user_id: state for user_id, state in states.items() if not state.forgotten}
+
+
 def _parts(rows: Sequence[T], size: Callable[[T], int], limit: int) -> list[list[T]]:
     """``rows`` in order, cut so that the sizes of a part add up to at most ``limit`` bytes (or it is one row)."""
     parts: list[list[T]] = []
@@ -636,4 +640,6 @@ def _transition_bytes(row: Transition) -> int:
 
 
 def _example_bytes(row: TrainingExample) -> int:
-    return 160 + len(row.features)
+    """An upper estimate of the row's JSON: four bytes a character, 25 a number."""
+    ids = 4 * len(row.item_id) + sum(4 * len(item_id) + 3 for item_id in row.previous)
+    return 240 + len(row.features) + ids + 25 * len(row.context)

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled_sums
+from stream_app.heap import keep_best
+from stream_app.mixing import GOLDEN, below, mixed
 
 __all__ = ["best_targets", "learn_examples", "user_factors"]
 
@@ -47,20 +49,14 @@ def user_factors(
 
 
 @compiled_sums
-def _mixed(state: np.uint64) -> np.uint64:
-    value = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.uint64(value ^ (value >> np.uint64(31)))
-
-
-@compiled_sums
 def learn_examples(
     taken: NDArray[np.int32],
     history: NDArray[np.int32],
     lengths: NDArray[np.int32],
     weights: NDArray[np.float64],
     offsets: NDArray[np.int64],
-    partition: int,
+    source: int,
+    part: int,
     drawable: NDArray[np.int32],
     context: NDArray[np.float32],
     target: NDArray[np.float32],
@@ -84,7 +80,8 @@ def learn_examples(
         lengths: int32 [n], how many of those.
         weights: float64 [n], how much each example says.
         offsets: int64 [n], source offsets, rising.
-        partition: column of ``applied`` of the examples' source partition.
+        source: the examples' source partition; with the offset it decides what is drawn.
+        part: its column of ``applied``.
         drawable: int32 [m], rows that negatives are drawn from, uniformly.
         context, target: float32 [rows, k], changed in place.
         bias: float32 [rows], changed.
@@ -110,12 +107,11 @@ def learn_examples(
         rows[0] = taken[example]
         count = 1
         # Mixed twice: the sequences of neighbouring offsets must not be one sequence, shifted.
-        state = _mixed(np.uint64(offset) * np.uint64(0xD1342543DE82EF95) + np.uint64(partition + 1))
+        state = mixed(np.uint64(offset) * np.uint64(0xD1342543DE82EF95) + np.uint64(source + 1))
         for _ in range(negatives):
             # SplitMix64 (Steele, Lea and Flood 2014): the same draws whenever the example is replayed.
-            state = state + np.uint64(0x9E3779B97F4A7C15)
-            mixed = _mixed(state)
-            row = drawable[np.int64((mixed >> np.uint64(32)) * np.uint64(len(drawable)) >> np.uint64(32))]
+            state = state + GOLDEN
+            row = drawable[below(mixed(state), len(drawable))]
             if row != rows[0]:
                 rows[count] = row
                 count += 1
@@ -141,7 +137,7 @@ def learn_examples(
             slope = np.float32(slope * weights[example])
             for column in range(size):
                 pull[column] += slope * target[row, column]
-            if applied[row, partition] >= offset:
+            if applied[row, part] >= offset:
                 continue
             squares = np.float32(0.0)
             for column in range(size):
@@ -164,7 +160,7 @@ def learn_examples(
         weight = scale
         for lag in range(len(recent)):
             row = recent[lag]
-            if row >= 0 and scale > 0.0 and applied[row, partition] < offset:
+            if row >= 0 and scale > 0.0 and applied[row, part] < offset:
                 accumulators[row, 0] += weight * weight * length / size
                 rate = np.float32(learning_rate / np.sqrt(accumulators[row, 0]))
                 for column in range(size):
@@ -173,24 +169,24 @@ def learn_examples(
                     )
             weight *= decay
         for place in range(count):
-            _moved(rows[place], partition, offset, applied, waiting, stamp)
+            _moved(rows[place], part, offset, applied, waiting, stamp)
         for lag in range(len(recent)):
             if recent[lag] >= 0:
-                _moved(recent[lag], partition, offset, applied, waiting, stamp)
+                _moved(recent[lag], part, offset, applied, waiting, stamp)
     return loss
 
 
 @compiled_sums
 def _moved(
     row: int,
-    partition: int,
+    part: int,
     offset: int,
     applied: NDArray[np.int64],
     waiting: NDArray[np.int64],
     stamp: int,
 ) -> None:
-    if applied[row, partition] < offset:
-        applied[row, partition] = offset
+    if applied[row, part] < offset:
+        applied[row, part] = offset
         if waiting[row] < 0:
             waiting[row] = stamp
 
@@ -203,10 +199,12 @@ def best_targets(
     allowed: NDArray[np.bool_],
     blocked: NDArray[np.int64],
     request: int,
+    hashes: NDArray[np.int64],
     rows: NDArray[np.int32],
     scores: NDArray[np.float32],
+    ties: NDArray[np.int64],
 ) -> int:
-    """The rows with the largest ``user . target + bias``, in no order: a scan that keeps the best in a heap.
+    """The rows with the largest ``user . target + bias``, in no order: one scan.
 
     Args:
         user: float32 [k].
@@ -214,13 +212,12 @@ def best_targets(
         bias: float32 [n].
         allowed: bool [n], rows that may be proposed.
         blocked: int64 [>= n], rows holding ``request`` are left out.
-        rows: int32 [count], overwritten with the result; its length is how many are wanted.
-        scores: float32 [count], their scores.
+        hashes: int64 [n], distinct; of equal scores the smaller goes first.
+        rows, scores, ties: [count], overwritten with the result; their length is how many are wanted.
 
     Returns:
         how many were found.
     """
-    wanted = len(rows)
     found = 0
     for row in range(len(bias)):
         if not allowed[row] or blocked[row] == request:
@@ -228,29 +225,5 @@ def best_targets(
         score = np.float32(0.0)
         for column in range(len(user)):
             score += user[column] * target[row, column]
-        score += bias[row]
-        if found < wanted:
-            place = found
-            found += 1
-            while place > 0 and scores[(place - 1) // 2] > score:
-                scores[place] = scores[(place - 1) // 2]
-                rows[place] = rows[(place - 1) // 2]
-                place = (place - 1) // 2
-        elif wanted > 0 and score > scores[0]:
-            place = 0
-            while True:
-                child = 2 * place + 1
-                if child >= found:
-                    break
-                if child + 1 < found and scores[child + 1] < scores[child]:
-                    child += 1
-                if scores[child] >= score:
-                    break
-                scores[place] = scores[child]
-                rows[place] = rows[child]
-                place = child
-        else:
-            continue
-        scores[place] = score
-        rows[place] = row
+        found = keep_best(rows, scores, ties, found, row, score + bias[row], hashes[row])
     return found

@@ -185,6 +185,7 @@ class FactorLearner:
             lengths,
             np.fromiter((min(example.weight, 4.0) for _, example in known), np.float64, count),
             np.fromiter((example.offset for _, example in known), np.int64, count),
+            partition,
             column,
             self._drawable,
             self._context,

@@ -121,22 +121,26 @@ class Factors:
         blocked: NDArray[np.int64],
         request: int,
         count: int,
+        hashes: NDArray[np.int64],
     ) -> NDArray[np.int32]:
-        """The ``count`` allowed rows with the largest scores, best first: int32.
+        """The ``count`` allowed rows with the largest scores, best first, of equal ones the smaller hash: int32.
 
         Args:
             user: float32 [k].
             allowed: bool by row.
             blocked: int64 by row; rows that hold ``request`` are left out.
+            hashes: int64 by row, of the items' ids.
         """
         self.reserve(len(allowed))
         rows = np.empty(count, np.int32)
         scores = np.empty(count, np.float32)
+        ties = np.empty(count, np.int64)
         size = len(allowed)
         found = best_targets(
-            user, self.target[:size], self.bias[:size], allowed & self.has[:size], blocked, request, rows, scores
-        )
-        order = np.argsort(-scores[:found], kind="stable")
+            user, self.target[:size], self.bias[:size], allowed & self.has[:size], blocked, request, hashes, rows,
+            scores, ties,
+        )  # fmt: skip
+        order = np.lexsort((ties[:found], -scores[:found]))
         return rows[:found][order]
 
     def save(self, directory: Path, rows: int) -> None:

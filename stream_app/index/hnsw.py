@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from stream_app.compiled import compiled_sums
 from stream_app.errors import SnapshotError
+from stream_app.heap import keep_best
 from stream_app.settings import IndexSettings
 
 __all__ = ["VectorIndex"]
@@ -179,8 +180,8 @@ class VectorIndex:
         for place, query in enumerate(queries):
             if self.dimensions <= _CODED_DIMENSIONS and wanted < self._live:
                 near = np.empty(wanted, np.int32)
-                scores = np.empty(wanted, np.float32)
-                _scan(codes[place], self._codes[: self._end], self._steps, self._present, near, scores)
+                scores, ties = np.empty(wanted, np.float32), np.empty(wanted, np.int64)
+                _scan(codes[place], self._codes[: self._end], self._steps, self._present, near, scores, ties)
                 near.sort()
             else:
                 near = self.rows()
@@ -422,37 +423,13 @@ def _scan(
     present: NDArray[np.bool_],
     rows: NDArray[np.int32],
     scores: NDArray[np.float32],
+    ties: NDArray[np.int64],
 ) -> None:
-    """The ``len(rows)`` present rows with the largest products, in a heap; there are at least as many present."""
-    wanted, found = len(rows), 0
+    """The present rows with the largest products; there are at least ``len(rows)`` present."""
+    found = 0
     for row in range(len(codes)):
-        if not present[row]:
-            continue
-        total = np.int32(0)
-        for column in range(len(query)):
-            total += np.int32(query[column]) * np.int32(codes[row, column])
-        score = np.float32(total) * steps[row]
-        if found < wanted:
-            place = found
-            found += 1
-            while place > 0 and scores[(place - 1) // 2] > score:
-                scores[place] = scores[(place - 1) // 2]
-                rows[place] = rows[(place - 1) // 2]
-                place = (place - 1) // 2
-        elif score > scores[0]:
-            place = 0
-            while True:
-                child = 2 * place + 1
-                if child >= wanted:
-                    break
-                if child + 1 < wanted and scores[child + 1] < scores[child]:
-                    child += 1
-                if scores[child] >= score:
-                    break
-                scores[place] = scores[child]
-                rows[place] = rows[child]
-                place = child
-        else:
-            continue
-        scores[place] = score
-        rows[place] = row
+        if present[row]:
+            total = np.int32(0)
+            for column in range(len(query)):
+                total += np.int32(query[column]) * np.int32(codes[row, column])
+            found = keep_best(rows, scores, ties, found, row, np.float32(total) * steps[row], row)

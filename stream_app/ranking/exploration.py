@@ -1,9 +1,10 @@
 """Which new items get the places kept for them: Thompson sampling on their click rates.
 
 Each new item has a Beta distribution of the rate at which it is taken when shown (Thompson 1933,
-doi 10.2307/2332286; for recommendations Chapelle and Li 2011). Its prior has the mean that closeness to the user
-suggests; what the item did so far moves it. Items are ordered by one draw each: the closest come first most of the
-time, the others get their chance, and an item that was shown often and never taken steps back.
+doi 10.2307/2332286; for recommendations Chapelle and Li 2011). Its prior has the mean that its promise suggests
+(``retrieval.cold.promise``); what the item did so far moves it. Items are ordered by one draw each: those that promise
+most come first most of the time, the others get their chance, and an item that was shown often and never taken steps
+back (showings are not counted yet: the ranking passes none).
 
 Draws come from a hash of the item's id and a seed, not from a generator, so that replicas and replays agree.
 """
@@ -16,20 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
+from stream_app.mixing import GOLDEN, mixed
 
 __all__ = ["thompson_order"]
 
 _BASE_RATE = 0.05
-"""Mean rate of a new item of middling closeness. Only ratios matter for the order; the scale sets how much one event
+"""Mean rate of a new item of middling promise. Only ratios matter for the order; the scale sets how much one event
 weighs against the prior."""
 _MOST_RATE = 0.5
 _LIFT = 1.0
-"""Log of the factor by which the prior's mean grows per standard deviation of closeness."""
+"""Log of the factor by which the prior's mean grows per standard deviation of promise."""
 _UNIT = 2.0**-53
 
 
 def thompson_order(
-    closeness: NDArray[np.float64],
+    promise: NDArray[np.float64],
     taken: NDArray[np.float64],
     passed: NDArray[np.float64],
     hashes: NDArray[np.int64],
@@ -40,15 +42,15 @@ def thompson_order(
     """Indices of new items, the one that deserves a reserved place most first: int [c].
 
     Args:
-        closeness: float64 [c], to the user; any scale.
+        promise: float64 [c], of the user taking each; any scale.
         taken: float64 [c], how often each was taken.
         passed: float64 [c], how often it was shown and not taken.
         hashes: int64 [c], of the ids; distinct.
         seed: of user and state: the same one gives the same order.
-        trials: how many showings the prior counts for; inf: no chance, closeness alone decides.
+        trials: how many showings the prior counts for; inf: no chance, promise alone decides.
     """
-    spread = float(closeness.std()) if len(closeness) else 0.0
-    lift = (closeness - closeness.mean()) / spread if spread > 1e-6 else np.zeros(len(closeness))
+    spread = float(promise.std()) if len(promise) else 0.0
+    lift = (promise - promise.mean()) / spread if spread > 1e-6 else np.zeros(len(promise))
     mean = np.minimum(_BASE_RATE * np.exp(_LIFT * np.round(lift, 4)), _MOST_RATE)
     if math.isinf(trials):
         return np.lexsort((hashes, -lift))
@@ -64,7 +66,7 @@ def _draws(
     draws = np.empty(len(hashes))
     state = np.zeros(1, np.uint64)
     for index in range(len(hashes)):
-        state[0] = np.uint64(hashes[index]) ^ (seed * np.uint64(0x9E3779B97F4A7C15))
+        state[0] = np.uint64(hashes[index]) ^ (seed * GOLDEN)
         success = _gamma(successes[index], state)
         draws[index] = success / (success + _gamma(failures[index], state))
     return draws
@@ -89,10 +91,6 @@ def _gamma(shape: float, state: NDArray[np.uint64]) -> float:
 
 @compiled
 def _uniform(state: NDArray[np.uint64]) -> float:
-    """The next number between 0 and 1, both excluded: SplitMix64 (Steele et al. 2014, doi 10.1145/2660193.2660195)."""
-    state[0] += np.uint64(0x9E3779B97F4A7C15)
-    z = state[0]
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return (float(z >> np.uint64(11)) + 0.5) * _UNIT
+    """The next number between 0 and 1, both excluded."""
+    state[0] += GOLDEN
+    return (float(mixed(state[0]) >> np.uint64(11)) + 0.5) * _UNIT

@@ -18,7 +18,16 @@ from stream_app.compiled import compiled_sums
 from stream_app.retrieval.links import SCORES
 from stream_app.settings import ItemSettings
 
-__all__ = ["CONTEXT", "TEXT", "Features", "context_values", "feature_names", "scaled_features", "start_weights"]
+__all__ = [
+    "CONTEXT",
+    "FEATURE_LIMIT",
+    "TEXT",
+    "Features",
+    "context_values",
+    "feature_names",
+    "scaled_features",
+    "start_weights",
+]
 
 TEXT = ("text_slow", "text_fast", "text_last", "text_negative", "text_best")
 _LINKS = tuple(f"links_{name}" for name in SCORES)
@@ -27,8 +36,13 @@ _OWN = ("since", "factors", "recency", "cold")
 CONTEXT = ("history", "pause", "breadth")
 """Of a request: how much is known of the user, how long since the last event, how many events in all."""
 
-_HOUR = 3_600.0
+FEATURE_LIMIT = 6.0
+"""Scaled features are clipped to this, either way."""
+
+_HOUR_S = 3_600.0
+_DAY_S = 86_400.0
 _NEVER_HOURS = 20_000.0
+"""What "long ago" is cut to (2.3 years), and what never is."""
 
 
 def feature_names(settings: ItemSettings) -> tuple[str, ...]:
@@ -86,7 +100,7 @@ def context_values(*, entries: int, events: int, pause_s: float) -> NDArray[np.f
     return np.array(
         [
             math.log1p(entries) / 2.0 - 1.0,
-            math.log1p(min(max(pause_s, 0.0) / _HOUR, _NEVER_HOURS)) / 4.0 - 0.5,
+            math.log1p(min(max(pause_s, 0.0) / _HOUR_S, _NEVER_HOURS)) / 4.0 - 0.5,
             math.log1p(min(events, 1_000)) / 3.0 - 1.0,
         ],
         np.float32,
@@ -150,7 +164,6 @@ def _fill(
 ) -> None:
     """Unscaled features; NaN where nothing can be said."""
     for row in range(len(values)):
-        column = 0
         if has_vector[row]:
             for place in range(4):
                 values[row, place] = cosines[row, place]
@@ -173,11 +186,11 @@ def _fill(
             column += 1
         total = counts[row, counts.shape[1] - 1]
         cold[row] = total < cold_events
-        hours = max(at - last_event_at[row], 0.0) / 3600.0 if total > 0.0 else 20000.0
-        values[row, column] = -np.log1p(min(hours, 20000.0))
+        hours = max(at - last_event_at[row], 0.0) / _HOUR_S if total > 0.0 else _NEVER_HOURS
+        values[row, column] = -np.log1p(min(hours, _NEVER_HOURS))
         values[row, column + 1] = factors[row]
         published = published_at[row]
-        values[row, column + 2] = -np.log1p(max(now - published, 0.0) / 86400.0) if published > -1e300 else np.nan
+        values[row, column + 2] = -np.log1p(max(now - published, 0.0) / _DAY_S) if published > -1e300 else np.nan
         values[row, column + 3] = 1.0 if cold[row] else 0.0
 
 
@@ -211,4 +224,4 @@ def _scale(values: NDArray[np.float32]) -> None:
                 values[row, column] = 0.0
             else:
                 scaled = (value - mean[column]) * squares[column]
-                values[row, column] = min(max(scaled, -6.0), 6.0)
+                values[row, column] = min(max(scaled, -FEATURE_LIMIT), FEATURE_LIMIT)

@@ -222,7 +222,8 @@ def network_step(
         for column in range(width):
             step = inner_gradient[unit, column] * weight
             inner_sums[unit, column] += step * step
-            inner[unit, column] -= learning_rate * step / np.sqrt(inner_sums[unit, column])
+            moved = inner[unit, column] - learning_rate * step / np.sqrt(inner_sums[unit, column])
+            inner[unit, column] = min(max(moved, -bound), bound)
     return missed
 
 

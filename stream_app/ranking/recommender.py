@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from schemas.messages import SlateItem
 from stream_app.compiled import compiled
+from stream_app.mixing import GOLDEN, below, mixed
 from stream_app.ranking.exploration import thompson_order
 from stream_app.ranking.features import Features, context_values, feature_names, scaled_features
 from stream_app.ranking.reasons import KINDS, evidence_signs, kind_columns, phrase, strongest_kind
 from stream_app.ranking.slate import SlateRules, choose
+from stream_app.retrieval.cold import promise
 from stream_app.retrieval.interests import FAST, SLOW, Interests, derive_interests, history_view
 from stream_app.retrieval.links import Links, Scratch, link_scores
 from stream_app.retrieval.source import Context
@@ -99,12 +101,14 @@ class SeenRanking:
         values: float16 or float32 [k, features], scaled; None: they are computed again.
         context: float32 [c].
         slate: int32 [n], the rows that were shown, best first.
+        reclaims: of the catalogue when it was made; after another one rows may be those of other items.
     """
 
     candidates: NDArray[np.int32]
     values: NDArray[np.floating] | None
     context: NDArray[np.float32]
     slate: NDArray[np.int32]
+    reclaims: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +141,7 @@ class Ranking:
         candidates: int32 [k], everything that was scored, by id hash.
         candidate_values: float32 [k, features].
         proposed: what each source proposed, best first, in the order of the sources.
+        reclaims: of the catalogue; see :class:`SeenRanking`.
         interests: what was derived of the user.
         history: the history it was derived from.
         links: transition scores.
@@ -155,6 +160,7 @@ class Ranking:
     candidates: NDArray[np.int32]
     candidate_values: NDArray[np.float32]
     proposed: Sequence[NDArray[np.int32]]
+    reclaims: int
     interests: Interests
     history: tuple[HistoryEntry, ...]
     links: Links
@@ -427,7 +433,7 @@ class Recommender:
         cold = np.flatnonzero(features.cold)
         cold_order = cold[
             thompson_order(
-                _promise(features, cold, self._rising_feature),
+                promise(features.closeness[cold], features.values[cold, self._rising_feature]),
                 serving.signals.total(prepared.rows[cold]),
                 np.zeros(len(cold)),
                 serving.catalogue.id_hash[prepared.rows[cold]],
@@ -454,6 +460,7 @@ class Recommender:
             candidates=prepared.rows,
             candidate_values=features.values,
             proposed=prepared.proposed,
+            reclaims=serving.catalogue.reclaims,
             interests=prepared.interests,
             history=prepared.history,
             links=prepared.links,
@@ -531,8 +538,8 @@ class Recommender:
                 found.append(seen)
                 continue
             prepared = made[place] if seen is None else self._given(choice, seen.candidates)
-            slate = np.zeros(0, np.int32)
-            found.append(SeenRanking(prepared.rows, prepared.features.values, prepared.context, slate))
+            slate, reclaims = np.zeros(0, np.int32), self._serving.catalogue.reclaims
+            found.append(SeenRanking(prepared.rows, prepared.features.values, prepared.context, slate, reclaims))
         return found
 
     def _given(self, choice: Choice, rows: NDArray[np.int32]) -> _Prepared:
@@ -565,7 +572,7 @@ class Recommender:
 def _draw(others: NDArray[np.int32], first: NDArray[np.int32], seed: int, places: NDArray[np.int32]) -> int:
     """Fill ``places`` from 1 on with ``first``, then with ``others`` drawn without repetition; how many there are.
 
-    SplitMix64 (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195): the same draws for the same seed everywhere.
+    The same draws for the same seed everywhere.
     """
     count = 1
     for place in first:
@@ -575,13 +582,10 @@ def _draw(others: NDArray[np.int32], first: NDArray[np.int32], seed: int, places
         count += 1
     pool = others.copy()
     left = len(pool)
-    state = np.uint64(seed) * np.uint64(0xD1342543DE82EF95) + np.uint64(1)
+    state = mixed(np.uint64(seed))
     while left > 0 and count < len(places):
-        state = state + np.uint64(0x9E3779B97F4A7C15)
-        value = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        value = value ^ (value >> np.uint64(31))
-        drawn = np.int64((value >> np.uint64(32)) * np.uint64(left) >> np.uint64(32))
+        state = state + GOLDEN
+        drawn = below(mixed(state), left)
         place = pool[drawn]
         left -= 1
         pool[drawn] = pool[left]
@@ -597,17 +601,6 @@ def _draw(others: NDArray[np.int32], first: NDArray[np.int32], seed: int, places
 def _known(request: RankRequest) -> bool:
     """Whether anything is known of the user at the time of the request."""
     return bool(request.prior) or bool(history_view(request.user.history, request.before))
-
-
-def _promise(features: Features, cold: NDArray[np.intp], rising: int) -> NDArray[np.float64]:
-    """How much new items promise: closeness in text, and twice as much how they begin to rise; float64 [cold]."""
-    counts = features.values[cold, rising].astype(np.float64)
-    closeness = features.closeness[cold]
-    if not len(cold):
-        return closeness
-    promise: NDArray[np.float64] = closeness / max(float(closeness.std()), 1e-9)
-    promise += 2.0 * counts / max(float(counts.std()), 1e-9)
-    return promise
 
 
 def _likest(ranking: Ranking) -> list[int]:

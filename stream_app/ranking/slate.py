@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from stream_app.compiled import compiled
+from stream_app.compiled import compiled, compiled_sums
 from stream_app.rules.book import Cap
 from stream_app.settings import SlateSettings
 
@@ -275,7 +274,7 @@ def _bar(
     return barred
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})  # type: ignore[untyped-decorator] # sums in lanes
+@compiled_sums
 def _dot(vectors: NDArray[np.float32], left: int, right: int) -> np.float32:
     total = np.float32(0.0)
     for column in range(vectors.shape[1]):

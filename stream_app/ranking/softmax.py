@@ -19,6 +19,7 @@ with an empty one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from schemas.arrays import pack_float64, unpack_float32, unpack_float64
 from schemas.messages import RankerWeights, TrainingExample, TrainingExamples
-from stream_app.ranking.features import CONTEXT, start_weights
+from stream_app.ranking.features import CONTEXT, FEATURE_LIMIT, start_weights
 from stream_app.ranking.network import contributions, linear_step, network_step, score_network
 from stream_app.settings import RankerSettings
 
@@ -39,8 +40,6 @@ _FIRST_SUM = 1.0
 _FIRST_INNER_SUM = 0.1
 _LOSS_DECAY = 0.9995
 """The mean losses look back over some 2,000 examples."""
-_NOT_YET = 1e9
-"""The loss of a network that was just begun, while the linear model goes on."""
 
 
 class SoftmaxRanker:
@@ -62,18 +61,10 @@ class SoftmaxRanker:
         self.variant = variant
         self._settings = settings
         self._start = start_weights(self.names)
-        features, width = len(self.names), len(self.names) + len(CONTEXT) + 1
+        features = len(self.names)
         self.weights: NDArray[np.float64] = self._start.copy()
         self._sums = np.full(features, _FIRST_SUM)
-        # The same start everywhere: the network of one process must not depend on which process began it.
-        drawn = np.random.default_rng(0).normal(0.0, width**-0.5, (settings.hidden, width))
-        drawn[:, -1] = 0.0
-        self._skip = self._start.copy()
-        self._inner: NDArray[np.float64] = drawn
-        self._outer = np.zeros(settings.hidden)
-        self._skip_sums = np.full(features, _FIRST_SUM)
-        self._inner_sums = np.full((settings.hidden, width), _FIRST_INNER_SUM)
-        self._outer_sums = np.full(settings.hidden, _FIRST_INNER_SUM)
+        self._network = _Network.new(self._start, settings.hidden)
         self.losses = [0.0, 0.0]
         self._memory = np.zeros((0, settings.negatives + 1, features), np.float32)
         self._memory_rows = np.zeros(0, np.int64)
@@ -91,7 +82,7 @@ class SoftmaxRanker:
     @property
     def model(self) -> str:
         """Which of the two ranks: ``network`` or ``linear``."""
-        trained = self.examples >= self._settings.network_from and self._settings.hidden > 0
+        trained = self._settings.hidden > 0 and self._network.examples >= max(self._settings.network_from, 1)
         return "network" if trained and self.losses[1] < self.losses[0] else "linear"
 
     def score(self, values: NDArray[np.float32], context: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -131,9 +122,10 @@ class SoftmaxRanker:
         return out
 
     def _serving(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        network = self._network
         if self.model == "network":
-            return self._skip, self._inner, self._outer
-        return self.weights, self._inner[:0], self._outer[:0]
+            return network.skip, network.inner, network.outer
+        return self.weights, network.inner[:0], network.outer[:0]
 
     def learn(self, batch: TrainingExamples) -> int:
         """Learn from the examples whose offsets were not learned yet; returns how many there were.
@@ -163,39 +155,42 @@ class SoftmaxRanker:
     def step(
         self, features: NDArray[np.float32], context: NDArray[np.float32] | None = None, *, weight: float = 1.0
     ) -> float:
-        """One step of both models; returns how far the linear model was from the first rank (1 - 1 / rank) before.
+        """One step of both models; returns how far the linear model was from the first rank (1 - 1 / rank) before, 0
+        when nothing is learned (a learning rate or weight of 0).
 
         Args:
             features: float32 [rows, features]; row 0 was taken.
             context: float32 [c]; None: nothing is known.
             weight: how much the choice says; bounded by 4.
         """
-        settings = self._settings
+        settings, network = self._settings, self._network
         if context is None:
             context = np.zeros(len(CONTEXT), np.float32)
-        weight = min(weight, _WEIGHT_LIMIT)
-        # Not in place: rankings hold the weights they were made with.
-        self.weights = self.weights.copy()
+        weight = min(weight, _WEIGHT_LIMIT) if settings.learning_rate > 0.0 else 0.0
+        if weight <= 0.0:
+            return 0.0
         linear = linear_step(
             features, self.weights, self._start, self._sums, weight, settings.learning_rate, settings.l2,
             _GRADIENT_LIMIT, _WEIGHT_LIMIT,
         )  # fmt: skip
-        network = linear
-        if settings.hidden and settings.learning_rate > 0.0:
-            network = self._network_step(features, context, weight)
+        if settings.hidden:
+            missed = self._network_step(features, context, weight)
             for place in self._remember(features, context):
                 rows = self._memory_rows[place]
                 self._network_step(self._memory[place, :rows], self._memory_context[place], weight)
-        for place, loss in enumerate((linear, network)):
-            held = self.losses[place] if self.examples else loss
-            self.losses[place] = held * _LOSS_DECAY + loss * (1.0 - _LOSS_DECAY)
+            # Of examples that both were asked about: from the first of the network's on.
+            held = self.losses if network.examples else [linear, missed]
+            pairs = zip(held, (linear, missed), strict=True)
+            self.losses = [mean * _LOSS_DECAY + loss * (1.0 - _LOSS_DECAY) for mean, loss in pairs]
+            network.examples += 1
         return linear
 
     def _network_step(self, features: NDArray[np.float32], context: NDArray[np.float32], weight: float) -> float:
-        settings = self._settings
+        settings, network = self._settings, self._network
         return network_step(
-            features, context, self._skip, self._start, self._inner, self._outer, self._skip_sums, self._inner_sums,
-            self._outer_sums, weight, settings.network_rate, settings.l2, _GRADIENT_LIMIT, _WEIGHT_LIMIT,
+            features, context, network.skip, self._start, network.inner, network.outer, network.skip_sums,
+            network.inner_sums, network.outer_sums, weight, settings.network_rate, settings.l2, _GRADIENT_LIMIT,
+            _WEIGHT_LIMIT,
         )  # fmt: skip
 
     def _remember(self, features: NDArray[np.float32], context: NDArray[np.float32]) -> list[int]:
@@ -224,8 +219,7 @@ class SoftmaxRanker:
 
     def weights_message(self) -> RankerWeights:
         """The whole state."""
-        network = np.concatenate([self._skip, self._outer, self._inner.ravel()])
-        sums = np.concatenate([self._skip_sums, self._outer_sums, self._inner_sums.ravel()])
+        network = self._network
         return RankerWeights(
             variant=self.variant,
             version=self.version,
@@ -235,16 +229,22 @@ class SoftmaxRanker:
             examples=self.examples,
             applied=dict(self._applied),
             context_names=list(CONTEXT),
-            network=pack_float64(network),
-            network_accumulators=pack_float64(sums),
+            network=pack_float64(np.concatenate([network.skip, network.outer, network.inner.ravel()])),
+            network_accumulators=pack_float64(
+                np.concatenate([network.skip_sums, network.outer_sums, network.inner_sums.ravel()])
+            ),
+            network_examples=network.examples,
             losses=list(self.losses),
         )
 
     def restore(self, message: RankerWeights) -> bool:
         """Take over a state; False when it is another variant's or holds less than ours.
 
-        Features the message does not know keep their start weights, features it alone knows are dropped; a network of
-        other features begins anew.
+        Features the message does not know keep their start weights, features it alone knows are dropped. A network of
+        another size or of other features, or none (of an older release), begins anew.
+
+        Raises:
+            ValueError: when arrays do not fit together or a number is not finite; nothing was taken over.
         """
         if message.variant != self.variant:
             return False
@@ -254,31 +254,37 @@ class SoftmaxRanker:
             return False
         held = dict(zip(message.feature_names, zip(message.weights, message.accumulators, strict=True), strict=True))
         fresh = zip(self._start.tolist(), [_FIRST_SUM] * len(self.names), strict=True)
-        pairs = [held.get(name, start) for name, start in zip(self.names, fresh, strict=True)]
-        self.weights = np.array([weight for weight, _ in pairs])
-        self._sums = np.array([accumulator for _, accumulator in pairs])
-        if self._restore_network(message) and len(message.losses) == 2:
-            self.losses = list(message.losses)
-        else:
-            self.losses = [message.losses[0], _NOT_YET] if message.losses else [0.0, 0.0]
+        weights, sums = (
+            np.array([held.get(name, start) for name, start in zip(self.names, fresh, strict=True)], np.float64)
+            .reshape(len(self.names), 2)
+            .T
+        )
+        if not (np.isfinite(weights).all() and np.isfinite(sums).all() and (sums > 0).all()):
+            raise ValueError(f"weights {message.variant} version {message.version}: weights and sums must be finite")
+        network = self._network_of(message)
+        self.weights, self._sums = weights.copy(), sums.copy()
+        self._network = _Network.new(self._start, self._settings.hidden) if network is None else network
+        self.losses = list(message.losses) if network is not None else [0.0, 0.0]
         self._applied = dict(message.applied)
         self.examples = message.examples
         self.version = message.version
         return True
 
-    def _restore_network(self, message: RankerWeights) -> bool:
+    def _network_of(self, message: RankerWeights) -> _Network | None:
+        """The network of a message; None when it is none of ours."""
         if tuple(message.feature_names) != self.names or tuple(message.context_names) != CONTEXT:
-            return False
-        network, sums = unpack_float64(message.network), unpack_float64(message.network_accumulators)
-        features, hidden = len(self.names), len(self._outer)
-        size = features + hidden + self._inner.size
-        if len(network) != size or len(sums) != size or not np.isfinite(network).all():
-            return False
-        self._skip, self._outer = network[:features].copy(), network[features : features + hidden].copy()
-        self._inner = network[features + hidden :].reshape(hidden, -1).copy()
-        self._skip_sums, self._outer_sums = sums[:features].copy(), sums[features : features + hidden].copy()
-        self._inner_sums = sums[features + hidden :].reshape(hidden, -1).copy()
-        return True
+            return None
+        if not message.network_examples or len(message.losses) != 2:
+            return None
+        values, sums = unpack_float64(message.network), unpack_float64(message.network_accumulators)
+        fresh = _Network.new(self._start, self._settings.hidden)
+        size = fresh.skip.size + fresh.outer.size + fresh.inner.size
+        if len(values) != size or len(sums) != size:
+            return None
+        finite = np.isfinite(values).all() and np.isfinite(sums).all() and np.isfinite(message.losses).all()
+        if not finite or (sums <= 0).any():
+            raise ValueError(f"weights {message.variant} version {message.version}: the network must be finite")
+        return fresh.filled(values, sums, message.network_examples)
 
     def _columns(self, names: list[str]) -> NDArray[np.intp] | None:
         """Where our features are in a message of other features; None when they are the same."""
@@ -298,11 +304,50 @@ class SoftmaxRanker:
             raise ValueError(
                 f"example at offset {example.offset}: {table.shape[1]} finite features expected to be {len(self.names)}"
             )
-        return np.ascontiguousarray(table)
+        # Within the bounds they are made in: one wild number must not drown every other.
+        bounded: NDArray[np.float32] = np.ascontiguousarray(np.clip(table, -FEATURE_LIMIT, FEATURE_LIMIT))
+        return bounded
 
 
 def _context(example: TrainingExample) -> NDArray[np.float32]:
-    """What the example says of its request; zeros when it is of another release."""
+    """What the example says of its request; zeros when it is of another release or not finite."""
     if len(example.context) != len(CONTEXT) or not np.isfinite(example.context).all():
         return np.zeros(len(CONTEXT), np.float32)
-    return np.array(example.context, np.float32)
+    bounded: NDArray[np.float32] = np.clip(example.context, -FEATURE_LIMIT, FEATURE_LIMIT).astype(np.float32)
+    return bounded
+
+
+@dataclass(slots=True)
+class _Network:
+    """The network's parameters, their AdaGrad sums, and from how many examples they are; see ``ranking.network``."""
+
+    skip: NDArray[np.float64]
+    outer: NDArray[np.float64]
+    inner: NDArray[np.float64]
+    skip_sums: NDArray[np.float64]
+    outer_sums: NDArray[np.float64]
+    inner_sums: NDArray[np.float64]
+    examples: int = 0
+
+    @classmethod
+    def new(cls, start: NDArray[np.float64], hidden: int) -> _Network:
+        """The linear model with nothing bent; the same everywhere, whichever process begins it."""
+        width = len(start) + len(CONTEXT) + 1
+        inner = np.random.default_rng(0).normal(0.0, width**-0.5, (hidden, width))
+        inner[:, -1] = 0.0
+        return cls(
+            start.copy(),
+            np.zeros(hidden),
+            inner,
+            np.full(len(start), _FIRST_SUM),
+            np.full(hidden, _FIRST_INNER_SUM),
+            np.full((hidden, width), _FIRST_INNER_SUM),
+        )
+
+    def filled(self, values: NDArray[np.float64], sums: NDArray[np.float64], examples: int) -> _Network:
+        """One of this size with the parameters of a message: skip, outer, inner."""
+        cuts = [len(self.skip), len(self.skip) + len(self.outer)]
+        skip, outer, inner = (part.copy() for part in np.split(values, cuts))
+        skip_sums, outer_sums, inner_sums = (part.copy() for part in np.split(sums, cuts))
+        shape = self.inner.shape
+        return _Network(skip, outer, inner.reshape(shape), skip_sums, outer_sums, inner_sums.reshape(shape), examples)

@@ -22,4 +22,5 @@ class SimilarTaste:
         user, count = context.interests.factors, context.settings.factors
         if not count or not user.any():
             return np.zeros(0, np.int32)
-        return context.factors.best(user, context.servable, context.scratch.blocked, context.request, count)
+        hashes = context.catalogue.id_hash
+        return context.factors.best(user, context.servable, context.scratch.blocked, context.request, count, hashes)

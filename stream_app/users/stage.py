@@ -36,6 +36,11 @@ class SourcedEvent:
     offset: int
     appended_s: float = 0.0
 
+    @property
+    def slate_id(self) -> str:
+        """Id of the slate it causes."""
+        return f"{self.partition}-{self.offset}"
+
 
 @dataclass(frozen=True, slots=True)
 class SourcedProfile:
@@ -47,6 +52,11 @@ class SourcedProfile:
     partition: int
     offset: int
     appended_s: float = 0.0
+
+    @property
+    def slate_id(self) -> str:
+        """Id of the slate it causes."""
+        return f"users-{self.partition}-{self.offset}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +106,12 @@ class StageResult:
 @dataclass(slots=True)
 class _Seen:
     """A user's last rankings: ``last`` knew the history up to event time ``known_to`` (a visit adds nothing to it),
-    ``before`` is the last one that knew less. ``slate_id`` names the last slate an event caused."""
+    ``before`` is the last one that knew less. ``slate_id`` is what ``last`` was published as."""
 
     known_to: float
     last: SeenRanking
     before: SeenRanking | None
-    slate_id: str = ""
+    slate_id: str
 
 
 class UserStage:
@@ -142,6 +152,7 @@ class UserStage:
             states: the state of each of those users before the batch; not changed.
             now: wall clock, seconds since 1970; decides expiry and publication of items.
             text_vectors: embeddings of free texts in the events and histories, by text, as the model made them.
+            refresh: whether users get fresh slates; not where each is ranked before the next event anyway.
         """
         texts = self._serving.to_space(text_vectors or {})
         result = StageResult()
@@ -168,7 +179,9 @@ class UserStage:
             if fold.teaches:
                 # What was excluded is taken as of the batch: a copy per event would cost more than it teaches.
                 before = states[user_id]
-                known = UserState(user_id, history, before.consumed, before.hidden, profile=state.profile)
+                known = UserState(
+                    user_id, history, before.consumed, before.hidden, events=before.events, profile=state.profile
+                )
                 choice = self._choice(sourced, known, now, texts)
                 if choice is not None:
                     choices.append((sourced, choice))
@@ -229,15 +242,16 @@ class UserStage:
         self._refresh(refreshed, result, now, self._serving.to_space(text_vectors or {}))
         return result
 
-    def shown(self, slates: Sequence[NewSlate]) -> None:
-        """Slates of :meth:`rerank` that were published: what the user takes next was taken from their candidates."""
-        for slate in slates:
+    def shown(self, slates: Sequence[tuple[NewSlate, str]]) -> None:
+        """Slates of :meth:`rerank` that were published, and their ids: what the user takes next was taken from their
+        candidates."""
+        for slate, slate_id in slates:
             if slate.seen is not None:
-                self._remember(slate.user_id, slate.known_to, slate.seen)
+                self._remember(slate.user_id, slate.known_to, slate.seen, slate_id)
 
     def ranked(self, request: RankRequest, ranking: Ranking) -> None:
         """A ranking made outside of :meth:`process`, which the user chooses from next (in evaluation)."""
-        self._remember(request.user.user_id, _known_to(request.user), self._seen_of(ranking))
+        self._remember(request.user.user_id, _known_to(request.user), self._seen_of(ranking), "")
 
     def rerank(
         self,
@@ -265,7 +279,7 @@ class UserStage:
 
     def _seen_of(self, ranking: Ranking) -> SeenRanking:
         values = ranking.candidate_values.astype(np.float16) if self._settings.ranker.remembered else None
-        return SeenRanking(ranking.candidates, values, ranking.context, ranking.rows)
+        return SeenRanking(ranking.candidates, values, ranking.context, ranking.rows, ranking.reclaims)
 
     def _request(
         self,
@@ -312,10 +326,9 @@ class UserStage:
             slate = self._slate(request, ranking, sourced)
             result.slates.append(slate)
             if slate.seen is not None:
-                slate_id = f"{sourced.partition}-{sourced.offset}"
-                self._remember(slate.user_id, slate.known_to, slate.seen, slate_id=slate_id)
+                self._remember(slate.user_id, slate.known_to, slate.seen, sourced.slate_id)
 
-    def _remember(self, user_id: str, known_to: float, ranking: SeenRanking, *, slate_id: str = "") -> None:
+    def _remember(self, user_id: str, known_to: float, ranking: SeenRanking, slate_id: str) -> None:
         seen = self._seen.get(user_id)
         if seen is None:
             self._seen[user_id] = _Seen(known_to, ranking, None, slate_id)
@@ -336,16 +349,17 @@ class UserStage:
                 fallen.before = None if fallen.before is None else replace(fallen.before, values=None)
 
     def _seen_before(self, user_id: str, at: float) -> SeenRanking | None:
-        """The user's last ranking that knew nothing of the basket at ``at``."""
+        """The user's last ranking that knew nothing of the basket at ``at``; None when rows were freed since."""
         seen = self._seen.get(user_id)
         if seen is None:
             return None
-        return seen.last if seen.known_to < at else seen.before
+        found = seen.last if seen.known_to < at else seen.before
+        return found if found is not None and found.reclaims == self._serving.catalogue.reclaims else None
 
     def _passed_over(self, event: Interaction) -> NDArray[np.int32] | None:
         """Rows that the slate the event names showed above what was taken; None when it names none that is known."""
         seen = self._seen.get(event.user_id)
-        if event.slate_id is None or event.position is None or seen is None or seen.slate_id != event.slate_id:
+        if not event.slate_id or event.position is None or seen is None or seen.slate_id != event.slate_id:
             return None
         return seen.last.slate[: event.position]
 

@@ -22,6 +22,7 @@ from stream_app.stores.embedding_cache import EmbeddingCache
 from stream_app.stores.users import UserStore, connect_redis
 from stream_app.topics import Topics
 from stream_app.users.stage import UserStage
+from stream_app.users.state import UserState
 from tests.integration.consuming import GatedPublisher, publishing, quick, records, sending
 from tests.stacks import Stack
 from tests.waiting import eventually
@@ -173,3 +174,12 @@ async def test_a_user_whose_state_cannot_be_read_does_not_keep_others_from_a_fre
                 await rig.shown_without(user_id, "i1")
             rig.withdraw("i2")
             assert shown(await rig.shown_without("z", "i2")) == {"i0", "i3"}
+
+
+async def test_who_was_forgotten_meanwhile_gets_no_slate_for_a_withdrawal(settings: Settings):
+    async with publishing(settings) as publisher, running(settings, publisher) as rig:
+        forgotten = UserState("u", applied={0: 3}, forgotten_at=1.0)
+        await rig.agent._users.save({"u": forgotten}, partitions={"u": 0})
+        # It was decided to rank them again before: the slices of a withdrawal leave room for profiles.
+        await rig.agent._replace([("u", "i1"), ("v", "i1")], {"i1": ItemChange("i1", rig.topics.items, 0, 77)})
+        assert set(await rig.slates()) == {"v"}

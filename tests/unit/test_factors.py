@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from schemas.messages import TrainingExample
@@ -11,6 +13,7 @@ from stream_app.factors.basis import FactorBasis, fit_basis, without_text
 from stream_app.factors.kernels import best_targets, user_factors
 from stream_app.factors.learner import FactorLearner
 from stream_app.factors.table import Factors
+from stream_app.heap import keep_best
 from stream_app.settings import FactorSettings
 
 SETTINGS = FactorSettings(dimensions=8, negatives=10)
@@ -58,7 +61,7 @@ def _table(learner: FactorLearner) -> Factors:
 
 def _top(table: Factors, recent: list[int], count: int) -> list[int]:
     user = table.user(np.array(recent, np.int32))
-    found = table.best(user, np.ones(40, np.bool_), np.zeros(40, np.int64), 1, count)
+    found = table.best(user, np.ones(40, np.bool_), np.zeros(40, np.int64), 1, count, np.arange(40))
     return [int(row) for row in found]
 
 
@@ -184,10 +187,43 @@ def test_the_scan_finds_what_sorting_finds() -> None:
     target, bias = rng.normal(size=(500, 8)).astype(np.float32), rng.normal(size=500).astype(np.float32)
     user = rng.normal(size=8).astype(np.float32)
     allowed, blocked = rng.random(500) < 0.7, np.where(rng.random(500) < 0.1, 9, 0)
-    rows, scores = np.empty(20, np.int32), np.empty(20, np.float32)
-    assert best_targets(user, target, bias, allowed, blocked, 9, rows, scores) == 20
-    expected = np.where(allowed & (blocked != 9), target @ user + bias, -np.inf)
-    assert set(rows.tolist()) == set(np.argsort(-expected)[:20].tolist())
+    # Many of the best are the same: of these the smaller hashes.
+    best = np.argsort(-(target @ user + bias))[:60]
+    target[best], bias[best] = target[best[0]], bias[best[0]]
+    hashes = rng.permutation(500)
+    rows, scores, ties = np.empty(20, np.int32), np.empty(20, np.float32), np.empty(20, np.int64)
+    assert best_targets(user, target, bias, allowed, blocked, 9, hashes, rows, scores, ties) == 20
+    free = best[allowed[best] & (blocked[best] != 9)]
+    assert len(free) > 20
+    assert set(rows.tolist()) == set(free[np.argsort(hashes[free])][:20].tolist())
+
+
+def test_draws_depend_on_the_source_partition_and_not_on_which_was_heard_of_first() -> None:
+    drawn = []
+    for first in (3, 5):
+        learner = _learner()
+        learner.learn([_example(0, 1, [0])], partition=first, offset=0)
+        learner.take_rows(100)
+        learner.learn([_example(1, 1, [0])], partition=3 if first == 5 else 5, offset=1)
+        learner.take_rows(100)
+        learner.learn([_example(2, 1, [0])], partition=3, offset=2)
+        drawn.append(learner.take_rows(100).tolist())
+    assert drawn[0] == drawn[1]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 10_000)), unique_by=lambda pair: pair[1]), st.integers(0, 12)
+)
+def test_a_heap_keeps_the_best_in_whatever_order_they_come(offered: list[tuple[int, int]], wanted: int) -> None:
+    kept = []
+    for order in (offered, sorted(offered), sorted(offered, reverse=True)):
+        rows, scores, ties = np.empty(wanted, np.int32), np.empty(wanted, np.float32), np.empty(wanted, np.int64)
+        found = 0
+        for score, tie in order:
+            found = keep_best(rows, scores, ties, found, tie, np.float32(score), tie)
+        kept.append(sorted(rows[:found].tolist()))
+    best = sorted(tie for _, tie in sorted(offered, key=lambda pair: (-pair[0], pair[1]))[:wanted])
+    assert kept == [best, best, best]
 
 
 def test_user_factors_are_the_decayed_sum() -> None:

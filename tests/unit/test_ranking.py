@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from schemas.arrays import pack_float32, pack_float64
-from schemas.messages import Item, ItemSignals, ItemVector, TrainingExample, TrainingExamples
+from schemas.arrays import pack_float32, pack_float64, unpack_float64
+from schemas.messages import Item, ItemSignals, ItemVector, RankerWeights, TrainingExample, TrainingExamples
 from stream_app.items.catalogue import label
 from stream_app.ranking.features import (
     CONTEXT,
@@ -30,7 +30,14 @@ from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recomme
 from stream_app.ranking.slate import choose
 from stream_app.ranking.softmax import SoftmaxRanker
 from stream_app.serving import ServingState
-from stream_app.settings import IndexSettings, ItemSettings, RankerSettings, Settings, SlateSettings
+from stream_app.settings import (
+    IndexSettings,
+    ItemSettings,
+    RankerSettings,
+    RetrievalSettings,
+    Settings,
+    SlateSettings,
+)
 from stream_app.users.state import HistoryEntry, UserState, id_hash
 
 DIMENSIONS = 16
@@ -257,8 +264,10 @@ def test_a_burst_of_one_choice_cannot_turn_the_weights_over() -> None:
     assert np.abs(model.weights - start).max() < 2.5
     for _ in range(5_000):
         model.step(wild, weight=1e9)
-    assert np.abs(model.weights).max() <= 4.0
-    model.examples, model.losses = 10_000, [1.0, 0.0]
+    network = model._network
+    for part in (model.weights, network.skip, network.inner, network.outer):
+        assert np.abs(part).max() <= 4.0
+    model.losses = [1.0, 0.0]
     assert model.model == "network"
     other = np.random.default_rng(1).normal(size=(50, len(NAMES))).astype(np.float32)
     assert np.isfinite(model.score(other, np.zeros(len(CONTEXT), np.float32))).all()
@@ -267,7 +276,7 @@ def test_a_burst_of_one_choice_cannot_turn_the_weights_over() -> None:
 def test_the_model_that_ranks_better_ranks() -> None:
     model = ranker(network_from=10)
     assert model.model == "linear"
-    model.examples = 10
+    model._network.examples = 10
     model.losses = [0.5, 0.4]
     assert model.model == "network"
     assert model.label == "default.0.network"
@@ -275,7 +284,6 @@ def test_the_model_that_ranks_better_ranks() -> None:
     assert model.model == "linear"
     plain = ranker(hidden=0)
     plain.learn(examples(np.ones(len(NAMES)), 20, seed=1))
-    plain.examples = 10_000
     assert plain.model == "linear"
 
 
@@ -289,7 +297,6 @@ def test_the_network_learns_what_a_linear_model_cannot() -> None:
         taken = int(np.argmax(2 * known * rows[:, 0] + 0.3 * rng.gumbel(size=20)))
         rows[[0, taken]] = rows[[taken, 0]]
         model.step(rows, np.array([known, 0.0, 0.0], np.float32))
-        model.examples += 1
     assert model.model == "network"
     assert model.losses[1] < model.losses[0] - 0.1
 
@@ -299,38 +306,106 @@ def test_learning_rate_zero_changes_nothing() -> None:
     before = model.weights_message()
     model.learn(examples(np.ones(len(NAMES)), 30, seed=2))
     after = model.weights_message()
-    assert (after.weights, after.accumulators, after.network) == (before.weights, after.accumulators, before.network)
+    counted = {"version": after.version, "examples": after.examples, "applied": after.applied}
+    assert after == msgspec.structs.replace(before, **counted)
     assert after.examples == 30
 
 
 def test_the_state_travels_in_a_message() -> None:
-    model = ranker()
+    model = ranker(network_from=10)
     model.learn(examples(np.ones(len(NAMES)), 50, seed=6))
-    other = ranker()
+    model.losses[1] = model.losses[0] - 0.01
+    other = ranker(network_from=10)
     assert other.restore(model.weights_message())
-    assert np.array_equal(other.weights, model.weights)
+    assert other.weights_message() == model.weights_message()
     rows = np.random.default_rng(9).normal(size=(20, len(NAMES))).astype(np.float32)
-    for either in (model, other):
-        either.losses = [0.5, 0.4]
-        either.examples = 10_000
-    assert np.array_equal(
-        model.score(rows, np.ones(len(CONTEXT), np.float32)), other.score(rows, np.ones(len(CONTEXT), np.float32))
-    )
+    context = np.ones(len(CONTEXT), np.float32)
+    assert other.model == model.model == "network"
+    assert np.array_equal(model.score(rows, context), other.score(rows, context))
+    assert not np.array_equal(model.score(rows, context), rows.astype(np.float64) @ model.weights)
     for learner in (model, other):
         learner.learn(examples(np.ones(len(NAMES)), 50, seed=7, start=50))
     assert np.array_equal(other.weights, model.weights)
 
 
-def test_weights_of_a_release_without_network_are_taken_over() -> None:
+def _without_network(model: SoftmaxRanker) -> RankerWeights:
+    fields = {"context_names": [], "network": "", "network_accumulators": "", "network_examples": 0, "losses": []}
+    return msgspec.structs.replace(model.weights_message(), **fields)
+
+
+def test_after_weights_of_a_release_without_network_it_has_to_learn_before_it_ranks() -> None:
     model = ranker()
-    model.learn(examples(np.ones(len(NAMES)), 50, seed=6))
-    old = msgspec.structs.replace(
-        model.weights_message(), context_names=[], network="", network_accumulators="", losses=[]
-    )
-    other = ranker(network_from=0)
-    assert other.restore(old)
-    assert np.array_equal(other.weights, model.weights)
-    assert other.model == "linear"
+    model.learn(examples(np.linspace(-1, 1, len(NAMES)), 200, seed=6))
+    for seed in range(5):
+        other = ranker(network_from=100)
+        assert other.restore(_without_network(model))
+        assert np.array_equal(other.weights, model.weights)
+        batch = examples(np.linspace(-1, 1, len(NAMES)), 99, seed=100 + seed, start=200)
+        for place in range(99):
+            other.learn(_slice(batch, place, place + 1))
+            assert other.model == "linear"
+        assert other._network.examples == 99
+        # Both means are over the same examples, whatever the linear model did before.
+        assert all(0.0 < loss < 1.0 for loss in other.losses)
+
+
+def test_a_network_of_another_size_begins_anew() -> None:
+    model = ranker()
+    model.learn(examples(np.ones(len(NAMES)), 30, seed=1))
+    other = ranker(hidden=8)
+    other.learn(examples(np.ones(len(NAMES)), 60, seed=2))
+    assert model.restore(other.weights_message())
+    assert np.array_equal(model.weights, other.weights)
+    assert (model.weights_message().network, model._network.examples) == (ranker().weights_message().network, 0)
+    assert model.losses == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"network": "%%%"},
+        {"weights": [1.0]},
+        {"weights": [float("nan")] * len(NAMES)},
+        {"accumulators": [0.0] * len(NAMES)},
+        {"losses": [0.5, float("inf")]},
+    ],
+)
+def test_damaged_weights_change_nothing(damage: dict[str, Any]) -> None:
+    model = ranker()
+    model.learn(examples(np.ones(len(NAMES)), 30, seed=1))
+    other = ranker()
+    before = other.weights_message()
+    with pytest.raises(ValueError, match=r"."):
+        other.restore(msgspec.structs.replace(model.weights_message(), **damage))
+    assert other.weights_message() == before
+
+
+def test_a_network_with_sums_that_are_no_numbers_is_refused() -> None:
+    model = ranker()
+    model.learn(examples(np.ones(len(NAMES)), 30, seed=1))
+    sums = np.full(len(unpack_float64(model.weights_message().network_accumulators)), np.nan)
+    other = ranker()
+    with pytest.raises(ValueError, match="finite"):
+        other.restore(msgspec.structs.replace(model.weights_message(), network_accumulators=pack_float64(sums)))
+    assert np.array_equal(other.weights, ranker().weights)
+
+
+@pytest.mark.parametrize("context", [[1e300, 0.0, 0.0], [float("nan"), 0.0, 0.0], [1.0]])
+def test_a_wild_context_or_feature_leaves_the_weights_finite(context: list[float]) -> None:
+    model = ranker()
+    (example,) = examples(np.ones(len(NAMES)), 1, seed=1).examples
+    wild = np.full((2, len(NAMES)), 1e38, np.float32)
+    wild[1] = -1e38
+    for changes in ({"context": context}, {"features": pack_float32(wild), "rows": 2, "offset": 1}):
+        batch = TrainingExamples(
+            source_topic="t",
+            source_partition=0,
+            feature_names=list(NAMES),
+            examples=[msgspec.structs.replace(example, **changes)],
+        )
+        assert model.learn(batch) == 1
+        for part in (model.weights, model._network.skip, model._network.inner, model._network.outer):
+            assert np.isfinite(part).all()
 
 
 def test_older_weights_and_other_variants_are_ignored() -> None:
@@ -477,7 +552,8 @@ def test_the_named_kind_has_evidence_and_weighs_most(seed: int, bent: bool) -> N
     rng = np.random.default_rng(seed)
     model = ranker(network_from=0)
     model.weights = rng.normal(size=len(NAMES))
-    model._skip, model._inner, model._outer = _parts(seed)[0], model._inner, rng.normal(size=len(model._outer))
+    model._network.skip, model._network.outer = _parts(seed)[0], rng.normal(size=len(model._network.outer))
+    model._network.examples = 1
     model.losses = [0.5, 0.4 if bent else 0.6]
     values = rng.normal(size=(5, len(NAMES))).astype(np.float32)
     middle = np.median(values, axis=0).astype(np.float32)
@@ -549,6 +625,17 @@ def fill(state: ServingState, order: list[int], *, seed: int = 0) -> None:
             )
 
 
+def learn_factors(state: ServingState) -> None:
+    """Factors of all sixty; those of the last thirty are the same."""
+    rng = np.random.default_rng(8)
+    size = state.settings.factors.dimensions
+    context, target = rng.normal(size=(2, 60, size)).astype(np.float32)
+    context[30:], target[30:] = context[30], target[30]
+    bias = np.where(np.arange(60) < 30, 0.0, 3.0).astype(np.float32)
+    rows = np.array([state.catalogue.row(f"i{number}") for number in range(60)], np.int32)
+    state.factors.apply(rows, context, target, bias)
+
+
 def new_state(settings: Settings | None = None) -> ServingState:
     return ServingState(settings or Settings(), space=SPACE, dimensions=DIMENSIONS)
 
@@ -582,7 +669,8 @@ def example(
 ) -> NDArray[np.float32] | None:
     """Features of one choice, among given candidates or those of retrieval."""
     none = np.zeros(0, np.int32)
-    seen = None if candidates is None else SeenRanking(candidates, None, np.zeros(len(CONTEXT), np.float32), none)
+    context = np.zeros(len(CONTEXT), np.float32)
+    seen = None if candidates is None else SeenRanking(candidates, None, context, none, 0)
     found = recommender.examples([Choice(request=asked, row=row, seed=seed, seen=seen)])[0]
     return None if found is None else found.features
 
@@ -609,8 +697,10 @@ def test_a_slate_says_where_its_items_come_from_and_why(recommender: Recommender
 def test_a_slate_does_not_depend_on_the_order_in_which_the_state_was_filled() -> None:
     slates = []
     for seed in range(3):
-        other = new_state()
+        # Fewer candidates by factors than there are items with the same.
+        other = new_state(Settings(retrieval=RetrievalSettings(factors=12)))
         fill(other, np.random.default_rng(seed).permutation(60).tolist())
+        learn_factors(other)
         own = Recommender(other.settings, other)
         slates.append([published(own, own.rank([request(person)])[0]) for person in (user(1, 2, 3), user(9), user())])
     assert slates[0] == slates[1] == slates[2]

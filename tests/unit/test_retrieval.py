@@ -13,8 +13,8 @@ from schemas.arrays import pack_float32, pack_float64
 from schemas.messages import Item, ItemSignals, ItemVector
 from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
+from stream_app.mixing import shuffled
 from stream_app.ranking.recommender import RankRequest, Recommender
-from stream_app.retrieval.cold import mixed
 from stream_app.retrieval.interests import FAST, LAST, NEGATIVE, SLOW, Interests, derive_interests, history_view
 from stream_app.retrieval.links import SCORES, Scratch, link_scores
 from stream_app.retrieval.source import best
@@ -320,9 +320,9 @@ def test_best_breaks_ties_by_id_and_not_by_row() -> None:
 
 def test_a_shuffle_depends_on_ids_and_seed_alone() -> None:
     hashes = np.array([id_hash(name) for name in "abcdefgh"])
-    order = np.argsort(mixed(hashes, 7))
-    assert hashes[order].tolist() == hashes[::-1][np.argsort(mixed(hashes[::-1], 7))].tolist()
-    orders = {tuple(np.argsort(mixed(hashes, seed)).tolist()) for seed in range(200)}
+    order = np.argsort(shuffled(hashes, 7))
+    assert hashes[order].tolist() == hashes[::-1][np.argsort(shuffled(hashes[::-1], 7))].tolist()
+    orders = {tuple(np.argsort(shuffled(hashes, seed)).tolist()) for seed in range(200)}
     assert len(orders) > 150
 
 

@@ -21,8 +21,8 @@ from stream_app.ranking.features import feature_names
 from stream_app.ranking.recommender import Choice, Recommender
 from stream_app.serving import ServingState
 from stream_app.settings import Settings, load_settings
-from stream_app.users.stage import SourcedEvent, StageResult, UserStage
-from stream_app.users.state import UserState, encode_state, id_hash
+from stream_app.users.stage import SourcedEvent, SourcedProfile, StageResult, UserStage
+from stream_app.users.state import Profile, UserState, encode_state, id_hash
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = START.timestamp() + 7 * 86_400
@@ -368,6 +368,65 @@ def test_what_was_shown_above_and_passed_over_comes_first_among_the_negatives():
     place = {row: number for number, row in enumerate(seen.candidates.tolist())}
     above = {seen.values[place[row]].astype(np.float32).tobytes() for row in seen.slate[:2].tolist()}
     assert {row.tobytes() for row in features[1:]} == above
+
+
+def test_a_slate_that_a_profile_or_an_item_caused_is_known_by_the_id_it_was_published_with():
+    rig = Rig(settings=load_settings(ranker={"negatives": 2}))
+    trained(rig)
+    rig.process([event(0, "i1", minute=0)])
+    by_profile = SourcedProfile("u", Profile(texts=("lamp",)), 0, 7)
+    (slate,) = rig.stage.process_profiles([by_profile], {"u": rig.state("u")}, now=NOW).slates
+    assert by_profile.slate_id == "users-0-7"
+    acted = event(1, "i2", minute=5, slate_id="users-0-7", position=2).event
+    shown = rig.stage._passed_over(acted)
+    assert shown is not None
+    assert [rig.serving.catalogue.item_id(row) for row in shown.tolist()] == [item.item_id for item in slate.items[:2]]
+    (again,) = rig.stage.rerank({"u": rig.state("u")}, now=NOW)
+    rig.stage.shown([(again, "items-3-4")])
+    assert rig.stage._passed_over(acted) is None, "that slate is not shown any more"
+    assert rig.stage._passed_over(event(1, "i2", slate_id="items-3-4", position=1).event) is not None
+
+
+def test_what_is_remembered_is_forgotten_when_its_rows_were_freed():
+    """A row may be another item's by then, which would be learned with the features of the one before."""
+    settings = load_settings(users={"history": 6}, slate={"size": 5}, replica={"unknown_items": 2})
+    rig = Rig(make_serving(settings), settings)
+    trained(rig)
+    rig.process([event(0, "i1", minute=0)])
+    serving, seen = rig.serving, rig.stage._seen["u"].last
+    gone = next(item for item in reversed(ITEMS) if serving.catalogue.row(item) in seen.candidates.tolist())
+    row = serving.catalogue.row(gone)
+    serving.apply_item(gone, None)
+    serving.apply_vector(gone, None)
+    newcomers = [f"new{number}" for number in range(6)]
+    for name in newcomers:
+        serving.apply_item(name, Item(item_id=name, title=name))
+        serving.apply_item(name, None)
+    reused = [name for name in [*newcomers, "fresh"] if _placed(serving, name) == row]
+    assert reused, "the row belongs to another item now"
+    add_item(serving, reused[0], 99)
+    result = rig.process([event(1, reused[0], "purchase", minute=5)])
+    assert rig.recommender.choices[-1].seen is None
+    (example,) = result.examples[0]
+    before = np.asarray(seen.values)[seen.candidates.tolist().index(row)].astype(np.float32)
+    if example.rows:
+        assert not np.array_equal(unpack_float32(example.features).reshape(example.rows, -1)[0], before)
+
+
+def _placed(serving: ServingState, item_id: str) -> int:
+    serving.apply_item(item_id, Item(item_id=item_id, title=item_id))
+    return serving.catalogue.row(item_id)
+
+
+def test_an_example_made_again_knows_how_many_events_the_user_had():
+    rig = Rig()
+    trained(rig)
+    rig.process([event(number, f"i{number % 3}", minute=number) for number in range(5)])
+    kept = rig.stage._seen["u"].last.context.tolist()
+    rig.stage.forget()
+    result = rig.process([event(9, "i3", minute=4.001)])
+    (example,) = result.examples[0]
+    assert example.context[2] == pytest.approx(kept[2]), "breadth"
 
 
 def test_whole_rankings_are_kept_of_a_bounded_number_of_users_and_the_others_teach_as_well():
