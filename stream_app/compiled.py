@@ -20,21 +20,18 @@ a compiled function that one of another module calls, touches that module too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from numba import njit
 
-__all__ = ["compiled", "compiled_sums"]
+__all__ = ["compiled", "compiled_sums", "signatures"]
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
 
 def compiled(function: _Function) -> _Function:
     """``function`` as machine code; for type checkers it stays what it is."""
-    try:
-        return cast(_Function, njit(cache=True, nogil=True)(function))
-    except RuntimeError:  # no folder to keep it in: a read-only file system without a home
-        return cast(_Function, njit(nogil=True)(function))
+    return _compiled(function)
 
 
 def compiled_sums(function: _Function) -> _Function:
@@ -42,8 +39,21 @@ def compiled_sums(function: _Function) -> _Function:
 
     Results then differ in the last bits between processors; what must not (order, ties) is decided on rounded values.
     """
-    relaxed = {"reassoc", "contract", "nsz", "arcp"}
+    return _compiled(function, fastmath={"reassoc", "contract", "nsz", "arcp"})
+
+
+def signatures() -> int:
+    """How many combinations of function and argument types this process has compiled or read from the disk."""
+    return sum(len(function.signatures) for function in _functions)
+
+
+_functions: list[Any] = []
+
+
+def _compiled(function: _Function, **options: Any) -> _Function:
     try:
-        return cast(_Function, njit(cache=True, nogil=True, fastmath=relaxed)(function))
-    except RuntimeError:
-        return cast(_Function, njit(nogil=True, fastmath=relaxed)(function))
+        made = njit(cache=True, nogil=True, **options)(function)
+    except RuntimeError:  # no folder to keep it in: a read-only file system without a home
+        made = njit(nogil=True, **options)(function)
+    _functions.append(made)
+    return cast(_Function, made)

@@ -264,12 +264,6 @@ class Recommender:
                     examples[place] = self._example(choices[place], ranking, others)
         return examples
 
-    def propose(self, request: RankRequest) -> dict[str, NDArray[np.int32]]:
-        """What each source proposes on its own, best first: int32 rows by source name, for evaluation."""
-        return {
-            source.name: rows for source, rows in zip(self.sources, self._retrieve([request])[0].proposed, strict=True)
-        }
-
     def _retrieve(self, requests: Sequence[RankRequest]) -> list[_Prepared]:
         """Candidates of each request from every source."""
         if not requests:
@@ -342,7 +336,6 @@ class Recommender:
             cold_counts=serving.signals.popularity(request.at, cold_rows)[:, self._rising],
             catalogue=catalogue,
             signals=serving.signals,
-            cold=serving.cold,
             factors=serving.factors,
             settings=settings.retrieval,
             servable=serving.servable(request.now),

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from stream_app.factors.table import Factors
 from stream_app.items.catalogue import Catalogue
-from stream_app.items.cold import ColdItems
 from stream_app.items.signals import Signals
 from stream_app.retrieval.interests import Interests
 from stream_app.retrieval.links import Links, Scratch
@@ -45,7 +44,6 @@ class Context:
     cold_counts: NDArray[np.float64]
     catalogue: Catalogue
     signals: Signals
-    cold: ColdItems
     factors: Factors
     settings: RetrievalSettings
     servable: NDArray[np.bool_]

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 __all__ = ["Statistics", "Whitening", "fit"]
 
 _EPSILON = 0.005
-"""Variance added to every axis, as a share of the largest. Of 0 to 1 the smallest were the best on two data sets
-(docs/vector-spaces.md); above 0, so that an axis without any variance stays bounded."""
+"""Variance added to every axis, as a share of the largest. Of 0 to 1 the smallest were the best on two data sets;
+above 0, so that an axis without any variance stays bounded."""
 _MEAN_PRIOR = 20.0
 """With this many vectors half of their mean is subtracted. Measured on catalogues of 12 to 1,000 items: with none, the
 smallest lose."""
@@ -58,12 +58,6 @@ class Statistics:
             self.count += len(block)
             self.total += block.sum(axis=0)
             self.outer += block.T @ block
-
-    def merge(self, other: Statistics) -> None:
-        """Count in what ``other`` counted."""
-        self.count += other.count
-        self.total += other.total
-        self.outer += other.outer
 
 
 @dataclass(frozen=True, eq=False)

@@ -345,8 +345,14 @@ def shop() -> ServingState:
     return state
 
 
+def proposed(recommender: Recommender, request: RankRequest) -> dict[str, NDArray[np.int32]]:
+    """What each source proposed, by its name."""
+    (ranking,) = recommender.rank([request])
+    return {source.name: rows for source, rows in zip(recommender.sources, ranking.proposed, strict=True)}
+
+
 def proposals(state: ServingState, user: UserState, *, now: float = 0.0) -> dict[str, list[str]]:
-    found = Recommender(state.settings, state).propose(RankRequest(user=user, at=0.0, now=now, n=5))
+    found = proposed(Recommender(state.settings, state), RankRequest(user=user, at=0.0, now=now, n=5))
     return {source: [state.catalogue.item_id(row) for row in rows.tolist()] for source, rows in found.items()}
 
 
@@ -400,7 +406,7 @@ def test_factors_propose_the_largest_scores_among_what_is_allowed() -> None:
     recommender = Recommender(state.settings, state)
     hidden = {id_hash("i3"): None}
     person = UserState("u", history(("i1", 1.0), ("i2", 1.0)), hidden=hidden, events=2)
-    found = recommender.propose(RankRequest(user=person, at=100.0, now=100.0, n=5))["factors"]
+    found = proposed(recommender, RankRequest(user=person, at=100.0, now=100.0, n=5))["factors"]
     names = [state.catalogue.item_id(row) for row in found.tolist()]
     assert set(names) == {f"i{number}" for number in range(20)} - {"i3"}
     user = state.factors.user(np.array([state.catalogue.row("i2"), state.catalogue.row("i1")], np.int32))
@@ -413,7 +419,7 @@ def test_factors_propose_nothing_for_a_user_they_do_not_know() -> None:
     state = with_factors()
     recommender = Recommender(state.settings, state)
     for person in (UserState("u"), UserState("v", history(("i20", 1.0)), events=1)):
-        assert not len(recommender.propose(RankRequest(user=person, at=1.0, now=1.0, n=5))["factors"])
+        assert not len(proposed(recommender, RankRequest(user=person, at=1.0, now=1.0, n=5))["factors"])
 
 
 def test_of_new_items_the_rising_ones_come_first() -> None:
@@ -423,6 +429,6 @@ def test_of_new_items_the_rising_ones_come_first() -> None:
     state.apply_signals("i7", signals_message("i7", 3.0, {}, at=50.0))
     state.apply_signals("i9", signals_message("i9", 1.0, {}, at=50.0))
     recommender = Recommender(state.settings, state)
-    found = recommender.propose(RankRequest(user=UserState("u"), at=60.0, now=60.0, n=5))["new"]
+    found = proposed(recommender, RankRequest(user=UserState("u"), at=60.0, now=60.0, n=5))["new"]
     assert [state.catalogue.item_id(row) for row in found[:2].tolist()] == ["i7", "i9"]
     assert len(found) == state.settings.retrieval.cold
