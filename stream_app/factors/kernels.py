@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled_sums
-from stream_app.heap import keep_best
+from stream_app.heap import drain, keep_best, largest
 from stream_app.mixing import GOLDEN, below, mixed
 
 __all__ = ["best_targets", "learn_examples", "user_factors"]
@@ -197,6 +197,7 @@ def best_targets(
     target: NDArray[np.float32],
     bias: NDArray[np.float32],
     allowed: NDArray[np.bool_],
+    has: NDArray[np.bool_],
     blocked: NDArray[np.int64],
     request: int,
     hashes: NDArray[np.int64],
@@ -204,13 +205,13 @@ def best_targets(
     scores: NDArray[np.float32],
     ties: NDArray[np.int64],
 ) -> int:
-    """The rows with the largest ``user . target + bias``, in no order: one scan.
+    """The rows with the largest ``user . target + bias``, best first: one scan.
 
     Args:
         user: float32 [k].
         target: float32 [n, k].
         bias: float32 [n].
-        allowed: bool [n], rows that may be proposed.
+        allowed, has: bool [n], rows that may be proposed, and that have factors.
         blocked: int64 [>= n], rows holding ``request`` are left out.
         hashes: int64 [n], distinct; of equal scores the smaller goes first.
         rows, scores, ties: [count], overwritten with the result; their length is how many are wanted.
@@ -218,12 +219,20 @@ def best_targets(
     Returns:
         how many were found.
     """
-    found = 0
+    all_scores = np.empty(len(bias), np.float32)
     for row in range(len(bias)):
-        if not allowed[row] or blocked[row] == request:
-            continue
-        score = np.float32(0.0)
-        for column in range(len(user)):
-            score += user[column] * target[row, column]
-        found = keep_best(rows, scores, ties, found, row, score + bias[row], hashes[row])
+        all_scores[row] = -np.inf
+        if allowed[row] and has[row] and blocked[row] != request:
+            score = bias[row]
+            for column in range(len(user)):
+                score += user[column] * target[row, column]
+            all_scores[row] = score
+    if not len(rows):
+        return 0
+    near = np.empty(len(bias), np.int32)
+    found = 0
+    for place in range(largest(all_scores, len(rows), near)):
+        row = near[place]
+        found = keep_best(rows, scores, ties, found, row, all_scores[row], hashes[row])
+    drain(rows, scores, ties, found)
     return found

@@ -137,11 +137,10 @@ class Factors:
         ties = np.empty(count, np.int64)
         size = len(allowed)
         found = best_targets(
-            user, self.target[:size], self.bias[:size], allowed & self.has[:size], blocked, request, hashes, rows,
+            user, self.target[:size], self.bias[:size], allowed, self.has[:size], blocked, request, hashes, rows,
             scores, ties,
         )  # fmt: skip
-        order = np.lexsort((ties[:found], -scores[:found]))
-        return rows[:found][order]
+        return rows[:found]
 
     def save(self, directory: Path, rows: int) -> None:
         """Write the first ``rows`` rows into ``directory`` (which exists)."""

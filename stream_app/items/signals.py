@@ -129,6 +129,13 @@ class Signals:
         times = np.full(len(rows), at) if np.ndim(at) == 0 else np.ascontiguousarray(at, np.float64)
         return _decayed(times, rows.astype(np.int32, copy=False), self._counts, self.arena.stated, self._rates)
 
+    def decayed(self, at: float, rows: NDArray[np.int32], column: int) -> NDArray[np.float64]:
+        """Counts of rows in one column, decayed to ``at`` (event time, seconds): float64 [len(rows)]."""
+        self.reserve(int(rows.max()) + 1 if len(rows) else 0)
+        found = np.empty(len(rows))
+        _decayed_column(at, rows, self._counts, self.arena.stated, column, self._rates[column], found)
+        return found
+
     def momentum(self, column: int) -> NDArray[np.float64]:
         """Keys that order rows by decayed count in ``column``, whatever the time: float64 [rows], -inf: none."""
         keys: NDArray[np.float64] = self._keys[column, : self.rows]
@@ -390,6 +397,21 @@ def _decayed(
         for column, rate in enumerate(rates):
             found[place, column] = counts[row, column] * 2.0 ** (-elapsed * rate)
     return found
+
+
+@compiled
+def _decayed_column(
+    at: float,
+    rows: NDArray[np.int32],
+    counts: NDArray[np.float64],
+    stated: NDArray[np.float64],
+    column: int,
+    rate: float,
+    found: NDArray[np.float64],
+) -> None:
+    for place, row in enumerate(rows):
+        count = counts[row, column]
+        found[place] = count * 2.0 ** (-max(at - stated[row], 0.0) * rate) if count > 0.0 else 0.0
 
 
 @compiled

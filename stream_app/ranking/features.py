@@ -24,6 +24,7 @@ __all__ = [
     "TEXT",
     "Features",
     "context_values",
+    "cosines",
     "feature_names",
     "scaled_features",
     "start_weights",
@@ -105,6 +106,31 @@ def context_values(*, entries: int, events: int, pause_s: float) -> NDArray[np.f
         ],
         np.float32,
     )
+
+
+@compiled_sums
+def cosines(
+    rows: NDArray[np.int32], table: NDArray[np.float32], queries: NDArray[np.float32], found: NDArray[np.float32]
+) -> None:
+    """Products of vectors with queries, two at a time.
+
+    Args:
+        rows: int32 [k], of ``table``.
+        table: float32 [any, dimensions].
+        queries: float32 [q, dimensions].
+        found: float32 [k, q], overwritten.
+    """
+    dimensions = table.shape[1]
+    for place, row in enumerate(rows):
+        for query in range(0, len(queries), 2):
+            other = min(query + 1, len(queries) - 1)
+            one = two = np.float32(0.0)
+            for column in range(dimensions):
+                value = table[row, column]
+                one += queries[query, column] * value
+                two += queries[other, column] * value
+            found[place, query] = one
+            found[place, other] = two
 
 
 def scaled_features(

@@ -18,7 +18,7 @@ from schemas.messages import SlateItem
 from stream_app.compiled import compiled
 from stream_app.mixing import GOLDEN, below, mixed
 from stream_app.ranking.exploration import thompson_order
-from stream_app.ranking.features import Features, context_values, feature_names, scaled_features
+from stream_app.ranking.features import Features, context_values, cosines, feature_names, scaled_features
 from stream_app.ranking.reasons import KINDS, evidence_signs, kind_columns, phrase, strongest_kind
 from stream_app.ranking.slate import SlateRules, choose
 from stream_app.retrieval.cold import promise
@@ -169,7 +169,7 @@ class Ranking:
 
 @dataclass(slots=True)
 class _Prepared:
-    """A request on its way: what was derived, the candidates (by id hash), and their vectors."""
+    """A request on its way: what was derived, and the candidates (by id hash)."""
 
     request: RankRequest
     history: tuple[HistoryEntry, ...]
@@ -177,7 +177,6 @@ class _Prepared:
     links: Links
     rows: NDArray[np.int32]
     sources: NDArray[np.uint32]
-    vectors: NDArray[np.float32]
     features: Features
     context: NDArray[np.float32]
     proposed: Sequence[NDArray[np.int32]] = ()
@@ -333,7 +332,7 @@ class Recommender:
             near_similarity=similarity,
             cold_rows=cold_rows,
             cold_similarity=cold_similarity,
-            cold_counts=serving.signals.popularity(request.at, cold_rows)[:, self._rising],
+            cold_counts=serving.signals.decayed(request.at, cold_rows, self._rising),
             catalogue=catalogue,
             signals=serving.signals,
             factors=serving.factors,
@@ -345,18 +344,12 @@ class Recommender:
         )
         proposed = [source.propose(context) for source in self.sources]
         pinned = np.array([pin.row for pin in serving.rules.pins(request.user.user_id)], np.int32)
-        parts = [*proposed, context.allowed(pinned)]
+        parts = [*proposed, context.first_allowed(pinned, len(pinned))]
         rows = np.concatenate(parts)
-        for bit, part in enumerate(parts):
-            scratch.bits[part] |= np.uint32(1 << bit)
-        places = np.arange(len(rows), dtype=np.int32)
-        scratch.slot[rows] = places
-        distinct = rows[scratch.slot[rows] == places]
-        scratch.slot[rows] = -1
-        distinct = self._permitted(distinct, request)
-        distinct = distinct[np.argsort(catalogue.id_hash[distinct])]
-        sources = scratch.bits[distinct]
-        scratch.bits[rows] = 0
+        lengths = np.array([len(part) for part in parts])
+        distinct, sources = np.empty(len(rows), np.int32), np.empty(len(rows), np.uint32)
+        count = _merge(rows, lengths, scratch.slot, catalogue.id_hash, distinct, sources)
+        distinct, sources = self._permitted(distinct[:count], sources[:count], request)
         prepared = self._prepared(request, history, interests, links, distinct, sources)
         prepared.proposed = proposed
         return prepared
@@ -377,17 +370,17 @@ class Recommender:
         own = len(catalogue.attributes.owned_by(user.user_id, catalogue.rows))
         return len(user.consumed) + len(user.hidden) + own
 
-    def _permitted(self, rows: NDArray[np.int32], request: RankRequest) -> NDArray[np.int32]:
-        """Those of ``rows`` that neither the user's profile nor a rule for this user keeps out."""
-        if request.blocked_labels:
-            rows = self._wanted(rows, request.blocked_labels)
+    def _permitted(
+        self, rows: NDArray[np.int32], sources: NDArray[np.uint32], request: RankRequest
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
+        """Those of ``rows``, and their sources, that neither the user's profile nor a rule for this user keeps out."""
+        blocked = request.blocked_labels
+        if blocked:
+            labels = self._serving.catalogue.labels
+            wanted = np.array([blocked.isdisjoint(labels(row)) for row in rows.tolist()], np.bool_)
+            rows, sources = rows[wanted], sources[wanted]
         refused = self._serving.rules.refused(rows, request.user.user_id)
-        return rows if refused is None else rows[~refused]
-
-    def _wanted(self, rows: NDArray[np.int32], blocked: frozenset[str]) -> NDArray[np.int32]:
-        """Those of ``rows`` that are in none of the blocked categories and of none of the blocked brands."""
-        kept = [blocked.isdisjoint(self._serving.catalogue.labels(row)) for row in rows.tolist()]
-        return rows[np.array(kept, np.bool_)]
+        return (rows, sources) if refused is None else (rows[~refused], sources[~refused])
 
     def _prepared(
         self,
@@ -399,11 +392,14 @@ class Recommender:
         sources: NDArray[np.uint32],
     ) -> _Prepared:
         serving = self._serving
-        vectors = serving.index.vectors(rows)
         user = request.user
+        table = serving.index.table(int(rows.max(initial=0)) + 1)
+        queries = np.concatenate([interests.vectors, interests.recent_vectors])
+        found = np.empty((len(rows), len(queries)), np.float32)
+        cosines(rows, table, queries, found)
         features = scaled_features(
-            cosines=vectors @ np.concatenate([interests.vectors, interests.recent_vectors]).T,
-            has_vector=serving.index.has(rows),
+            cosines=found,
+            has_vector=serving.index.present[rows],
             links=links.at(rows, self._scratch),
             counts=serving.signals.popularity(request.at, rows),
             last_event_at=serving.signals.arena.stated[rows],
@@ -418,7 +414,7 @@ class Recommender:
             events=user.events,
             pause_s=request.at - history[-1].at if history else 0.0,
         )
-        return _Prepared(request, history, interests, links, rows, sources, vectors, features, context)
+        return _Prepared(request, history, interests, links, rows, sources, features, context)
 
     def _ranking(self, prepared: _Prepared) -> Ranking:
         serving, features, user = self._serving, prepared.features, prepared.request.user
@@ -438,7 +434,13 @@ class Recommender:
         if rules.boosts is not None:
             scores = np.round(scores + rules.boosts, 6)
         chosen = choose(
-            scores, prepared.vectors, cold_order, size=prepared.request.n, settings=self._settings.slate, rules=rules
+            scores,
+            serving.index.table(int(prepared.rows.max(initial=0)) + 1),
+            cold_order,
+            size=prepared.request.n,
+            settings=self._settings.slate,
+            rules=rules,
+            rows=prepared.rows,
         )
         return Ranking(
             rows=prepared.rows[chosen.order],
@@ -447,7 +449,7 @@ class Recommender:
             reserved=chosen.reserved,
             pinned=chosen.pinned,
             boosts=np.zeros(len(chosen.order)) if rules.boosts is None else rules.boosts[chosen.order],
-            vectors=prepared.vectors[chosen.order],
+            vectors=serving.index.vectors(prepared.rows[chosen.order]),
             values=features.values[chosen.order],
             context=prepared.context,
             candidates=prepared.rows,
@@ -543,7 +545,7 @@ class Recommender:
         links = link_scores(interests, serving.signals, self._settings, at=request.at, scratch=self._scratch)
         self._block(request)
         rows = rows[serving.servable(request.now)[rows] & (self._scratch.blocked[rows] != self._scratch.request)]
-        rows = self._permitted(rows, request)
+        rows, _ = self._permitted(rows, np.zeros(len(rows), np.uint32), request)
         rows = rows[np.argsort(serving.catalogue.id_hash[rows])]
         return self._prepared(request, history, interests, links, rows, np.zeros(len(rows), np.uint32))
 
@@ -559,6 +561,47 @@ class Recommender:
         places[0] = positive[0]
         count = _draw(others, first, choice.seed & 0x7FFFFFFFFFFFFFFF, places)
         return Example(features=seen.values[places[:count]].astype(np.float32), context=seen.context)
+
+
+@compiled
+def _merge(
+    rows: NDArray[np.int32],
+    lengths: NDArray[np.int64],
+    slot: NDArray[np.int32],
+    hashes: NDArray[np.int64],
+    distinct: NDArray[np.int32],
+    sources: NDArray[np.uint32],
+) -> int:
+    """Distinct rows of several sources, by id hash, and which sources each is from; how many there are.
+
+    Args:
+        rows: int32 [n], of one source after the other.
+        lengths: int64 [sources].
+        slot: int32 by row, -1 everywhere; and again afterwards.
+        hashes: int64 by row.
+        distinct, sources: int32, uint32 [n], overwritten; bit ``i`` stands for source ``i``.
+    """
+    met = np.empty(len(rows), np.int32)
+    bits = np.zeros(len(rows), np.uint32)
+    keys = np.empty(len(rows), np.int64)
+    count = 0
+    end = 0
+    for source, length in enumerate(lengths):
+        start, end = end, end + length
+        for row in rows[start:end]:
+            place = slot[row]
+            if place < 0:
+                place = count
+                slot[row] = place
+                met[place] = row
+                keys[place] = hashes[row]
+                count += 1
+            bits[place] |= np.uint32(1) << np.uint32(source)
+    for place, held in enumerate(np.argsort(keys[:count])):
+        distinct[place] = met[held]
+        sources[place] = bits[held]
+        slot[met[held]] = -1
+    return count
 
 
 @compiled

@@ -67,6 +67,7 @@ def choose(
     size: int,
     settings: SlateSettings,
     rules: SlateRules = NO_RULES,
+    rows: NDArray[np.int32] | None = None,
 ) -> Chosen:
     """Pick and order at most ``size`` candidates.
 
@@ -77,12 +78,15 @@ def choose(
 
     Args:
         scores: float64 [k], boosts included, in the order in which ties are decided (smaller index first).
-        vectors: float32 [k, dimensions], unit length or zero.
+        vectors: float32 [any, dimensions], unit length or zero.
         cold_order: int [c], indices of new items, the one that deserves a reserved place most first.
         size: how many.
         settings: diversity and reserved places.
         rules: business rules on these candidates.
+        rows: int32 [k], where each candidate's vector is in ``vectors``; None: in this order.
     """
+    if rows is None:
+        rows = np.arange(len(scores), dtype=np.int32)
     size = min(size, len(scores))
     scores = np.round(scores, 6)
     ranked = np.argsort(-scores, kind="stable")
@@ -91,6 +95,7 @@ def choose(
     order, reserved = _fill(
         scores,
         np.ascontiguousarray(vectors, np.float32),
+        rows,
         ranked,
         min(size + _POOL_EXTRA, len(ranked)),
         settings.diversity if size > 1 else 0.0,
@@ -128,6 +133,7 @@ def _reserved_places(size: int, settings: SlateSettings) -> NDArray[np.bool_]:
 def _fill(
     scores: NDArray[np.float64],
     vectors: NDArray[np.float32],
+    rows: NDArray[np.int32],
     ranked: NDArray[np.intp],
     pool: int,
     share: float,
@@ -147,7 +153,8 @@ def _fill(
 
     Args:
         scores: [k].
-        vectors: [k, dimensions].
+        vectors: [any, dimensions].
+        rows: [k], of ``vectors``.
         ranked: [k], candidates, best first.
         pool: how many of them diversity may choose from.
         share: of diversity.
@@ -202,7 +209,9 @@ def _fill(
                         continue
                     if share > 0.0:
                         for above in range(compared[candidate], place):
-                            likeness[candidate] = max(likeness[candidate], _dot(vectors, order[above], candidate))
+                            likeness[candidate] = max(
+                                likeness[candidate], _dot(vectors, rows[order[above]], rows[candidate])
+                            )
                         compared[candidate] = place
                         worth[candidate] = relevance[candidate] - share * likeness[candidate]
                         if worth[candidate] <= best_worth:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.retrieval.interests import FAST, SLOW
-from stream_app.retrieval.source import Context, best
+from stream_app.retrieval.source import Context
 
 __all__ = ["NearInterests"]
 
@@ -25,9 +25,4 @@ class NearInterests:
 
     def propose(self, context: Context) -> NDArray[np.int32]:
         count = context.settings.slow if self.vector == SLOW else context.settings.fast
-        rows = context.near[self.vector]
-        found = rows >= 0
-        if not found.all():
-            rows = rows[found]
-        kept = context.servable[rows] & (context.scratch.blocked[rows] != context.request)
-        return best(rows[kept], context.near_similarity[self.vector][found][kept], count, context.catalogue)
+        return context.best(context.near[self.vector], context.near_similarity[self.vector], count)

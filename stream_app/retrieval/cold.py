@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.compiled import compiled
 from stream_app.mixing import shuffled
 from stream_app.retrieval.interests import SLOW
-from stream_app.retrieval.source import Context, best
+from stream_app.retrieval.source import Context
 
 __all__ = ["NewItems", "promise"]
 
@@ -28,12 +29,16 @@ class NewItems:
 
     def propose(self, context: Context) -> NDArray[np.int32]:
         rows, count = context.cold_rows, context.settings.cold
-        kept = context.servable[rows] & (context.scratch.blocked[rows] != context.request)
-        rows, rising = rows[kept], context.cold_counts[kept]
-        near = context.interests.vectors[SLOW].any()
-        if near or rising.any():
-            scores = promise(context.cold_similarity[kept], np.log1p(rising))
-            return best(rows, scores, count, context.catalogue)
+        if not len(rows) or not count:
+            return rows[:0]
+        promising = np.empty(len(rows))
+        rising = _promising(
+            rows, context.cold_similarity, context.cold_counts, context.servable, context.scratch.blocked,
+            context.request, promising,
+        )  # fmt: skip
+        if context.interests.vectors[SLOW].any() or rising:
+            return context.best(rows, promising, count)
+        rows = context.first_allowed(rows, len(rows))
         sample = shuffled(context.catalogue.id_hash[rows], context.seed)
         newest: NDArray[np.int32] = rows[np.lexsort((sample, -context.catalogue.published_at[rows]))[:count]]
         return newest
@@ -46,13 +51,61 @@ def promise(closeness: NDArray[np.floating[Any]], rising: NDArray[np.floating[An
         closeness: [n], cosines to what the user likes.
         rising: [n], logarithms of decayed counts; any scale.
     """
-    return _standardised(closeness) + _RISING * _standardised(rising)
+    promising = np.empty(len(closeness))
+    _promise(closeness, rising, promising)
+    return promising
 
 
-def _standardised(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """z-scores; zeros where all are the same."""
-    spread = float(values.std()) if len(values) else 0.0
-    if spread < 1e-6:
-        return np.zeros(len(values))
-    scaled: NDArray[np.float64] = (values.astype(np.float64) - float(values.mean())) / spread
-    return scaled
+@compiled
+def _promising(
+    rows: NDArray[np.int32],
+    similarity: NDArray[np.float32],
+    counts: NDArray[np.float64],
+    servable: NDArray[np.bool_],
+    blocked: NDArray[np.int64],
+    request: int,
+    promising: NDArray[np.float64],
+) -> bool:
+    """:func:`promise` of the rows that may be recommended, compared with each other; of the others anything.
+
+    Returns:
+        whether any of them was taken lately.
+    """
+    places = np.empty(len(rows), np.int32)
+    found = 0
+    for place, row in enumerate(rows):
+        if servable[row] and blocked[row] != request:
+            places[found] = place
+            found += 1
+    places = places[:found]
+    rising = False
+    of_them = np.empty(found)
+    _promise(similarity[places], np.log1p(counts[places]), of_them)
+    for place in range(found):
+        promising[places[place]] = of_them[place]
+        rising = rising or counts[places[place]] > 0.0
+    return rising
+
+
+@compiled
+def _promise(
+    closeness: NDArray[np.floating[Any]], rising: NDArray[np.floating[Any]], promising: NDArray[np.float64]
+) -> None:
+    promising[:] = 0.0
+    _add_standardised(closeness, 1.0, promising)
+    _add_standardised(rising, _RISING, promising)
+
+
+@compiled
+def _add_standardised(values: NDArray[np.floating[Any]], weight: float, sums: NDArray[np.float64]) -> None:
+    """Add z-scores, weighted; nothing where all values are the same."""
+    count = len(values)
+    mean = squares = 0.0
+    for value in values:
+        mean += value / count
+    for value in values:
+        squares += (value - mean) ** 2 / count
+    spread = np.sqrt(squares)
+    if spread >= 1e-6:
+        for place, value in enumerate(values):
+            sums[place] += weight * (value - mean) / spread

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.compiled import compiled_sums
 from stream_app.factors.table import Factors
 from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
@@ -96,40 +97,24 @@ def derive_interests(
         vectors = np.stack([before, before, before, np.zeros_like(before)])
         user = np.zeros(0 if factors is None else factors.settings.dimensions, np.float32)
         return Interests(vectors, none, np.zeros(0, np.int32), np.zeros(0, np.float64), known, user)
-    newest_first = history[::-1]
     row_of = catalogue.row
-    rows = np.array([row_of(entry.item_id) for entry in newest_first], np.int32)
+    newest_first = history[::-1]
+    entry_rows = [row_of(entry.item_id) for entry in newest_first]
+    rows = np.array(entry_rows, np.int32)
     weights = np.array([entry.weight for entry in newest_first])
-    vectors = index.vectors(np.maximum(rows, 0))
-    missing = rows < 0
-    if missing.any():
-        vectors[missing] = 0.0
-        for place in np.flatnonzero(missing).tolist():
-            text_vector = text_vectors.get(newest_first[place].text) if newest_first[place].text else None
-            if text_vector is not None:
-                vectors[place] = text_vector
-    age = np.arange(count)
-    signs = np.stack(
-        [
-            weights * slow**age,
-            weights * fast**age,
-            np.zeros(count),
-            np.where(weights < 0, -weights, 0.0) * slow**age,
-        ]
-    )
-    present = np.einsum("rd,rd->r", vectors, vectors) > 0
-    positive = np.flatnonzero(present & (weights > 0))
-    if len(positive):
-        signs[LAST, positive[0]] = 1.0
-    sums = signs.astype(np.float32) @ vectors
-    sums[SLOW] += np.float32(prior_weight * slow**count) * before
-    sums[FAST] += np.float32(prior_weight * fast**count) * before
-    if not len(positive):
-        sums[LAST] = before
-    lengths = np.sqrt(np.einsum("rd,rd->r", sums, sums))
-    sums /= np.where(lengths > 1e-6, lengths, np.inf)[:, None].astype(np.float32)
+    said = np.zeros((0, index.dimensions), np.float32)
+    if text_vectors and min(entry_rows) < 0:
+        said = np.zeros((count, index.dimensions), np.float32)
+        for place in np.flatnonzero(rows < 0).tolist():
+            text = newest_first[place].text
+            if text and text in text_vectors:
+                said[place] = text_vectors[text]
+    sums = np.zeros((4, index.dimensions), np.float32)
+    table = index.table(max(entry_rows) + 1)
+    _fold(rows, weights, said, table, slow, fast, before, prior_weight, sums)
 
-    liked = np.array(list(dict.fromkeys(rows[(weights > 0) & ~missing].tolist())), np.int32)
+    wanted = [row for row, entry in zip(entry_rows, newest_first, strict=True) if row >= 0 and entry.weight > 0]
+    liked = np.array(list(dict.fromkeys(wanted)), np.int32)
     recent = liked[: settings.retrieval.recent_items]
     return Interests(
         sums,
@@ -139,6 +124,63 @@ def derive_interests(
         count + known,
         np.zeros(0, np.float32) if factors is None else factors.user(liked),
     )
+
+
+@compiled_sums
+def _fold(
+    rows: NDArray[np.int32],
+    weights: NDArray[np.float64],
+    said: NDArray[np.float32],
+    table: NDArray[np.float32],
+    slow: float,
+    fast: float,
+    before: NDArray[np.float32],
+    prior_weight: float,
+    sums: NDArray[np.float32],
+) -> None:
+    """The four interest vectors of a history, newest first: ``sums`` float32 [4, dimensions], zeros before.
+
+    Args:
+        rows: int32 [n], -1 where an entry has no item.
+        weights: float64 [n], signed.
+        said: float32 [n or 0, dimensions], vectors of the texts of entries without an item.
+        table: float32 [more than the largest row, dimensions].
+        before: float32 [dimensions], the prior.
+    """
+    dimensions = table.shape[1]
+    slow_share = fast_share = 1.0
+    latest = False
+    for place, row in enumerate(rows):
+        weight = weights[place]
+        if row >= 0 or len(said):
+            vector = table[row] if row >= 0 else said[place]
+            by_slow, by_fast = np.float32(weight * slow_share), np.float32(weight * fast_share)
+            turned_down = np.float32(max(-weight, 0.0) * slow_share)
+            for column in range(dimensions):
+                value = vector[column]
+                sums[SLOW, column] += by_slow * value
+                sums[FAST, column] += by_fast * value
+                sums[NEGATIVE, column] += turned_down * value
+            if weight > 0.0 and not latest:
+                for column in range(dimensions):
+                    latest = latest or vector[column] != 0.0
+                if latest:
+                    sums[LAST] = vector
+        slow_share *= slow
+        fast_share *= fast
+    if not latest:
+        sums[LAST] = before
+    for column in range(dimensions):
+        sums[SLOW, column] += np.float32(prior_weight * slow_share) * before[column]
+        sums[FAST, column] += np.float32(prior_weight * fast_share) * before[column]
+    for kind in range(4):
+        squares = np.float32(0.0)
+        for column in range(dimensions):
+            squares += sums[kind, column] * sums[kind, column]
+        length = np.sqrt(squares)
+        scale = np.float32(1.0) / length if length > 1e-6 else np.float32(0.0)
+        for column in range(dimensions):
+            sums[kind, column] *= scale
 
 
 def _mean(vectors: Sequence[NDArray[np.float32]], dimensions: int) -> NDArray[np.float32]:

@@ -55,14 +55,13 @@ class Scratch:
     """Reusable arrays by row, so that a request costs what it touches and not the size of the catalogue.
 
     ``slot`` int32 [rows], -1 everywhere between uses; ``blocked`` int64 [rows], holds the number of the last
-    request that excluded the row; ``bits`` uint32 [rows], 0 between uses; ``links`` int32 [room] and ``sums`` float64
+    request that excluded the row; ``links`` int32 [room] and ``sums`` float64
     [room, 7], anything between uses.
     """
 
     def __init__(self) -> None:
         self.slot: NDArray[np.int32] = np.zeros(0, np.int32)
         self.blocked: NDArray[np.int64] = np.zeros(0, np.int64)
-        self.bits: NDArray[np.uint32] = np.zeros(0, np.uint32)
         self.links: NDArray[np.int32] = np.zeros(0, np.int32)
         self.sums: NDArray[np.float64] = np.zeros((0, _COLUMNS))
         self.request = 0
@@ -75,7 +74,6 @@ class Scratch:
         size = max(1_024, 2 * rows)
         self.slot = np.full(size, -1, np.int32)
         self.blocked = np.concatenate([self.blocked, np.zeros(size - held, np.int64)])
-        self.bits = np.concatenate([self.bits, np.zeros(size - held, np.uint32)])
 
     def reserve_links(self, links: int) -> None:
         """Make room for the sums of ``links`` links."""

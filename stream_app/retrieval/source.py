@@ -1,6 +1,6 @@
 """The interface of a candidate source, and what a source sees of a request.
 
-A new source is one file with one class: give it a name, propose rows, add it to ``stream_app.retrieval.SOURCES``.
+A new source is one file with one class: give it a name, propose rows, add it to ``stream_app.retrieval.sources``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.compiled import compiled
 from stream_app.factors.table import Factors
+from stream_app.heap import drain, keep_best
 from stream_app.items.catalogue import Catalogue
 from stream_app.items.signals import Signals
 from stream_app.retrieval.interests import Interests
@@ -51,10 +53,25 @@ class Context:
     request: int
     seed: int
 
-    def allowed(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Those of ``rows`` that may be recommended to this user now, in the same order."""
-        kept: NDArray[np.int32] = rows[self.servable[rows] & (self.scratch.blocked[rows] != self.request)]
-        return kept
+    def first_allowed(self, rows: NDArray[np.int32], count: int) -> NDArray[np.int32]:
+        """The first ``count`` of ``rows`` that may be recommended to this user now, in the same order."""
+        kept = np.empty(min(count, len(rows)), np.int32)
+        return kept[: _first(rows, self.servable, self.scratch.blocked, self.request, kept)]
+
+    def best(self, rows: NDArray[np.int32], scores: NDArray[np.floating], count: int) -> NDArray[np.int32]:
+        """The ``count`` of ``rows`` with the largest scores that may be recommended to this user now, best first.
+
+        Args:
+            rows: int32 [n]; negative ones are left out.
+            scores: [n], compared in steps of 1e-6: sums in another order must not change what is proposed. Ties go to
+                the smaller id hash.
+            count: how many.
+        """
+        kept = np.empty(min(count, len(rows)), np.int32)
+        if not len(kept):
+            return kept
+        hashes = self.catalogue.id_hash
+        return kept[: best(rows, scores, self.servable, self.scratch.blocked, self.request, hashes, kept)]
 
 
 class Source(Protocol):
@@ -68,16 +85,40 @@ class Source(Protocol):
         """Distinct allowed rows, int32, best first."""
 
 
-def best(rows: NDArray[np.int32], scores: NDArray[np.floating], count: int, catalogue: Catalogue) -> NDArray[np.int32]:
-    """The ``count`` rows with the largest scores, best first; ties go to the smaller id hash.
+@compiled
+def best(
+    rows: NDArray[np.int32],
+    scores: NDArray[np.floating],
+    servable: NDArray[np.bool_],
+    blocked: NDArray[np.int64],
+    request: int,
+    hashes: NDArray[np.int64],
+    kept: NDArray[np.int32],
+) -> int:
+    """:meth:`Context.best` over plain arrays; how many of ``kept`` were filled."""
+    kept_scores = np.empty(len(kept))
+    ties = np.empty(len(kept), np.int64)
+    found = 0
+    for place, row in enumerate(rows):
+        if row >= 0 and servable[row] and blocked[row] != request:
+            found = keep_best(kept, kept_scores, ties, found, row, np.rint(scores[place] * 1e6), hashes[row])
+    drain(kept, kept_scores, ties, found)
+    return found
 
-    Scores are compared in steps of 1e-6: sums in another order must not change what is proposed.
-    """
-    if not count:
-        return rows[:0]
-    if len(rows) > 4 * count:
-        floor = np.partition(scores, len(scores) - count)[len(scores) - count]
-        kept = scores >= floor - 1e-6
-        rows, scores = rows[kept], scores[kept]
-    order = np.lexsort((catalogue.id_hash[rows], -np.rint(scores * 1e6)))[:count]
-    return rows[order]
+
+@compiled
+def _first(
+    rows: NDArray[np.int32],
+    servable: NDArray[np.bool_],
+    blocked: NDArray[np.int64],
+    request: int,
+    kept: NDArray[np.int32],
+) -> int:
+    found = 0
+    for row in rows:
+        if found == len(kept):
+            break
+        if servable[row] and blocked[row] != request:
+            kept[found] = row
+            found += 1
+    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.retrieval.source import Context, best
+from stream_app.retrieval.source import Context
 
 __all__ = ["TakenTogether"]
 
@@ -20,7 +20,4 @@ class TakenTogether:
 
     def propose(self, context: Context) -> NDArray[np.int32]:
         links = context.links
-        kept = context.servable[links.rows] & (context.scratch.blocked[links.rows] != context.request)
-        rows = links.rows[kept]
-        scores = links.scores[0, kept] + links.scores[3, kept]
-        return best(rows, scores, context.settings.transitions, context.catalogue)
+        return context.best(links.rows, links.scores[0] + links.scores[3], context.settings.transitions)

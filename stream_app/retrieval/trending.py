@@ -30,4 +30,4 @@ class Trending:
 
     def propose(self, context: Context) -> NDArray[np.int32]:
         rows = context.signals.trending(self.column, context.catalogue.id_hash)
-        return context.allowed(rows)[: context.settings.trending]
+        return context.first_allowed(rows, context.settings.trending)

@@ -302,7 +302,7 @@ def test_what_is_blocked_stays_blocked_when_room_is_made() -> None:
     scratch.blocked[3] = 7
     scratch.reserve(100_000)
     assert scratch.blocked[3] == 7
-    assert len(scratch.slot) == len(scratch.blocked) == len(scratch.bits) >= 100_000
+    assert len(scratch.slot) == len(scratch.blocked) >= 100_000
 
 
 def test_best_breaks_ties_by_id_and_not_by_row() -> None:
@@ -312,10 +312,21 @@ def test_best_breaks_ties_by_id_and_not_by_row() -> None:
         first.put(Item(item_id=name, title=name))
     for name in "dcba":
         second.put(Item(item_id=name, title=name))
-    chosen = [first.item_id(row) for row in best(np.arange(4, dtype=np.int32), scores, 2, first).tolist()]
-    mirrored = [second.item_id(row) for row in best(np.arange(4, dtype=np.int32), scores[::-1], 2, second).tolist()]
-    assert chosen == mirrored == sorted("acd", key=id_hash)[:2]
-    assert len(best(np.arange(4, dtype=np.int32), scores, 0, first)) == 0
+    def chosen(catalogue: Catalogue, scores: NDArray[np.float64], count: int) -> list[str]:
+        rows, kept = np.arange(4, dtype=np.int32), np.empty(count, np.int32)
+        found = best(rows, scores, np.ones(4, np.bool_), np.zeros(4, np.int64), 1, catalogue.id_hash, kept)
+        return [catalogue.item_id(row) for row in kept[:found].tolist()]
+
+    assert chosen(first, scores, 2) == chosen(second, scores[::-1], 2) == sorted("acd", key=id_hash)[:2]
+    assert chosen(first, scores, 4) == chosen(second, scores[::-1], 4) == [*sorted("acd", key=id_hash), "b"]
+
+
+def test_best_leaves_out_what_may_not_be_recommended() -> None:
+    rows = np.array([3, -1, 0, 2, 1], np.int32)
+    servable, blocked = np.array([True, True, False, True]), np.array([5, 4, 5, 4])
+    hashes, kept = np.arange(4), np.empty(5, np.int32)
+    found = best(rows, np.array([1.0, 9.0, 8.0, 7.0, 2.0]), servable, blocked, 5, hashes, kept)
+    assert kept[:found].tolist() == [1, 3], "row 0 is blocked, 2 is not servable, -1 is none"
 
 
 def test_a_shuffle_depends_on_ids_and_seed_alone() -> None:
