@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,11 +17,11 @@ _BUCKETS = 2_048
 @compiled
 def keep_best(
     rows: NDArray[np.int32],
-    scores: NDArray[np.float32],
+    scores: NDArray[np.floating[Any]],
     ties: NDArray[np.int64],
     found: int,
     row: int,
-    score: np.float32,
+    score: np.floating[Any],
     tie: int,
 ) -> int:
     """Offer a row to a heap that keeps the largest scores, of equal ones those with the smaller ties.
@@ -65,7 +67,7 @@ def keep_best(
 
 
 @compiled
-def drain(rows: NDArray[np.int32], scores: NDArray[np.float32], ties: NDArray[np.int64], found: int) -> None:
+def drain(rows: NDArray[np.int32], scores: NDArray[np.floating[Any]], ties: NDArray[np.int64], found: int) -> None:
     """Put the first ``found`` places of a heap of :func:`keep_best` in order, best first; it is no heap any more."""
     for last in range(found - 1, 0, -1):
         # The worst goes to the end of what is left, and what stood there finds its place.

@@ -284,8 +284,8 @@ class Prequential:
         self.serving.apply_statistics(self._statistics)
         self._statistics.taken_are_durable()
         changed = self._learner.take_rows(len(self._learner))
-        self.serving.factors.apply(self._factor_rows[changed], *self._learner.arrays(changed)[1:])
-        self.serving.apply_weights(self._ranker.weights_message())
+        self._learner.copy_to(self.serving.factors, self._factor_rows, changed)
+        self.serving.ranker.follow(self._ranker)
         self._unpublished = 0
 
 

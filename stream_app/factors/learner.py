@@ -26,6 +26,7 @@ from schemas.arrays import pack_float32, unpack_float32
 from schemas.messages import ItemFactors, TrainingExample
 from stream_app.factors.basis import FactorBasis, without_text
 from stream_app.factors.kernels import learn_examples
+from stream_app.factors.table import Factors
 from stream_app.settings import FactorSettings
 from stream_app.users.state import id_hash
 
@@ -212,6 +213,10 @@ class FactorLearner:
             rows = rows[np.argsort(self._waiting[rows], kind="stable")[:limit]]
         self._waiting[rows] = _CLEAN
         return rows
+
+    def copy_to(self, factors: Factors, places: NDArray[np.int32], rows: NDArray[np.int64]) -> None:
+        """What :meth:`take_rows` gave, for a table in this process: ``places`` int32 says where it keeps each row."""
+        factors.apply(places[rows], self._context[rows], self._target[rows], self._bias[rows])
 
     def arrays(
         self, rows: NDArray[np.int64]

@@ -499,4 +499,3 @@ def _scan(
                         similarity += asked[column] * matrix[row, column]
                     kept = keep_best(kept_rows, kept_similarities, best, kept, row, similarity, row)
             drain(kept_rows, kept_similarities, best, kept)
-

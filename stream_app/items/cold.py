@@ -89,13 +89,25 @@ class ColdItems:
         rows = np.fromiter(self._members, np.int32, len(self._members))
         moved = np.full(len(rows), -np.inf)
         known = rows < len(momentum)
-        moved[known] = momentum[rows[known]]
+        moved[known] = np.round(momentum[rows[known]], 6)
         hashes, published = catalogue.id_hash[rows], catalogue.published_at[rows]
-        first = np.lexsort((hashes, -np.round(moved, 6)))[: self._limit // 2]
-        first = first[moved[first] > -np.inf]
-        newest = np.lexsort((hashes, -published))
-        order = np.concatenate([first, newest[~np.isin(newest, first)]])[: self._limit]
+        rising = np.flatnonzero(moved > -np.inf)
+        first = _first(-moved, hashes, self._limit // 2, among=rising)
+        others = np.ones(len(rows), np.bool_)
+        others[first] = False
+        newest = _first(-published, hashes, self._limit - len(first), among=np.flatnonzero(others))
+        order = np.concatenate([first, newest])
         self._rows = rows[order]
         self._matrix = index.vectors(self._rows)
         self._changes = 0.0
         self._stale = False
+
+
+def _first(
+    keys: NDArray[np.float64], ties: NDArray[np.int64], count: int, *, among: NDArray[np.intp]
+) -> NDArray[np.intp]:
+    """The ``count`` places ``among`` them with the smallest keys, in order; ties go to the smaller tie-break."""
+    if len(among) > 4 * count > 0:
+        found = keys[among]
+        among = among[found <= np.partition(found, count - 1)[count - 1]]
+    return among[np.lexsort((ties[among], keys[among]))[:count]]

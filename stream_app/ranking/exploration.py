@@ -49,13 +49,37 @@ def thompson_order(
         seed: of user and state: the same one gives the same order.
         trials: how many showings the prior counts for; inf: no chance, promise alone decides.
     """
-    spread = float(promise.std()) if len(promise) else 0.0
-    lift = (promise - promise.mean()) / spread if spread > 1e-6 else np.zeros(len(promise))
-    mean = np.minimum(_BASE_RATE * np.exp(_LIFT * np.round(lift, 4)), _MOST_RATE)
-    if math.isinf(trials):
-        return np.lexsort((hashes, -lift))
-    draws = _draws(mean * trials + taken, (1.0 - mean) * trials + passed, hashes, np.uint64(seed & 0xFFFFFFFFFFFFFFFF))
+    draws = np.empty(len(promise))
+    _draw_all(promise, taken, passed, hashes, np.uint64(seed & 0xFFFFFFFFFFFFFFFF), trials, draws)
     return np.lexsort((hashes, -draws))
+
+
+@compiled
+def _draw_all(
+    promise: NDArray[np.float64],
+    taken: NDArray[np.float64],
+    passed: NDArray[np.float64],
+    hashes: NDArray[np.int64],
+    seed: np.uint64,
+    trials: float,
+    draws: NDArray[np.float64],
+) -> None:
+    """What orders the items: a draw of each; with endless trials the promise itself."""
+    count = len(promise)
+    middle = squares = 0.0
+    for value in promise:
+        middle += value / count
+    for value in promise:
+        squares += (value - middle) ** 2 / count
+    spread = np.sqrt(squares)
+    mean = np.empty(count)
+    for place, value in enumerate(promise):
+        # Rounded: the last bits differ between processors, and the draws must not.
+        lift = np.rint((value - middle) / spread * 1e4) / 1e4 if spread > 1e-6 else 0.0
+        draws[place] = lift
+        mean[place] = min(_BASE_RATE * np.exp(_LIFT * lift), _MOST_RATE)
+    if not np.isinf(trials):
+        draws[:] = _draws(mean * trials + taken, (1.0 - mean) * trials + passed, hashes, seed)
 
 
 @compiled

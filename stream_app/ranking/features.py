@@ -75,7 +75,7 @@ def start_weights(names: Sequence[str]) -> NDArray[np.float64]:
     return np.array([known.get(name, 0.0) for name in names])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Features:
     """Features of one request's candidates.
 

@@ -37,11 +37,12 @@ _CHUNK = 32
 """Requests computed together: enough to share the overhead, few enough to stay in the processor's cache."""
 _CAPPED_RANKS = 10
 """The ranks that the setting ``slate.category_cap`` speaks of."""
+_NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
 _TIE_RESERVE = 8
 """Neighbours searched beyond those wanted, so that ties at the end are decided by id and not by the index."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RankRequest:
     """A user to rank for.
 
@@ -71,7 +72,7 @@ class RankRequest:
     blocked_labels: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Choice:
     """What a user took, to learn from.
 
@@ -92,7 +93,7 @@ class Choice:
     weight: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SeenRanking:
     """What of a ranking is kept to learn from.
 
@@ -111,7 +112,7 @@ class SeenRanking:
     reclaims: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Example:
     """What the ranker learns from a choice.
 
@@ -124,7 +125,7 @@ class Example:
     context: NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Ranking:
     """The ranked answer to one request.
 
@@ -257,10 +258,9 @@ class Recommender:
             part = members[start : start + _CHUNK]
             seen = self._seen_by([choices[group[0]] for group in part])
             for group, ranking in zip(part, seen, strict=True):
-                taken = [choices[place].row for place in group]
-                others = np.flatnonzero(~np.isin(ranking.candidates, taken)).astype(np.int32)
+                taken = np.array([choices[place].row for place in group], np.int32)
                 for place in group:
-                    examples[place] = self._example(choices[place], ranking, others)
+                    examples[place] = self._example(choices[place], ranking, taken)
         return examples
 
     def _retrieve(self, requests: Sequence[RankRequest]) -> list[_Prepared]:
@@ -549,17 +549,14 @@ class Recommender:
         rows = rows[np.argsort(serving.catalogue.id_hash[rows])]
         return self._prepared(request, history, interests, links, rows, np.zeros(len(rows), np.uint32))
 
-    def _example(self, choice: Choice, seen: SeenRanking, others: NDArray[np.int32]) -> Example | None:
-        positive = np.flatnonzero(seen.candidates == choice.row)
-        if not len(positive) or not len(others) or seen.values is None:
+    def _example(self, choice: Choice, seen: SeenRanking, taken: NDArray[np.int32]) -> Example | None:
+        if seen.values is None:
             return None
-        first = np.zeros(0, np.int32)
-        if choice.shown is not None:
-            first = np.flatnonzero(np.isin(seen.candidates, choice.shown)).astype(np.int32)
-            first = first[np.isin(first, others)]
         places = np.empty(1 + self._settings.ranker.negatives, np.int32)
-        places[0] = positive[0]
-        count = _draw(others, first, choice.seed & 0x7FFFFFFFFFFFFFFF, places)
+        shown = _NOTHING if choice.shown is None else choice.shown
+        count = _compared(seen.candidates, choice.row, taken, shown, choice.seed & 0x7FFFFFFFFFFFFFFF, places)
+        if count < 2:
+            return None
         return Example(features=seen.values[places[:count]].astype(np.float32), context=seen.context)
 
 
@@ -605,32 +602,59 @@ def _merge(
 
 
 @compiled
-def _draw(others: NDArray[np.int32], first: NDArray[np.int32], seed: int, places: NDArray[np.int32]) -> int:
-    """Fill ``places`` from 1 on with ``first``, then with ``others`` drawn without repetition; how many there are.
+def _compared(
+    candidates: NDArray[np.int32],
+    row: int,
+    taken: NDArray[np.int32],
+    shown: NDArray[np.int32],
+    seed: int,
+    places: NDArray[np.int32],
+) -> int:
+    """Places among the candidates of what was taken and of what it is compared with, the same for the same seed
+    everywhere; how many there are, 0 when ``row`` is no candidate.
 
-    The same draws for the same seed everywhere.
+    Args:
+        candidates: int32 [k].
+        row: what was taken.
+        taken: int32, everything that was taken in the basket: it is not compared with.
+        shown: int32, what comes first among the negatives, in this order as far as it is a candidate.
+        seed: decides what else is drawn, without repetition.
+        places: int32 [1 + negatives], overwritten.
     """
+    pool = np.empty(len(candidates), np.int32)
+    left = 0
+    positive = -1
+    for place, candidate in enumerate(candidates):
+        if candidate == row:
+            positive = place
+        other = True
+        for one in taken:
+            other = other and candidate != one
+        if other:
+            pool[left] = place
+            left += 1
+    if positive < 0:
+        return 0
+    places[0] = positive
     count = 1
-    for place in first:
-        if count == len(places):
-            return count
-        places[count] = place
-        count += 1
-    pool = others.copy()
-    left = len(pool)
+    for one in shown:
+        for at in range(left):
+            if count < len(places) and candidates[pool[at]] == one:
+                places[count] = pool[at]
+                count += 1
+                left -= 1
+                # In the order they have: what is drawn must not depend on more than it has to.
+                for moved in range(at, left):
+                    pool[moved] = pool[moved + 1]
+                break
     state = mixed(np.uint64(seed))
     while left > 0 and count < len(places):
         state = state + GOLDEN
         drawn = below(mixed(state), left)
-        place = pool[drawn]
+        places[count] = pool[drawn]
+        count += 1
         left -= 1
         pool[drawn] = pool[left]
-        twice = False
-        for other in first:
-            twice = twice or other == place
-        if not twice:
-            places[count] = place
-            count += 1
     return count
 
 

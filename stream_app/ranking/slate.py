@@ -24,7 +24,7 @@ _POOL_EXTRA = 20
 _PLACES_PER = 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SlateRules:
     """Business rules as they bear on the candidates of one request.
 
@@ -44,7 +44,7 @@ class SlateRules:
 NO_RULES = SlateRules()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chosen:
     """A slate as places among the candidates.
 

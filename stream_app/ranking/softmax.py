@@ -217,6 +217,17 @@ class SoftmaxRanker:
         # Not random, and as good: a stride that visits everything in another order than it came.
         return [(self._remembered * 2_654_435_761 + number * 40_503_197) % filled for number in range(again)]
 
+    def follow(self, other: SoftmaxRanker) -> None:
+        """Rank as ``other`` of the same features and settings would now, without a message; what it learns later does
+        not count until the next call."""
+        if other.version == self.version:
+            return
+        self.weights[:] = other.weights
+        ours, theirs = self._network, other._network
+        ours.skip[:], ours.inner[:], ours.outer[:] = theirs.skip, theirs.inner, theirs.outer
+        ours.examples = theirs.examples
+        self.losses, self.examples, self.version = list(other.losses), other.examples, other.version
+
     def weights_message(self) -> RankerWeights:
         """The whole state."""
         network = self._network

@@ -29,7 +29,7 @@ _SINGLE = 15
 """Recent items a candidate is compared with one by one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Interests:
     """A user's interests at one time.
 

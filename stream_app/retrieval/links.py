@@ -82,7 +82,7 @@ class Scratch:
             self.sums = np.zeros((2 * links, _COLUMNS))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Links:
     """Transition scores from the recent items to others.
 

@@ -23,9 +23,10 @@ from stream_app.settings import RetrievalSettings
 __all__ = ["Context", "Source", "best"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Context:
-    """One request as sources see it.
+    """One request as sources see it; not to be changed (it is not frozen because making it would take three times as
+    long).
 
     Attributes:
         near: int32 [2, k], rows nearest to the slow and to the fast vector, best first, -1 where there are none.

@@ -312,6 +312,7 @@ def test_best_breaks_ties_by_id_and_not_by_row() -> None:
         first.put(Item(item_id=name, title=name))
     for name in "dcba":
         second.put(Item(item_id=name, title=name))
+
     def chosen(catalogue: Catalogue, scores: NDArray[np.float64], count: int) -> list[str]:
         rows, kept = np.arange(4, dtype=np.int32), np.empty(count, np.int32)
         found = best(rows, scores, np.ones(4, np.bool_), np.zeros(4, np.int64), 1, catalogue.id_hash, kept)
