@@ -165,6 +165,8 @@ class Prequential:
         factors.start(np.array([self.serving.catalogue.row(item_id) for item_id in ids], np.int32), table)
         known = learner.arrays(np.arange(len(learner)))[0]
         self._factor_rows = np.array([self.serving.catalogue.row(item_id) for item_id in known], np.int32)
+        # With something published after every basket, what is learned and what is ranked with are the same.
+        self._shared_factors = self.options.publish_every <= 1 and learner.share_with(factors, self._factor_rows)
         return learner
 
     def run(
@@ -284,7 +286,8 @@ class Prequential:
         self.serving.apply_statistics(self._statistics)
         self._statistics.taken_are_durable()
         changed = self._learner.take_rows(len(self._learner))
-        self._learner.copy_to(self.serving.factors, self._factor_rows, changed)
+        if not self._shared_factors:
+            self._learner.copy_to(self.serving.factors, self._factor_rows, changed)
         self.serving.ranker.follow(self._ranker)
         self._unpublished = 0
 

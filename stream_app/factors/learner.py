@@ -214,6 +214,20 @@ class FactorLearner:
         self._waiting[rows] = _CLEAN
         return rows
 
+    def share_with(self, factors: Factors, places: NDArray[np.int32]) -> bool:
+        """Let a table in this process read what is learned as it is learned; False when it numbers rows in another way.
+
+        Args:
+            places: int32, where the table keeps each row.
+        """
+        if not np.array_equal(places, np.arange(len(self._ids))):
+            return False
+        factors.reserve(len(places))
+        if len(factors.bias) > len(self._bias):
+            self._grow(len(factors.bias), self._applied.shape[1])
+        factors.share(self._context, self._target, self._bias, len(places))
+        return True
+
     def copy_to(self, factors: Factors, places: NDArray[np.int32], rows: NDArray[np.int64]) -> None:
         """What :meth:`take_rows` gave, for a table in this process: ``places`` int32 says where it keeps each row."""
         factors.apply(places[rows], self._context[rows], self._target[rows], self._bias[rows])

@@ -83,6 +83,17 @@ class Factors:
         self.has[rows] = True
         self.version += 1
 
+    def share(
+        self, context: NDArray[np.float32], target: NDArray[np.float32], bias: NDArray[np.float32], rows: int
+    ) -> None:
+        """Read a learner's arrays themselves from now on: its first ``rows`` rows are ours, and all are learned.
+
+        For one process that learns and ranks in turns, with the same numbering, and no new rows afterwards.
+        """
+        self.context, self.target, self.bias = context, target, bias
+        self.learned = np.arange(len(bias)) < rows
+        self.has = self.learned.copy()
+
     def forget(self, rows: NDArray[np.int32]) -> None:
         """Rows whose items are gone."""
         rows = rows[rows < len(self.bias)]
