@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.compiled import compiled_sums
+from stream_app.compiled import compiled, compiled_sums
 from stream_app.heap import drain, keep_best, largest
 from stream_app.mixing import GOLDEN, below, mixed
 
-__all__ = ["best_targets", "learn_examples", "user_factors"]
+__all__ = ["best_scored", "learn_examples", "score_targets", "user_factors"]
 
 
 @compiled_sums
@@ -192,47 +192,54 @@ def _moved(
 
 
 @compiled_sums
-def best_targets(
-    user: NDArray[np.float32],
+def score_targets(
+    users: NDArray[np.float32],
     target: NDArray[np.float32],
     bias: NDArray[np.float32],
     allowed: NDArray[np.bool_],
     has: NDArray[np.bool_],
     blocked: NDArray[np.int64],
     request: int,
-    hashes: NDArray[np.int64],
-    rows: NDArray[np.int32],
     scores: NDArray[np.float32],
-    ties: NDArray[np.int64],
-) -> int:
-    """The rows with the largest ``user . target + bias``, best first: one scan.
+) -> None:
+    """``user . target + bias`` of two users' vectors with every row, in one pass.
 
     Args:
-        user: float32 [k].
+        users: float32 [2, k].
         target: float32 [n, k].
         bias: float32 [n].
         allowed, has: bool [n], rows that may be proposed, and that have factors.
         blocked: int64 [>= n], rows holding ``request`` are left out.
-        hashes: int64 [n], distinct; of equal scores the smaller goes first.
-        rows, scores, ties: [count], overwritten with the result; their length is how many are wanted.
-
-    Returns:
-        how many were found.
+        scores: float32 [2, n], overwritten; -inf for what is left out.
     """
-    all_scores = np.empty(len(bias), np.float32)
     for row in range(len(bias)):
-        all_scores[row] = -np.inf
+        scores[0, row] = scores[1, row] = -np.inf
         if allowed[row] and has[row] and blocked[row] != request:
-            score = bias[row]
-            for column in range(len(user)):
-                score += user[column] * target[row, column]
-            all_scores[row] = score
+            one = two = bias[row]
+            for column in range(users.shape[1]):
+                value = target[row, column]
+                one += users[0, column] * value
+                two += users[1, column] * value
+            scores[0, row], scores[1, row] = one, two
+
+
+@compiled
+def best_scored(scores: NDArray[np.float32], hashes: NDArray[np.int64], rows: NDArray[np.int32]) -> int:
+    """The rows with the largest scores, best first; how many there are.
+
+    Args:
+        scores: float32 [n], -inf for what is left out.
+        hashes: int64 [n], distinct; of equal scores the smaller goes first.
+        rows: int32 [count], overwritten; its length is how many are wanted.
+    """
     if not len(rows):
         return 0
-    near = np.empty(len(bias), np.int32)
+    kept = np.empty(len(rows), np.float32)
+    ties = np.empty(len(rows), np.int64)
+    near = np.empty(len(scores), np.int32)
     found = 0
-    for place in range(largest(all_scores, len(rows), near)):
+    for place in range(largest(scores, len(rows), near)):
         row = near[place]
-        found = keep_best(rows, scores, ties, found, row, all_scores[row], hashes[row])
-    drain(rows, scores, ties, found)
+        found = keep_best(rows, kept, ties, found, row, scores[row], hashes[row])
+    drain(rows, kept, ties, found)
     return found

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled_sums
+from stream_app.retrieval.interests import VECTORS
 from stream_app.retrieval.links import SCORES
 from stream_app.settings import ItemSettings
 
@@ -30,9 +31,9 @@ __all__ = [
     "start_weights",
 ]
 
-TEXT = ("text_slow", "text_fast", "text_last", "text_negative", "text_best")
+TEXT = ("text_slow", "text_fast", "text_last", "text_negative", "text_mean", "text_best")
 _LINKS = tuple(f"links_{name}" for name in SCORES)
-_OWN = ("since", "factors", "recency", "cold")
+_OWN = ("since", "factors", "factors_fast", "recency", "cold", "again")
 
 CONTEXT = ("history", "pause", "breadth")
 """Of a request: how much is known of the user, how long since the last event, how many events in all."""
@@ -69,7 +70,8 @@ def start_weights(names: Sequence[str]) -> NDArray[np.float64]:
         "popularity_7d": 0.25,
         "popularity_all": 0.2,
         "since": 0.05,
-        "factors": 0.5,
+        "factors": 0.35,
+        "factors_fast": 0.25,
         "recency": 0.1,
     }
     return np.array([known.get(name, 0.0) for name in names])
@@ -141,6 +143,7 @@ def scaled_features(
     counts: NDArray[np.float64],
     last_event_at: NDArray[np.float64],
     factors: NDArray[np.float32],
+    own: NDArray[np.float64],
     published_at: NDArray[np.float64],
     at: float,
     now: float,
@@ -149,12 +152,13 @@ def scaled_features(
     """Features of ``k`` candidates.
 
     Args:
-        cosines: float32 [k, 4 + recent items], to the slow, fast, last and negative vector and to recent items.
+        cosines: float32 [k, 5 + recent items], to the interest vectors and to recent items.
         has_vector: bool [k], whether the cosines say something.
         links: float64 [7, k], transition scores.
         counts: float64 [k, columns], decayed counts at the time of the request, all time last.
         last_event_at: float64 [k], event time of the candidate's last event.
-        factors: float32 [k], scores by learned factors, NaN where there are none.
+        factors: float32 [2, k], scores by learned factors, NaN or -inf where there are none.
+        own: float64 [k], how much the user did with the candidate before.
         published_at: float64 [k], seconds since 1970, -inf where unknown.
         at: event time of the request (seconds).
         now: wall clock, seconds since 1970.
@@ -165,8 +169,8 @@ def scaled_features(
     cold = np.empty(size, np.bool_)
     closeness = np.empty(size)
     _fill(
-        cosines, has_vector, links, counts, last_event_at, factors, published_at, at, now, cold_events, values, cold,
-        closeness,
+        cosines, has_vector, links, counts, last_event_at, factors, own, published_at, at, now, cold_events, values,
+        cold, closeness,
     )  # fmt: skip
     _scale(values)
     return Features(values, cold, closeness)
@@ -180,6 +184,7 @@ def _fill(
     counts: NDArray[np.float64],
     last_event_at: NDArray[np.float64],
     factors: NDArray[np.float32],
+    own: NDArray[np.float64],
     published_at: NDArray[np.float64],
     at: float,
     now: float,
@@ -191,19 +196,19 @@ def _fill(
     """Unscaled features; NaN where nothing can be said."""
     for row in range(len(values)):
         if has_vector[row]:
-            for place in range(4):
+            for place in range(VECTORS):
                 values[row, place] = cosines[row, place]
             best = np.float32(0.0)
-            for place in range(4, cosines.shape[1]):
-                if place == 4 or cosines[row, place] > best:
+            for place in range(VECTORS, cosines.shape[1]):
+                if place == VECTORS or cosines[row, place] > best:
                     best = cosines[row, place]
-            values[row, 4] = best
+            values[row, VECTORS] = best
             closeness[row] = cosines[row, 0] + cosines[row, 1]
         else:
-            for place in range(5):
+            for place in range(VECTORS + 1):
                 values[row, place] = np.nan
             closeness[row] = 0.0
-        column = 5
+        column = VECTORS + 1
         for place in range(len(links)):
             values[row, column] = links[place, row]
             column += 1
@@ -214,10 +219,13 @@ def _fill(
         cold[row] = total < cold_events
         hours = max(at - last_event_at[row], 0.0) / _HOUR_S if total > 0.0 else _NEVER_HOURS
         values[row, column] = -np.log1p(min(hours, _NEVER_HOURS))
-        values[row, column + 1] = factors[row]
+        for memory in range(2):
+            score = factors[memory, row]
+            values[row, column + 1 + memory] = score if score > -np.inf else np.nan
         published = published_at[row]
-        values[row, column + 2] = -np.log1p(max(now - published, 0.0) / _DAY_S) if published > -1e300 else np.nan
-        values[row, column + 3] = 1.0 if cold[row] else 0.0
+        values[row, column + 3] = -np.log1p(max(now - published, 0.0) / _DAY_S) if published > -1e300 else np.nan
+        values[row, column + 4] = 1.0 if cold[row] else 0.0
+        values[row, column + 5] = np.log1p(own[row])
 
 
 @compiled_sums

@@ -17,7 +17,7 @@ from schemas.messages import Reason
 
 __all__ = ["KINDS", "evidence_signs", "kind_columns", "phrase", "strongest_kind"]
 
-KINDS = ("similar", "taken_together", "taken_after", "similar_taste", "unlike", "trending", "popular", "new")
+KINDS = ("similar", "taken_together", "taken_after", "similar_taste", "unlike", "trending", "popular", "new", "again")
 """Kinds of evidence, also the codes of reasons; ``pinned``, ``boosted``, ``new_for_you`` and ``recommended``
 come on top."""
 
@@ -32,6 +32,7 @@ _TEMPLATES: dict[str, dict[str, str]] = {
         "trending": "Trending now",
         "popular": "Popular with others",
         "new": "New",
+        "again": "You had this before",
         "pinned": "Featured",
         "boosted": "Promoted",
         "new_for_you": "New, and close to your interests",
@@ -47,6 +48,7 @@ _TEMPLATES: dict[str, dict[str, str]] = {
         "trending": "近期热门",
         "popular": "广受欢迎",
         "new": "新品",
+        "again": "您之前关注过",
         "pinned": "精选置顶",
         "boosted": "推广",
         "new_for_you": "新品，符合您的兴趣",
@@ -66,7 +68,9 @@ def _kind(name: str) -> str:
         return "taken_after"
     if name.startswith("links_"):
         return "taken_together"
-    if name == "factors":
+    if name == "again":
+        return "again"
+    if name in ("factors", "factors_fast"):
         return "similar_taste"
     if name == "popularity_all":
         return "popular"

@@ -325,6 +325,7 @@ class Recommender:
         catalogue = serving.catalogue
         self._block(request)
         links = link_scores(interests, serving.signals, settings, at=request.at, scratch=scratch)
+        servable = serving.servable(request.now)
         context = Context(
             interests=interests,
             links=links,
@@ -335,9 +336,9 @@ class Recommender:
             cold_counts=serving.signals.decayed(request.at, cold_rows, self._rising),
             catalogue=catalogue,
             signals=serving.signals,
-            factors=serving.factors,
+            factor_scores=serving.factors.score_all(interests.factors, servable, scratch.blocked, scratch.request),
             settings=settings.retrieval,
-            servable=serving.servable(request.now),
+            servable=servable,
             scratch=scratch,
             request=scratch.request,
             seed=id_hash(request.user.user_id),
@@ -350,7 +351,10 @@ class Recommender:
         distinct, sources = np.empty(len(rows), np.int32), np.empty(len(rows), np.uint32)
         count = _merge(rows, lengths, scratch.slot, catalogue.id_hash, distinct, sources)
         distinct, sources = self._permitted(distinct[:count], sources[:count], request)
-        prepared = self._prepared(request, history, interests, links, distinct, sources)
+        factors = context.factor_scores[:, distinct]
+        if not interests.factors.any():
+            factors = np.full_like(factors, np.nan)
+        prepared = self._prepared(request, history, interests, links, distinct, sources, factors)
         prepared.proposed = proposed
         return prepared
 
@@ -390,6 +394,7 @@ class Recommender:
         links: Links,
         rows: NDArray[np.int32],
         sources: NDArray[np.uint32],
+        factors: NDArray[np.float32],
     ) -> _Prepared:
         serving = self._serving
         user = request.user
@@ -403,7 +408,8 @@ class Recommender:
             links=links.at(rows, self._scratch),
             counts=serving.signals.popularity(request.at, rows),
             last_event_at=serving.signals.arena.stated[rows],
-            factors=serving.factors.scores(interests.factors, rows),
+            factors=factors,
+            own=_looked_up(interests.own, interests.own_weights, rows, self._scratch.slot),
             published_at=serving.catalogue.published_at[rows],
             at=request.at,
             now=request.now,
@@ -547,7 +553,8 @@ class Recommender:
         rows = rows[serving.servable(request.now)[rows] & (self._scratch.blocked[rows] != self._scratch.request)]
         rows, _ = self._permitted(rows, np.zeros(len(rows), np.uint32), request)
         rows = rows[np.argsort(serving.catalogue.id_hash[rows])]
-        return self._prepared(request, history, interests, links, rows, np.zeros(len(rows), np.uint32))
+        factors = serving.factors.scores(interests.factors, rows)
+        return self._prepared(request, history, interests, links, rows, np.zeros(len(rows), np.uint32), factors)
 
     def _example(self, choice: Choice, seen: SeenRanking, taken: NDArray[np.int32]) -> Example | None:
         if seen.values is None:
@@ -599,6 +606,23 @@ def _merge(
         sources[place] = bits[held]
         slot[met[held]] = -1
     return count
+
+
+@compiled
+def _looked_up(
+    held: NDArray[np.int32], values: NDArray[np.float64], rows: NDArray[np.int32], slot: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """Values of ``rows`` among those of ``held`` rows, 0 of others: float64 [len(rows)]; ``slot`` is -1 everywhere,
+    and again afterwards."""
+    found = np.zeros(len(rows))
+    for place, row in enumerate(held):
+        slot[row] = place
+    for place, row in enumerate(rows):
+        if slot[row] >= 0:
+            found[place] = values[slot[row]]
+    for row in held:
+        slot[row] = -1
+    return found
 
 
 @compiled

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.factors.table import best_by_factors
+from stream_app.retrieval.interests import FAST, SLOW
 from stream_app.retrieval.source import Context
 
 __all__ = ["SimilarTaste"]
@@ -14,13 +16,18 @@ __all__ = ["SimilarTaste"]
 
 @dataclass(frozen=True, slots=True)
 class SimilarTaste:
-    """The items with the largest ``user . target + bias``; nothing for users without factors."""
+    """The items with the largest ``user . target + bias`` for one of the memories (``SLOW`` or ``FAST``); nothing for
+    users without factors."""
 
-    name: str = "factors"
+    memory: int
+
+    @property
+    def name(self) -> str:
+        return {SLOW: "factors", FAST: "factors_fast"}[self.memory]
 
     def propose(self, context: Context) -> NDArray[np.int32]:
-        user, count = context.interests.factors, context.settings.factors
-        if not count or not user.any():
+        settings = context.settings
+        count = settings.factors if self.memory == SLOW else settings.factors_fast
+        if not count or not context.interests.factors.any():
             return np.zeros(0, np.int32)
-        hashes = context.catalogue.id_hash
-        return context.factors.best(user, context.servable, context.scratch.blocked, context.request, count, hashes)
+        return best_by_factors(context.factor_scores[self.memory], count, context.catalogue.id_hash)

@@ -8,7 +8,7 @@ migration.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,11 @@ from stream_app.items.catalogue import Catalogue
 from stream_app.settings import Settings
 from stream_app.users.state import HistoryEntry
 
-__all__ = ["FAST", "LAST", "NEGATIVE", "SLOW", "Interests", "derive_interests", "history_view"]
+__all__ = ["FAST", "LAST", "MEAN", "NEGATIVE", "SLOW", "VECTORS", "Interests", "derive_interests", "history_view"]
 
-SLOW, FAST, LAST, NEGATIVE = range(4)
-"""Rows of :attr:`Interests.vectors`."""
+SLOW, FAST, LAST, NEGATIVE, MEAN = range(5)
+"""Rows of :attr:`Interests.vectors`; the first two also of :attr:`Interests.factors`."""
+VECTORS = 5
 
 _SINGLE = 15
 """Recent items a candidate is compared with one by one."""
@@ -34,13 +35,15 @@ class Interests:
     """A user's interests at one time.
 
     Attributes:
-        vectors: float32 [4, dimensions]: slow, fast, last item, negative; unit length, or zeros where the history
-            says nothing.
+        vectors: float32 [5, dimensions]: slow, fast, last item, negative, and the mean of all that was liked; unit
+            length, or zeros where the history says nothing.
         recent_vectors: float32 [up to 15, dimensions], vectors of the newest of ``recent``; zeros where there is none.
         recent: int32 [r], distinct rows of the last items with a positive event, newest first.
         lag: float64 [r], how many distinct items are newer (0 for the newest).
         events: entries in the history, and the weight of the prior where there is one.
-        factors: float32 [k], the user's learned factors; zeros where nothing is known, empty without a factor model.
+        own: int32 [o], distinct rows of the items of positive events, newest first.
+        own_weights: float64 [o], how much was done with each: ``slow_decay`` per event since, summed up.
+        factors: float32 [2, k], the user's learned factors by a long and a short memory; zeros where nothing is known.
     """
 
     vectors: NDArray[np.float32]
@@ -48,7 +51,9 @@ class Interests:
     recent: NDArray[np.int32]
     lag: NDArray[np.float64]
     events: int
-    factors: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    own: NDArray[np.int32]
+    own_weights: NDArray[np.float64]
+    factors: NDArray[np.float32]
 
 
 def history_view(history: tuple[HistoryEntry, ...], before: float | None) -> tuple[HistoryEntry, ...]:
@@ -94,9 +99,9 @@ def derive_interests(
     slow, fast = settings.users.slow_decay, settings.users.fast_decay
     if not count:
         none = np.zeros((0, index.dimensions), np.float32)
-        vectors = np.stack([before, before, before, np.zeros_like(before)])
-        user = np.zeros(0 if factors is None else factors.settings.dimensions, np.float32)
-        return Interests(vectors, none, np.zeros(0, np.int32), np.zeros(0, np.float64), known, user)
+        vectors = np.stack([before, before, before, np.zeros_like(before), before])
+        rows, weights = np.zeros(0, np.int32), np.zeros(0)
+        return Interests(vectors, none, rows, weights, known, rows, weights, _factors(factors, rows))
     row_of = catalogue.row
     newest_first = history[::-1]
     entry_rows = [row_of(entry.item_id) for entry in newest_first]
@@ -109,12 +114,17 @@ def derive_interests(
             text = newest_first[place].text
             if text and text in text_vectors:
                 said[place] = text_vectors[text]
-    sums = np.zeros((4, index.dimensions), np.float32)
+    sums = np.zeros((VECTORS, index.dimensions), np.float32)
     table = index.table(max(entry_rows) + 1)
     _fold(rows, weights, said, table, slow, fast, before, prior_weight, sums)
 
-    wanted = [row for row, entry in zip(entry_rows, newest_first, strict=True) if row >= 0 and entry.weight > 0]
-    liked = np.array(list(dict.fromkeys(wanted)), np.int32)
+    own: dict[int, float] = {}
+    share = 1.0
+    for row, entry in zip(entry_rows, newest_first, strict=True):
+        if row >= 0 and entry.weight > 0:
+            own[row] = own.get(row, 0.0) + share
+        share *= slow
+    liked = np.fromiter(own, np.int32, len(own))
     recent = liked[: settings.retrieval.recent_items]
     return Interests(
         sums,
@@ -122,8 +132,14 @@ def derive_interests(
         recent,
         np.arange(len(recent), dtype=np.float64),
         count + known,
-        np.zeros(0, np.float32) if factors is None else factors.user(liked),
+        liked,
+        np.fromiter(own.values(), np.float64, len(own)),
+        _factors(factors, liked),
     )
+
+
+def _factors(factors: Factors | None, liked: NDArray[np.int32]) -> NDArray[np.float32]:
+    return np.zeros((2, 0), np.float32) if factors is None else factors.users(liked)
 
 
 @compiled_sums
@@ -138,7 +154,7 @@ def _fold(
     prior_weight: float,
     sums: NDArray[np.float32],
 ) -> None:
-    """The four interest vectors of a history, newest first: ``sums`` float32 [4, dimensions], zeros before.
+    """The interest vectors of a history, newest first: ``sums`` float32 [5, dimensions], zeros before.
 
     Args:
         rows: int32 [n], -1 where an entry has no item.
@@ -156,11 +172,13 @@ def _fold(
             vector = table[row] if row >= 0 else said[place]
             by_slow, by_fast = np.float32(weight * slow_share), np.float32(weight * fast_share)
             turned_down = np.float32(max(-weight, 0.0) * slow_share)
+            liked = np.float32(1.0) if weight > 0.0 else np.float32(0.0)
             for column in range(dimensions):
                 value = vector[column]
                 sums[SLOW, column] += by_slow * value
                 sums[FAST, column] += by_fast * value
                 sums[NEGATIVE, column] += turned_down * value
+                sums[MEAN, column] += liked * value
             if weight > 0.0 and not latest:
                 for column in range(dimensions):
                     latest = latest or vector[column] != 0.0
@@ -170,10 +188,11 @@ def _fold(
         fast_share *= fast
     if not latest:
         sums[LAST] = before
+        sums[MEAN] = before
     for column in range(dimensions):
         sums[SLOW, column] += np.float32(prior_weight * slow_share) * before[column]
         sums[FAST, column] += np.float32(prior_weight * fast_share) * before[column]
-    for kind in range(4):
+    for kind in range(VECTORS):
         squares = np.float32(0.0)
         for column in range(dimensions):
             squares += sums[kind, column] * sums[kind, column]

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
-from stream_app.factors.table import Factors
 from stream_app.heap import drain, keep_best
 from stream_app.items.catalogue import Catalogue
 from stream_app.items.signals import Signals
@@ -34,6 +33,8 @@ class Context:
         cold_rows: int32 [c], cold items.
         cold_similarity: float32 [c], their cosines to the slow vector.
         cold_counts: float64 [c], their decayed counts.
+        factor_scores: float32 [2, rows], by learned factors with a long and a short memory; -inf for what may not be
+            recommended.
         seed: a hash of the user, for choices that are random but the same every time.
         columns: popularity columns (half-lives and all time).
     """
@@ -47,7 +48,7 @@ class Context:
     cold_counts: NDArray[np.float64]
     catalogue: Catalogue
     signals: Signals
-    factors: Factors
+    factor_scores: NDArray[np.float32]
     settings: RetrievalSettings
     servable: NDArray[np.bool_]
     scratch: Scratch

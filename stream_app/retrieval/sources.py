@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stream_app.retrieval.again import Again
 from stream_app.retrieval.ann import NearInterests
 from stream_app.retrieval.cold import NewItems
 from stream_app.retrieval.factors import SimilarTaste
@@ -20,7 +21,10 @@ def default_sources(settings: Settings) -> tuple[Source, ...]:
         NearInterests(SLOW),
         NearInterests(FAST),
         TakenTogether(),
-        SimilarTaste(),
+        SimilarTaste(SLOW),
+        SimilarTaste(FAST),
         *(Trending(column, days) for column, days in enumerate(settings.items.half_lives_days)),
+        Trending(len(settings.items.half_lives_days), None),
+        Again(),
         NewItems(),
     )

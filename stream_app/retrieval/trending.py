@@ -1,4 +1,4 @@
-"""Items with the largest decayed counts, at one half-life each."""
+"""Items with the largest decayed counts, at one half-life each, and with the largest counts of all time."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Trending:
     """The top of one popularity column.
 
     Attributes:
-        column: index of the half-life in ``items.half_lives_days``.
-        days: the half-life, for the name.
+        column: index of the half-life in ``items.half_lives_days``; the one after the last is all time.
+        days: the half-life, for the name; None: all time.
     """
 
     column: int
-    days: float
+    days: float | None
 
     @property
     def name(self) -> str:
-        return f"trending_{self.days:g}d"
+        return "popular" if self.days is None else f"trending_{self.days:g}d"
 
     def propose(self, context: Context) -> NDArray[np.int32]:
         rows = context.signals.trending(self.column, context.catalogue.id_hash)
