@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from schemas.messages import TrainingExample
 from stream_app.factors.basis import FactorBasis, fit_basis, without_text
-from stream_app.factors.kernels import best_targets, user_factors
+from stream_app.factors.kernels import best_scored, score_targets, user_factors
 from stream_app.factors.learner import FactorLearner
-from stream_app.factors.table import Factors
-from stream_app.heap import keep_best
+from stream_app.factors.table import Factors, best_by_factors
+from stream_app.heap import drain, keep_best, largest
 from stream_app.settings import FactorSettings
 
 SETTINGS = FactorSettings(dimensions=8, negatives=10)
@@ -60,9 +60,9 @@ def _table(learner: FactorLearner) -> Factors:
 
 
 def _top(table: Factors, recent: list[int], count: int) -> list[int]:
-    user = table.user(np.array(recent, np.int32))
-    found = table.best(user, np.ones(40, np.bool_), np.zeros(40, np.int64), 1, count, np.arange(40))
-    return [int(row) for row in found]
+    users = table.users(np.array(recent, np.int32))
+    scores = table.score_all(users, np.ones(40, np.bool_), np.zeros(40, np.int64), 1)
+    return [int(row) for row in best_by_factors(scores[0], count, np.arange(40))]
 
 
 def test_what_follows_what_is_learned() -> None:
@@ -185,15 +185,19 @@ def test_learned_rows_are_not_started_again() -> None:
 def test_the_scan_finds_what_sorting_finds() -> None:
     rng = np.random.default_rng(1)
     target, bias = rng.normal(size=(500, 8)).astype(np.float32), rng.normal(size=500).astype(np.float32)
-    user = rng.normal(size=8).astype(np.float32)
+    users = rng.normal(size=(2, 8)).astype(np.float32)
     allowed, blocked = rng.random(500) < 0.7, np.where(rng.random(500) < 0.1, 9, 0)
     # Many of the best are the same: of these the smaller hashes.
-    best = np.argsort(-(target @ user + bias))[:60]
+    best = np.argsort(-(target @ users[1] + bias))[:60]
     target[best], bias[best] = target[best[0]], bias[best[0]]
     hashes = rng.permutation(500)
-    rows, scores, ties = np.empty(20, np.int32), np.empty(20, np.float32), np.empty(20, np.int64)
     has = rng.random(500) < 0.9
-    assert best_targets(user, target, bias, allowed, has, blocked, 9, hashes, rows, scores, ties) == 20
+    scores, rows = np.empty((2, 500), np.float32), np.empty(20, np.int32)
+    score_targets(users, target, bias, allowed, has, blocked, 9, scores)
+    there = allowed & has & (blocked != 9)
+    assert np.array_equal(np.isneginf(scores), np.stack([~there, ~there]))
+    np.testing.assert_allclose(scores[:, there], users @ target[there].T + bias[there], rtol=1e-4, atol=1e-5)
+    assert best_scored(scores[1], hashes, rows) == 20
     free = best[allowed[best] & has[best] & (blocked[best] != 9)]
     assert len(free) > 20
     assert rows.tolist() == free[np.argsort(hashes[free])][:20].tolist()
@@ -222,9 +226,27 @@ def test_a_heap_keeps_the_best_in_whatever_order_they_come(offered: list[tuple[i
         found = 0
         for score, tie in order:
             found = keep_best(rows, scores, ties, found, tie, np.float32(score), tie)
-        kept.append(sorted(rows[:found].tolist()))
-    best = sorted(tie for _, tie in sorted(offered, key=lambda pair: (-pair[0], pair[1]))[:wanted])
+        drain(rows, scores, ties, found)
+        kept.append(rows[:found].tolist())
+    best = [tie for _, tie in sorted(offered, key=lambda pair: (-pair[0], pair[1]))[:wanted]]
     assert kept == [best, best, best]
+
+
+@given(st.lists(st.sampled_from([-1e30, -2.0, 0.0, 1.0, 1.0 + 1e-6, 3e30, -np.inf]), max_size=60), st.integers(1, 70))
+def test_the_largest_are_among_those_found_in_two_passes(values: list[float], wanted: int) -> None:
+    scores, rows = np.array(values, np.float32), np.empty(len(values), np.int32)
+    found = rows[: largest(scores, wanted, rows)].tolist()
+    there = sorted((score for score in scores.tolist() if score > -np.inf), reverse=True)
+    assert found == sorted(set(found))
+    assert sorted((scores[row] for row in found), reverse=True)[:wanted] == there[:wanted]
+
+
+def test_the_short_memory_is_of_the_newest_items() -> None:
+    table = _table(_learner())
+    long, short = table.users(np.array([5, *range(6, 30)], np.int32))
+    newest = table.context[5] / np.linalg.norm(table.context[5])
+    assert short @ newest / np.linalg.norm(short) > long @ newest / np.linalg.norm(long)
+    assert not table.users(np.zeros(0, np.int32)).any()
 
 
 def test_user_factors_are_the_decayed_sum() -> None:

@@ -44,6 +44,7 @@ DIMENSIONS = 16
 SPACE = "test"
 DAY = 86_400.0
 NAMES = feature_names(ItemSettings())
+CONTEXT_VALUES = np.array([0.5, -0.5, 1.0], np.float32)
 
 
 # Features ---------------------------------------------------------------------------------------------------------
@@ -52,12 +53,13 @@ NAMES = feature_names(ItemSettings())
 def features(size: int, *, seed: int = 0, **changes: Any) -> Features:
     rng = np.random.default_rng(seed)
     fields: dict[str, Any] = {
-        "cosines": rng.normal(size=(size, 9)).astype(np.float32),
+        "cosines": rng.normal(size=(size, 10)).astype(np.float32),
         "has_vector": np.ones(size, np.bool_),
         "links": rng.random(size=(7, size)),
         "counts": rng.random(size=(size, 4)) * 20,
         "last_event_at": rng.random(size) * 90 * DAY,
-        "factors": rng.normal(size=size).astype(np.float32),
+        "factors": rng.normal(size=(2, size)).astype(np.float32),
+        "own": rng.random(size),
         "published_at": np.full(size, -np.inf),
         "at": 100 * DAY,
         "now": 100 * DAY,
@@ -77,7 +79,7 @@ def test_features_are_scaled_within_the_request() -> None:
 
 def test_features_are_what_their_names_say() -> None:
     rng = np.random.default_rng(5)
-    cosines = rng.normal(size=(40, 9)).astype(np.float32)
+    cosines = rng.normal(size=(40, 10)).astype(np.float32)
     counts = rng.random(size=(40, 4)) * 20
     found = features(40, cosines=cosines, counts=counts)
 
@@ -89,7 +91,8 @@ def test_features_are_what_their_names_say() -> None:
 
     assert same("text_slow", cosines[:, 0])
     assert same("text_negative", cosines[:, 3])
-    assert same("text_best", cosines[:, 4:].max(axis=1))
+    assert same("text_mean", cosines[:, 4])
+    assert same("text_best", cosines[:, 5:].max(axis=1))
     assert same("popularity_7d", np.log1p(counts[:, 1]))
     assert same("popularity_all", np.log1p(counts[:, 3]))
     assert found.cold.tolist() == (counts[:, 3] < 5.0).tolist()
@@ -99,16 +102,19 @@ def test_features_are_what_their_names_say() -> None:
 def test_what_is_unknown_of_a_candidate_is_average() -> None:
     has_vector = np.arange(20) % 2 == 0
     published = np.where(np.arange(20) < 5, np.arange(20) * DAY, -np.inf)
-    scores = np.where(np.arange(20) < 7, np.arange(20), np.nan).astype(np.float32)
+    scores = np.stack([np.where(np.arange(20) < 7, np.arange(20), none) for none in (np.nan, -np.inf)])
+    scores = scores.astype(np.float32)
     values = features(20, has_vector=has_vector, published_at=published, factors=scores).values
-    text = values[:, :5]
+    text = values[:, :6]
     assert not text[~has_vector].any()
     assert text[has_vector].mean(axis=0) == pytest.approx(0.0, abs=1e-6)
     recency = values[:, NAMES.index("recency")]
     assert not recency[5:].any()
     assert (np.diff(recency[:5]) > 0).all(), "younger is larger"
-    assert not values[7:, NAMES.index("factors")].any()
-    assert not features(20, factors=np.full(20, np.nan, np.float32)).values[:, NAMES.index("factors")].any()
+    for name in ("factors", "factors_fast"):
+        assert not values[7:, NAMES.index(name)].any()
+        assert values[:7, NAMES.index(name)].any()
+        assert not features(20, factors=np.full((2, 20), np.nan, np.float32)).values[:, NAMES.index(name)].any()
 
 
 def test_a_feature_that_is_the_same_for_all_says_nothing() -> None:
@@ -282,9 +288,25 @@ def test_the_model_that_ranks_better_ranks() -> None:
     assert model.label == "default.0.network"
     model.losses = [0.4, 0.5]
     assert model.model == "linear"
+    model.losses = [0.4, 0.405]
+    assert model.model == "both"
     plain = ranker(hidden=0)
     plain.learn(examples(np.ones(len(NAMES)), 20, seed=1))
     assert plain.model == "linear"
+
+
+def test_both_rank_by_the_mean_of_their_scores() -> None:
+    model = ranker(network_from=10)
+    for _ in range(20):
+        model.step(np.random.default_rng(2).normal(size=(10, len(NAMES))).astype(np.float32), CONTEXT_VALUES)
+    values = np.random.default_rng(3).normal(size=(30, len(NAMES))).astype(np.float32)
+    scores = []
+    for losses, name in (([0.4, 0.6], "linear"), ([0.6, 0.4], "network"), ([0.5, 0.5], "both")):
+        model.losses = losses
+        assert model.model == name
+        scores.append(model.score(values, CONTEXT_VALUES))
+    assert scores[2] == pytest.approx((scores[0] + scores[1]) / 2)
+    assert not np.allclose(scores[0], scores[1])
 
 
 def test_the_network_learns_what_a_linear_model_cannot() -> None:

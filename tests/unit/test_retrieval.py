@@ -421,9 +421,9 @@ def test_factors_propose_the_largest_scores_among_what_is_allowed() -> None:
     found = proposed(recommender, RankRequest(user=person, at=100.0, now=100.0, n=5))["factors"]
     names = [state.catalogue.item_id(row) for row in found.tolist()]
     assert set(names) == {f"i{number}" for number in range(20)} - {"i3"}
-    user = state.factors.user(np.array([state.catalogue.row("i2"), state.catalogue.row("i1")], np.int32))
+    user = state.factors.users(np.array([state.catalogue.row("i2"), state.catalogue.row("i1")], np.int32))
     scores = state.factors.scores(user, found)
-    assert (np.diff(scores) <= 1e-5).all()
+    assert (np.diff(scores[0]) <= 1e-5).all()
     assert np.isnan(state.factors.scores(user, np.array([state.catalogue.row("i20")], np.int32))).all()
 
 
@@ -431,7 +431,23 @@ def test_factors_propose_nothing_for_a_user_they_do_not_know() -> None:
     state = with_factors()
     recommender = Recommender(state.settings, state)
     for person in (UserState("u"), UserState("v", history(("i20", 1.0)), events=1)):
-        assert not len(proposed(recommender, RankRequest(user=person, at=1.0, now=1.0, n=5))["factors"])
+        found = proposed(recommender, RankRequest(user=person, at=1.0, now=1.0, n=5))
+        assert not len(found["factors"])
+        assert not len(found["factors_fast"])
+
+
+def test_what_the_user_had_is_proposed_again_unless_it_is_consumed_or_hidden() -> None:
+    state = with_factors()
+    entries = history(("i1", 1.0), ("i2", 1.0), ("i2", 1.0), ("i3", 1.0), ("i4", 1.0), ("i5", -1.0))
+    person = UserState("u", entries, {id_hash("i3"): math.inf}, {id_hash("i4"): None}, events=6)
+    found = proposed(Recommender(state.settings, state), RankRequest(user=person, at=100.0, now=100.0, n=5))["again"]
+    assert [state.catalogue.item_id(row) for row in found.tolist()] == ["i2", "i1"], "twice and later comes first"
+
+
+def test_the_items_with_the_most_events_of_all_time_are_proposed(shop: ServingState) -> None:
+    for item_id, count in (("i7", 3.0), ("i8", 9.0)):
+        shop.apply_signals(item_id, signals_message(item_id, count, {}, at=0.0))
+    assert proposals(shop, UserState("u"))["popular"][0] == "i8"
 
 
 def test_of_new_items_the_rising_ones_come_first() -> None:
