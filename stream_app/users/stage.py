@@ -182,7 +182,7 @@ class UserStage:
                 known = UserState(
                     user_id, history, before.consumed, before.hidden, events=before.events, profile=state.profile
                 )
-                choice = self._choice(sourced, known, now, texts)
+                choice = self._choice(sourced, known, fold.share, now, texts)
                 if choice is not None:
                     choices.append((sourced, choice))
             if fold.refreshes:
@@ -367,6 +367,7 @@ class UserStage:
         self,
         sourced: SourcedEvent,
         known: UserState,
+        weight: float,
         now: float,
         texts: Mapping[str, NDArray[np.float32]],
     ) -> Choice | None:
@@ -382,6 +383,7 @@ class UserStage:
             seed=sourced.offset,
             seen=self._seen_before(event.user_id, at),
             shown=self._passed_over(event),
+            weight=weight,
         )
 
     def _note_examples(self, choices: Sequence[tuple[SourcedEvent, Choice]], result: StageResult) -> None:
