@@ -176,6 +176,13 @@ class UserSettings(_Group):
     influence_per_day: float = Field(
         500.0, ge=0, description="How much of that comes back per day of event time; the most a script adds for ever."
     )
+    impressions: int = Field(
+        100,
+        ge=0,
+        le=10_000,
+        description="Items shown lately (impression events) that are remembered per user, newest kept; 0: impressions "
+        "are not used (count).",
+    )
     slow_decay: float = Field(0.97, gt=0, lt=1, description="Per-event decay of the slow interest vector.")
     fast_decay: float = Field(0.7, gt=0, lt=1, description="Per-event decay of the fast interest vector.")
     cache: int = Field(50_000, ge=1, le=10_000_000, description="User states a process keeps in memory (count).")

@@ -424,11 +424,12 @@ class Recommender:
         serving, features, user = self._serving, prepared.features, prepared.request.user
         scores = np.round(serving.ranker.score(features.values, prepared.context), 6)
         cold = np.flatnonzero(features.cold)
+        taken = serving.signals.total(prepared.rows[cold])
         cold_order = cold[
             thompson_order(
                 promise(features.closeness[cold], features.values[cold, self._rising_feature]),
-                serving.signals.total(prepared.rows[cold]),
-                np.zeros(len(cold)),
+                taken,
+                np.maximum(serving.signals.shown(prepared.rows[cold]) - taken, 0.0),
                 serving.catalogue.id_hash[prepared.rows[cold]],
                 seed=id_hash(user.user_id) + user.events,
                 trials=self._settings.slate.cold_trials,

@@ -17,6 +17,7 @@ import msgspec
 from schemas.messages import MAX_ID, Interaction, Transition
 from stream_app.settings import EventType, ItemSettings, UserSettings
 from stream_app.textify import said
+from stream_app.users.impressions import note_shown, note_taken, passed_over
 from stream_app.users.influence import granted
 from stream_app.users.state import HistoryEntry, UserState, id_hash
 
@@ -40,6 +41,8 @@ class Fold:
         teaches: whether the event is a choice the ranker can learn from: a positive interaction with an item
             the user had not consumed or hidden before.
         share: how much of what such an event says it may say, 0 to 1: one user's influence is bounded.
+        passed: hashes of the items shown above what was taken, when the event teaches (see ``passed_over``).
+        shown: items for which an impression event counts.
     """
 
     outcome: str
@@ -47,6 +50,8 @@ class Fold:
     transition: Transition | None = None
     teaches: bool = False
     share: float = 1.0
+    passed: tuple[int, ...] = ()
+    shown: tuple[str, ...] = ()
 
 
 _REPLAYED = Fold("replayed")
@@ -130,6 +135,8 @@ def fold(
             entry = None
     transition = None
     teaches = False
+    passed: tuple[int, ...] = ()
+    shown = note_shown(state, event.items, at, users) if event.items else ()
     share = 1.0
     if place and not event.items:
         item_hash = id_hash(place)
@@ -139,9 +146,12 @@ def fold(
             share = granted(state, item_hash, says, at, users) / says
         if count > 0 and share > 0:
             teaches = kind.weight > 0 and not state.excludes(item_hash, at)
+            passed = passed_over(state, item_hash, at) if teaches else ()
             transition = _transition(state.history, place, at=at, offset=offset, count=count * share, settings=items)
     if item_id is not None and not event.items:
         item_hash = id_hash(item_id)
+        if polarity > 0:
+            note_taken(state, item_hash)
         if kind.hides:
             _remember(state.hidden, item_hash, None, users.hidden)
         if kind.consumes and kind.consumes_for_days != 0:
@@ -154,7 +164,7 @@ def fold(
         if share < 1:
             entry = msgspec.structs.replace(entry, share=share)
         state.history = (*state.history, entry)[-users.history :]
-    return Fold("applied", kind.refreshes, transition, teaches, share)
+    return Fold("applied", kind.refreshes, transition, teaches, share, passed, shown)
 
 
 def _landing(event: Interaction) -> str:

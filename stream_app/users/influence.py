@@ -20,11 +20,11 @@ import math
 from stream_app.settings import UserSettings
 from stream_app.users.state import UserState
 
-__all__ = ["LEAST_SHARE", "granted"]
+__all__ = ["DAY_S", "LEAST_SHARE", "granted", "still_spent"]
 
 LEAST_SHARE = 0.01
 """An event left with less than this of what it would say says nothing: whoever goes on for ever causes no traffic."""
-_DAY_S = 86_400.0
+DAY_S = 86_400.0
 
 
 def granted(state: UserState, item_hash: int, wanted: float, at: float, settings: UserSettings) -> float:
@@ -46,9 +46,8 @@ def granted(state: UserState, item_hash: int, wanted: float, at: float, settings
     """
     bound = settings.item_influence
     added, added_at = state.added.get(item_hash, (0.0, at))
-    added *= math.exp2(-max(at - added_at, 0.0) / (settings.item_influence_days * _DAY_S))
-    spent, spent_at = state.spent
-    spent = max(spent - max(at - spent_at, 0.0) * settings.influence_per_day / _DAY_S, 0.0)
+    added *= math.exp2(-max(at - added_at, 0.0) / (settings.item_influence_days * DAY_S))
+    spent = still_spent(state.spent, at, settings)
     grant = wanted * (1.0 - added / bound) if wanted <= bound else bound - added
     grant = min(grant, settings.influence_burst - spent)
     if grant < LEAST_SHARE * wanted:
@@ -59,5 +58,11 @@ def granted(state: UserState, item_hash: int, wanted: float, at: float, settings
         state.added[item_hash] = (added + grant, max(at, added_at))
     while len(state.added) > settings.influence_items:
         del state.added[next(iter(state.added))]
-    state.spent = (spent + grant, max(at, spent_at))
+    state.spent = (spent + grant, max(at, state.spent[1]))
     return grant
+
+
+def still_spent(spent: tuple[float, float], at: float, settings: UserSettings) -> float:
+    """What at event time ``at`` has not come back of a budget, given what was spent and as of when."""
+    amount, spent_at = spent
+    return max(amount - max(at - spent_at, 0.0) * settings.influence_per_day / DAY_S, 0.0)

@@ -60,7 +60,9 @@ class UserState:
 
     ``added`` and ``spent`` bound what others learn from the user (``stream_app.users.influence``): by hash of an item,
     oldest first, how much the user added to it lately, as of an event time; and how much of the budget was spent, as of
-    an event time.
+    an event time. ``seen`` are the last impressions (``stream_app.users.impressions``): by hash of an item, in the
+    order shown, when it was shown last (-inf: taken since) and when that counted last (-inf: never), event times; and
+    ``seen_spent`` is their budget.
     """
 
     user_id: str
@@ -75,6 +77,8 @@ class UserState:
     forgotten_at: float = 0.0
     added: dict[int, tuple[float, float]] = field(default_factory=dict)
     spent: tuple[float, float] = (0.0, 0.0)
+    seen: dict[int, tuple[float, float]] = field(default_factory=dict)
+    seen_spent: tuple[float, float] = (0.0, 0.0)
 
     def copy(self) -> UserState:
         """A copy that can be folded further without touching this one."""
@@ -91,6 +95,8 @@ class UserState:
             self.forgotten_at,
             dict(self.added),
             self.spent,
+            dict(self.seen),
+            self.seen_spent,
         )
 
     @property
@@ -121,6 +127,8 @@ class _Packed(msgspec.Struct, array_like=True):
     forgotten_at: float = 0.0
     added: dict[int, tuple[float, float]] = {}
     spent: tuple[float, float] = (0.0, 0.0)
+    seen: dict[int, tuple[float, float]] = {}
+    seen_spent: tuple[float, float] = (0.0, 0.0)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -144,13 +152,15 @@ def encode_state(state: UserState) -> bytes:
             state.forgotten_at,
             state.added,
             state.spent,
+            state.seen,
+            state.seen_spent,
         )
     )
 
 
 def decode_state(user_id: str, data: bytes) -> UserState:
     """The state packed by :func:`encode_state`, of this version or an older one: in 1 all was
-    consumed for ever, up to 2 nothing was noted of the user's influence.
+    consumed for ever, up to 2 nothing was noted of the user's influence and of impressions.
 
     Raises:
         ValueError: when the bytes are not a state of a version this code knows.
@@ -176,4 +186,6 @@ def decode_state(user_id: str, data: bytes) -> UserState:
         packed.forgotten_at,
         packed.added,
         packed.spent,
+        packed.seen,
+        packed.seen_spent,
     )

@@ -127,11 +127,17 @@ def test_everything_kept_is_bounded():
     assert state.excludes(id_hash("i99"), at=1e12)
 
 
-kinds = st.sampled_from(["view", "click", "purchase", "hide", "search", "visit", "rating", "dislike"])
+kinds = st.sampled_from(["view", "click", "purchase", "hide", "search", "visit", "rating", "dislike", "impression"])
+
+
+def shown(kind: str, item: str) -> list[str]:
+    return [item, *"abc"] if kind == "impression" else []
+
+
 streams = st.lists(
     st.builds(
         lambda number, item, kind, minutes: event(
-            number, item, kind, minutes, text="lamp" if kind == "search" else None, value=2.0
+            number, item, kind, minutes, text="lamp" if kind == "search" else None, value=2.0, items=shown(kind, item)
         ),
         st.integers(0, 30),
         st.sampled_from("abcdef"),
@@ -275,8 +281,9 @@ V1 = bytes.fromhex(
     "0008a46c616d70920b0c910d920e0f81000802"
 )
 V3 = bytes.fromhex(
-    "9d039197a161a5636c69636bcb4059000000000000cb3ff000000000000007a0cb3fe0000000000000910c910d910e81000802810ccb4072c000"
-    "00000000c0810104cb4049000000000000810b92cb3fe0000000000000cb405900000000000092cb3fe0000000000000cb4059000000000000"
+    "9f039197a161a5636c69636bcb4059000000000000cb3ff000000000000007a0cb3fe0000000000000910c910d910e81000802810ccb4072"
+    "c00000000000c0810104cb4049000000000000810b92cb3fe0000000000000cb405900000000000092cb3fe0000000000000cb4059000000"
+    "000000810c92cb4056800000000000cbfff000000000000092cb3ff0000000000000cb4056800000000000"
 )
 HISTORY = (HistoryEntry("a", "click", 100.0, 1.0, 7), HistoryEntry("", "search", 200.0, 1.0, 8, "lamp"))
 
@@ -315,6 +322,8 @@ def test_a_state_is_written_as_the_golden_bytes():
         50.0,
         {11: (0.5, 100.0)},
         (0.5, 100.0),
+        {12: (90.0, -math.inf)},
+        (1.0, 90.0),
     )
     assert encode_state(state) == V3
     assert decode_state("u", V3) == state
