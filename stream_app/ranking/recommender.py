@@ -613,4 +613,5 @@ def _median(values: NDArray[np.float32]) -> NDArray[np.float32]:
     half = len(values) // 2
     columns = np.ascontiguousarray(values.T)
     columns.partition(half, axis=1)
-    return columns[:, half]
+    # Contiguous whatever the number of rows: another layout would be compiled for apart.
+    return np.ascontiguousarray(columns[:, half])
