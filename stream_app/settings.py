@@ -150,6 +150,39 @@ class UserSettings(_Group):
     recent_event_ids: int = Field(
         128, ge=0, le=10_000, description="Event ids remembered per user to drop duplicates (count)."
     )
+    item_influence: float = Field(
+        4.0,
+        gt=0,
+        description="What one user can add to one item for everybody else, in the unit of event_types.*.count: the "
+        "first event counts whole, repeated ones less and less, and any number of them no more than this; inf: no "
+        "bound. A view, a click, a cart and a purchase of the same item add 2.4 together.",
+    )
+    item_influence_days: float = Field(
+        7.0,
+        gt=0,
+        le=3_650,
+        description="Half of what the user added to an item is forgotten after this (days), so that people who come "
+        "back for the same things keep counting.",
+    )
+    influence_items: int = Field(
+        64, ge=0, le=10_000, description="Items per user for which that is remembered, newest kept (count)."
+    )
+    influence_burst: float = Field(
+        2_000.0,
+        gt=0,
+        description="What one user can add to all items together at once: far above a wholesale customer who buys 500 "
+        "different items in an hour; inf: no bound.",
+    )
+    influence_per_day: float = Field(
+        500.0, ge=0, description="How much of that comes back per day of event time; the most a script adds for ever."
+    )
+    impressions: int = Field(
+        100,
+        ge=0,
+        le=10_000,
+        description="Items shown lately (impression events) that are remembered per user, newest kept; 0: impressions "
+        "are not used (count).",
+    )
     slow_decay: float = Field(0.97, gt=0, lt=1, description="Per-event decay of the slow interest vector.")
     fast_decay: float = Field(0.7, gt=0, lt=1, description="Per-event decay of the fast interest vector.")
     cache: int = Field(50_000, ge=1, le=10_000_000, description="User states a process keeps in memory (count).")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,12 @@ def tune(
         console.print("warning: the time was over before the search was", style="yellow")
     if not tuned.rest.tests:
         console.print("warning: the rest of the log holds no test; use a longer log", style="yellow")
+    elif better and tuned.by_chance:
+        console.print(
+            f"warning: of {tuned.rest.tests:,} tests {tuned.won:,} are hits only with the chosen settings and "
+            f"{tuned.lost:,} only with the defaults: that may be chance; search on more interactions",
+            style="yellow",
+        )
     if better:
         screen.print(f"{out} holds the settings; use them with: tailrace --config {out} ...", markup=False)
     else:
@@ -114,12 +121,12 @@ def _table(tuned: Tuned, share: float) -> object:
     from rich.table import Table
 
     table = Table(title=f"searched on the first {share:.0%}, judged on the rest")
-    for column in ("settings", "searched: HR@10", "NDCG@10", "rest: HR@10", "NDCG@10", "tests"):
+    for column in ("settings", "searched: HR@10", "NDCG@10", "tests", "rest: HR@10", "NDCG@10", "tests"):
         table.add_column(column, justify="left" if column == "settings" else "right")
     rows = {"defaults": (tuned.defaults_search, tuned.defaults_rest), "chosen": (tuned.search, tuned.rest)}
     for name, (searched, rest) in rows.items():
-        cells = [_shown(value) for value in (searched.hr, searched.ndcg, rest.hr, rest.ndcg)]
-        table.add_row(name, *cells, f"{rest.tests:,}")
+        cells = ([_shown(score.hr), _shown(score.ndcg), f"{score.tests:,}"] for score in (searched, rest))
+        table.add_row(name, *chain.from_iterable(cells))
     if tuned.chosen:
         table.caption = ", ".join(f"{name} = {value}" for name, value in tuned.chosen.items())
     return table

@@ -31,14 +31,17 @@ _STYLE: Final = """
 }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
        max-width: 64rem; margin: 2rem auto; padding: 0 1rem }
+h1, p { overflow-wrap: anywhere }
 h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 p.about, figcaption, caption { color: var(--soft) } .warning { color: var(--warn) }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child, td:first-child { text-align: left } tr.slates { font-weight: 600 } caption { caption-side: bottom }
-small { font-weight: normal; color: var(--soft) }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1.5rem }
-figure { margin: 0 } svg { width: 100%; height: auto } svg text { font-family: system-ui, sans-serif }
+th { vertical-align: bottom } td { vertical-align: top } caption { caption-side: bottom; text-align: left }
+th:first-child, td:first-child { text-align: left } tr.slates { font-weight: 600 }
+small { display: block; font-weight: normal; font-size: .75rem; line-height: 1.2; color: var(--soft) }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1.5rem }
+@media (max-width: 40rem) { th, td { padding: .25rem .35rem } body { font-size: 15px; margin-top: 1rem } }
+figure { margin: 0; min-width: 0 } svg { width: 100%; height: auto } svg text { font-family: system-ui, sans-serif }
 """
 
 
@@ -64,7 +67,7 @@ def _parts(report: Mapping[str, Any], made_by: str) -> Iterator[str]:
         f'<p class="about">{report["tests"]:,} tests ({report["cold"]["tests"]:,} cold) from '
         f"{data['interactions']:,} interactions of {data['users']:,} users with {data['items']:,} items, "
         f"{escape(str(data['from'] or '')[:10])} to {escape(str(data['to'] or '')[:10])}. Protocol: "
-        f"{escape(report['protocol'])}. Seed {report['seed']}. {report['seconds']:,.0f} s. {escape(changed)}. "
+        f"{escape(report['protocol'])}. Seed {report['seed']}. {report['seconds']:,.0f} s. Settings: {escape(changed.removesuffix(' settings'))}. "
         f"{escape(made_by)}.</p>\n"
     )
     for warning in report["warnings"]:
@@ -148,8 +151,11 @@ def _plots(report: Mapping[str, Any]) -> Iterator[str]:
     plots: list[tuple[str, Callable[[Axes], None]]] = [
         ("Hit rate at 10 over time, with 95 % intervals", lambda axes: _over_time(axes, report)),
         ("Hit rate at 10 by earlier events of the user", lambda axes: _by_maturity(axes, report)),
-        ("Hit rate at 10 of each ranking", lambda axes: _by_ranking(axes, report, "hr@10")),
-        ("Share of the catalogue in somebody's first ten", lambda axes: _by_ranking(axes, report, "coverage@10")),
+        (f"Hit rate at 10 of each ranking: {_rankings(report)}", lambda axes: _by_ranking(axes, report, "hr@10")),
+        (
+            f"Share of the catalogue in somebody's first ten: {_rankings(report)}",
+            lambda axes: _by_ranking(axes, report, "coverage@10"),
+        ),
         ("Where the taken item stood", lambda axes: _ranks(axes, report)),
         ("Learned weights of the ranker", lambda axes: _weights(axes, report)),
     ]
@@ -157,6 +163,12 @@ def _plots(report: Mapping[str, Any]) -> Iterator[str]:
     for number, (caption, draw) in enumerate(plots):
         yield f"<figure>{_svg(draw, caption, number)}<figcaption>{escape(caption)}</figcaption></figure>\n"
     yield "</div>\n"
+
+
+def _rankings(report: Mapping[str, Any]) -> str:
+    """What the colours of :func:`_by_ranking` mean."""
+    parts = ["slates", *["sources alone (grey)"] * bool(report["sources"])]
+    return ", ".join([*parts, *["baselines (orange)"] * bool(report["compare"])])
 
 
 def _svg(draw: Callable[[Axes], None], title: str, number: int) -> str:
@@ -203,7 +215,8 @@ def _over_time(axes: Axes, report: Mapping[str, Any]) -> None:
     names = [_period(part)[:10] for part in parts]
     axes.set_xticks(list(places), names, rotation=35, ha="right")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    # Above the plot: inside it would lie on the lines, wherever they are.
+    axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
 
 
 def _companions(report: Mapping[str, Any]) -> list[str]:
@@ -221,9 +234,10 @@ def _by_maturity(axes: Axes, report: Mapping[str, Any]) -> None:
         [rate - part["intervals"]["hr@10"][0] for rate, part in zip(rates, parts, strict=True)],
         [part["intervals"]["hr@10"][1] - rate for rate, part in zip(rates, parts, strict=True)],
     ]
-    axes.bar(range(len(parts)), rates, color=_SLATES, yerr=errors, ecolor=_GREY, capsize=3)
+    axes.bar(range(len(parts)), rates, color=_SLATES, yerr=errors, ecolor=_INK, capsize=3)
     names = [f"{_maturity(part)}\n({part['tests']:,})" for part in parts]
     axes.set_xticks(range(len(parts)), names)
+    axes.set_xlabel("earlier events (tests)")
 
 
 def _by_ranking(axes: Axes, report: Mapping[str, Any], key: str) -> None:
@@ -238,12 +252,13 @@ def _ranks(axes: Axes, report: Mapping[str, Any]) -> None:
     counts = {name: count for name, count in report["ranks"].items() if name != "miss"}
     axes.bar(range(len(counts)), list(counts.values()), color=_SLATES)
     axes.set_xticks(range(len(counts)), list(counts))
-    axes.set_xlabel(f"rank; {report['ranks']['miss']:,} of {report['tests']:,} tests beyond 50")
+    axes.set_ylabel("tests")
+    axes.set_xlabel(f"rank, in steps that grow; {report['ranks']['miss']:,} of {report['tests']:,} tests beyond 50")
 
 
 def _weights(axes: Axes, report: Mapping[str, Any]) -> None:
     ordered = sorted(report["weights"].items(), key=lambda pair: abs(pair[1]))[-16:]
     colours = [_SLATES if weight >= 0 else _COLOURS[4] for _, weight in ordered]
     axes.barh(range(len(ordered)), [weight for _, weight in ordered], color=colours)
-    axes.set_yticks(range(len(ordered)), [name for name, _ in ordered], fontsize=7)
+    axes.set_yticks(range(len(ordered)), [name for name, _ in ordered], fontsize=8)
     axes.axvline(0, color=_INK, linewidth=0.8)

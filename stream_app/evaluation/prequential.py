@@ -230,6 +230,10 @@ class Prequential:
             untested=dict(self._ledger.untested),
         )
 
+    def state(self, user_id: str) -> UserState:
+        """The user's state so far; an empty one of somebody unknown."""
+        return self._states.get(user_id) or UserState(user_id)
+
     def _test(self, basket: Sequence[Interaction], *, counted: bool = True, at: float | None = None) -> None:
         """Rank the user of the basket, and count its new items as tests."""
         at = basket[0].occurred_at.timestamp() if at is None else at

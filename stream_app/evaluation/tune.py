@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from stream_app.evaluation.files import Log
-from stream_app.evaluation.metrics import gains, hit_rate, mean
+from stream_app.evaluation.metrics import Ranks, gains, hit_rate, mean
 from stream_app.evaluation.prequential import Options, Outcome, Prequential
 from stream_app.evaluation.run import Vectors
 from stream_app.settings import Settings
@@ -26,6 +26,8 @@ __all__ = ["SPACE", "Score", "Trial", "Tuned", "draw", "to_toml", "tune", "with_
 
 _RUNGS: Final = (0.25, 0.5, 1.0)
 """Shares of the part that are replayed, one after the other; between two of them the worse half drops out."""
+
+_DEPTH: Final = 10
 
 Draw = Callable[[np.random.Generator], Any]
 
@@ -82,11 +84,15 @@ class Score:
 
 @dataclass(slots=True)
 class Trial:
-    """Settings and what they gave. ``values`` is empty for the defaults; ``share`` of the part was replayed."""
+    """Settings and what they gave, by the share of the part that was replayed. ``values`` is empty for the defaults."""
 
     values: dict[str, Any]
-    share: float = 0.0
-    score: Score = field(default_factory=lambda: Score(0, None, None))
+    scores: dict[float, Score] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """The most of the part that was replayed."""
+        return max(self.scores, default=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +105,8 @@ class Tuned:
         defaults_search: the defaults there.
         rest: the chosen settings on the tests after the part.
         defaults_rest: the defaults there.
+        won: tests of the rest that the chosen settings have among the first ten and the defaults have not.
+        lost: the other way round.
         trials: every trial, in the order they were drawn.
         stopped: the time was over before every trial had its turn.
     """
@@ -108,8 +116,18 @@ class Tuned:
     defaults_search: Score
     rest: Score
     defaults_rest: Score
+    won: int
+    lost: int
     trials: list[Trial]
     stopped: bool
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether as many hits more or less are to be expected (1 in 20) of settings that are no better or worse.
+
+        McNemar's test (1947, doi 10.1007/BF02295996): only tests on which the two differ say something.
+        """
+        return abs(self.won - self.lost) <= 1.96 * math.sqrt(self.won + self.lost)
 
 
 class _TimeIsOver(Exception):
@@ -186,41 +204,47 @@ def tune(
         for rung in _RUNGS:
             events = int(part * rung)
             for trial in alive:
-                trial.score = _score(replay(trial, events, 0.1, deadline, "search", work))
-                trial.share = rung
+                trial.scores[rung] = _score(replay(trial, events, 0.1, deadline, "search", work).slates)
                 done += events
             challengers = sorted((t for t in alive if t is not defaults), key=_order, reverse=True)
             alive = [defaults, *challengers[: max(1, len(challengers) // 2)]]
     except _TimeIsOver:
         stopped = True
-    # Only what went as far as the defaults can be compared with them.
-    furthest = [trial for trial in everything if trial.share == defaults.share and trial.share > 0]
-    best = max(furthest, key=_order, default=defaults)
-    best = best if best.score.beats(defaults.score) else defaults
+    # Only on the same events can anything be compared: on the most that the defaults and one more were replayed over.
+    compared = max((trial.share for trial in everything if trial is not defaults), default=0.0)
+    compared = min(compared, defaults.share)
+    unknown = Score(0, None, None)
+    best = defaults
+    for trial in everything:
+        if compared in trial.scores and trial.scores[compared].beats(best.scores[compared]):
+            best = trial
     done, total = 0, 2 * len(log.interactions)
-    defaults_rest = _score(replay(defaults, len(log.interactions), share, math.inf, "comparison", total))
+    outcome = replay(defaults, len(log.interactions), share, math.inf, "comparison", total)
     done += len(log.interactions)
-    rest = defaults_rest
-    if best is not defaults:
-        rest = _score(replay(best, len(log.interactions), share, math.inf, "comparison", total))
+    chosen = outcome if best is defaults else replay(best, len(log.interactions), share, math.inf, "comparison", total)
+    on_progress("comparison", total, total)
+    hits, defaults_hits = (one.slates.values <= _DEPTH for one in (chosen, outcome))
     return Tuned(
         chosen=dict(best.values),
-        search=best.score,
-        defaults_search=defaults.score,
-        rest=rest,
-        defaults_rest=defaults_rest,
+        search=best.scores.get(compared, unknown),
+        defaults_search=defaults.scores.get(compared, unknown),
+        rest=_score(chosen.slates),
+        defaults_rest=_score(outcome.slates),
+        won=int(np.count_nonzero(hits & ~defaults_hits)),
+        lost=int(np.count_nonzero(defaults_hits & ~hits)),
         trials=everything,
         stopped=stopped,
     )
 
 
 def _order(trial: Trial) -> tuple[float, float]:
-    return trial.score.ndcg or 0.0, trial.score.hr or 0.0
+    score = trial.scores[trial.share]
+    return score.ndcg or 0.0, score.hr or 0.0
 
 
-def _score(outcome: Outcome) -> Score:
-    ranks = outcome.slates.values
-    return Score(len(ranks), mean(gains(ranks, 10)).value, hit_rate(ranks, 10).value)
+def _score(slates: Ranks) -> Score:
+    ranks = slates.values
+    return Score(len(ranks), mean(gains(ranks, _DEPTH)).value, hit_rate(ranks, _DEPTH).value)
 
 
 def to_toml(values: Mapping[str, Any], *, comments: Sequence[str] = ()) -> str:

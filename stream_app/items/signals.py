@@ -85,6 +85,7 @@ class Signals:
         self._sources: dict[str, int] = {}
         self._applied = np.full((0, _START_CAPACITY), -1, np.int64)
         self._counts = np.zeros((_START_CAPACITY, len(self._rates)))
+        self._shown = np.zeros(_START_CAPACITY)
         self._keys = np.full((len(self._rates), _START_CAPACITY), -np.inf)
         self._sizes = np.full(_START_CAPACITY, -1, np.int8)
         self._free = no_blocks()
@@ -118,6 +119,12 @@ class Signals:
         """Counts of all time of rows, float64 [len(rows)]."""
         self.reserve(int(rows.max()) + 1 if len(rows) else 0)
         found: NDArray[np.float64] = self._counts[rows, -1]
+        return found
+
+    def shown(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+        """How often rows were shown while they were new, as far as impressions say: float64 [len(rows)]."""
+        self.reserve(int(rows.max()) + 1 if len(rows) else 0)
+        found: NDArray[np.float64] = self._shown[rows]
         return found
 
     def popularity(self, at: float | NDArray[np.float64], rows: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
@@ -206,6 +213,7 @@ class Signals:
             np.array([signals.counts], np.float64),
             np.array([signals.at], np.float64),
             {source: np.array([offset], np.int64) for source, offset in signals.applied.items()},
+            np.array([signals.shown], np.float64),
         )
         return bool(found[0])
 
@@ -222,6 +230,7 @@ class Signals:
         counts: NDArray[np.float64],
         at: NDArray[np.float64],
         applied: dict[str, NDArray[np.int64]],
+        shown: NDArray[np.float64],
     ) -> NDArray[np.bool_]:
         """Take over ``k`` rows without a message; what fits together is the caller's care.
 
@@ -233,6 +242,7 @@ class Signals:
             counts: float64 [k, columns].
             at: float64 [k], event times (seconds) everything is stated at.
             applied: by source partition: int64 [k], offsets through which the rows are complete, -1 for none.
+            shown: float64 [k], how often each was shown while it was new.
 
         Returns:
             bool [k], False where the held row is complete through later offsets.
@@ -252,6 +262,7 @@ class Signals:
             rows, lengths, neighbours, symmetric, directed, counts, at, offsets, found,
             self.arena, self._sizes, self._free, self._applied, self._counts, self._keys, self._rates,
         )  # fmt: skip
+        self._shown[rows[found]] = shown[found]
         self.version += int(np.count_nonzero(found))
         for column in self._top:
             column.change(rows)
@@ -269,6 +280,7 @@ class Signals:
         arena.scale[rows] = 1.0
         self._applied[:, rows] = -1
         self._counts[rows] = 0.0
+        self._shown[rows] = 0.0
         self._keys[:, rows] = -np.inf
         for column in self._top:
             column.change(rows)
@@ -307,6 +319,7 @@ class Signals:
         )
         self._sizes = np.concatenate([self._sizes, np.full(grown, -1, np.int8)])
         self._counts = np.concatenate([self._counts, np.zeros((grown, self.columns))])
+        self._shown = np.concatenate([self._shown, np.zeros(grown)])
         self._keys = np.concatenate([self._keys, np.full((self.columns, grown), -np.inf)], axis=1)
         self._applied = np.concatenate([self._applied, np.full((len(self._sources), grown), -1, np.int64)], axis=1)
 
@@ -338,6 +351,7 @@ class Signals:
             directory / "signals.npz",
             version=np.int64(self.version),
             counts=self._counts[:count],
+            shown=self._shown[:count],
             at=arena.stated[:count],
             applied=self._applied[:, :count],
             lengths=lengths,
@@ -376,6 +390,8 @@ class Signals:
                 held["counts"].astype(np.float64),
                 held["at"].astype(np.float64),
                 dict(zip(sources, held["applied"].astype(np.int64), strict=True)),
+                # Not there in files of older releases.
+                held.get("shown", np.zeros(count)).astype(np.float64),
             )
             signals.version = int(held["version"])
         except (OSError, KeyError, ValueError, msgspec.DecodeError) as error:

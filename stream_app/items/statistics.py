@@ -66,6 +66,7 @@ class _Rows(NamedTuple):
     at: NDArray[np.float64]
     reference: NDArray[np.float64]
     counts: NDArray[np.float64]
+    shown: NDArray[np.float64]
     starts: NDArray[np.int64]
     lengths: NDArray[np.int32]
     sizes: NDArray[np.int8]
@@ -95,6 +96,7 @@ class TakenRows:
         counts: float64 [k, columns].
         at: float64 [k], event times (seconds) everything is stated at.
         applied: by source partition: int64 [k], -1 for none.
+        shown: float64 [k], how often each was shown while it was new.
     """
 
     evicted: list[str]
@@ -107,6 +109,7 @@ class TakenRows:
     counts: NDArray[np.float64]
     at: NDArray[np.float64]
     applied: dict[str, NDArray[np.int64]]
+    shown: NDArray[np.float64]
 
 
 def componentwise_newer(candidate: dict[str, int], held: dict[str, int]) -> bool:
@@ -148,6 +151,7 @@ class ItemStatistics:
             at=np.zeros(size),
             reference=np.zeros(size),
             counts=np.zeros((size, columns)),
+            shown=np.zeros(size),
             starts=np.zeros(size, np.int64),
             lengths=np.zeros(size, np.int32),
             sizes=np.full(size, -1, np.int8),
@@ -210,6 +214,7 @@ class ItemStatistics:
         ends = np.cumsum(np.array([len(row.previous) for row in rows], np.int64))
         at = np.array([row.at for row in rows], np.float64)
         counts = np.array([row.count for row in rows], np.float64)
+        shown = np.array([row.shown for row in rows], np.float64)
         symmetric = np.array([weight for row in rows for weight in row.symmetric], np.float64)
         directed = np.array([weight for row in rows for weight in row.directed], np.float64)
         column = self._column(message.source_partition)
@@ -219,7 +224,7 @@ class ItemStatistics:
         done = 0
         while True:
             done = _apply(
-                done, items, offsets, at, counts, ends, previous, symmetric, directed, column, touched,
+                done, items, offsets, at, counts, shown, ends, previous, symmetric, directed, column, touched,
                 self._settings.neighbours, self._half_lives, self._transition_half_life,
                 self._rows, self._links, self._applied,
             )  # fmt: skip
@@ -364,6 +369,7 @@ class ItemStatistics:
                     applied={
                         source: int(offsets[place]) for source, offsets in taken.applied.items() if offsets[place] >= 0
                     },
+                    shown=float(taken.shown[place]),
                 )
             )
         return found
@@ -390,7 +396,10 @@ class ItemStatistics:
         )
         applied = {str(source): self._applied[column, numbers] for source, column in self._columns.items()}
         self._reclaim()
-        return TakenRows(evicted, item_ids, numbers, lengths, neighbours, symmetric, directed, counts, at, applied)
+        shown = self._rows.shown[numbers]
+        return TakenRows(
+            evicted, item_ids, numbers, lengths, neighbours, symmetric, directed, counts, at, applied, shown
+        )
 
     def places(self, numbers: NDArray[np.int32], intern: Callable[[str], int], *, version: int) -> NDArray[np.int32]:
         """Where the one reader in this process keeps ids, looked up once per id: int32 [len(numbers)].
@@ -467,7 +476,7 @@ class ItemStatistics:
         self._room(block_size(size_of(len(others))))
         _restore(
             number, others, symmetric.astype(np.float64), directed.astype(np.float64), signals.at,
-            np.array(signals.counts), self._settings.neighbours, self._rows, self._links,
+            np.array(signals.counts, np.float64), signals.shown, self._settings.neighbours, self._rows, self._links,
         )  # fmt: skip
         self._applied[:, number] = -1
         for column, offset in applied_to.items():
@@ -532,6 +541,7 @@ def _create(number: int, at: float, rows: _Rows) -> None:
     rows.at[number] = at
     rows.reference[number] = at
     rows.counts[number] = 0.0
+    rows.shown[number] = 0.0
     rows.lengths[number] = 0
     rows.references[number] += 1
     rows.state[_COUNT] += 1
@@ -668,6 +678,7 @@ def _apply(
     offsets: NDArray[np.int64],
     at: NDArray[np.float64],
     counts: NDArray[np.float64],
+    shown: NDArray[np.float64],
     ends: NDArray[np.int64],
     previous: NDArray[np.int32],
     symmetric: NDArray[np.float64],
@@ -688,7 +699,9 @@ def _apply(
         if links.free[SIZES] + _room_for(end - begin, limit) > len(links.numbers):
             return place
         if rows.owned[item] and _touch(item, time, column, offset, touched, rows, applied):
-            if time > rows.at[item]:
+            rows.shown[item] += shown[place]
+            # An impression is no event of the item: the time its counts are stated at is that of its last one.
+            if counts[place] > 0.0 and time > rows.at[item]:
                 _decay_counts(item, time, half_lives, rows)
             late = rows.at[item] - time
             for life in range(len(half_lives)):
@@ -761,6 +774,7 @@ def _restore(
     directed: NDArray[np.float64],
     at: float,
     counts: NDArray[np.float64],
+    shown: float,
     limit: int,
     rows: _Rows,
     links: _Links,
@@ -773,6 +787,7 @@ def _restore(
     rows.at[number] = at
     rows.reference[number] = at
     rows.counts[number] = counts
+    rows.shown[number] = shown
     if len(others):
         size = size_of(len(others))
         start = allocate(size, links.numbers, links.free)

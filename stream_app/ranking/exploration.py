@@ -4,7 +4,7 @@ Each new item has a Beta distribution of the rate at which it is taken when show
 doi 10.2307/2332286; for recommendations Chapelle and Li 2011). Its prior has the mean that its promise suggests
 (``retrieval.cold.promise``); what the item did so far moves it. Items are ordered by one draw each: those that promise
 most come first most of the time, the others get their chance, and an item that was shown often and never taken steps
-back (showings are not counted yet: the ranking passes none).
+back, where the shop says what it shows (``stream_app.users.impressions``).
 
 Draws come from a hash of the item's id and a seed, not from a generator, so that replicas and replays agree.
 """

@@ -426,11 +426,12 @@ class Recommender:
         serving, features, user = self._serving, prepared.features, prepared.request.user
         scores = np.round(serving.ranker.score(features.values, prepared.context), 6)
         cold = np.flatnonzero(features.cold)
+        taken = serving.signals.total(prepared.rows[cold])
         cold_order = cold[
             thompson_order(
                 promise(features.closeness[cold], features.values[cold, self._rising_feature]),
-                serving.signals.total(prepared.rows[cold]),
-                np.zeros(len(cold)),
+                taken,
+                np.maximum(serving.signals.shown(prepared.rows[cold]) - taken, 0.0),
                 serving.catalogue.id_hash[prepared.rows[cold]],
                 seed=id_hash(user.user_id) + user.events,
                 trials=self._settings.slate.cold_trials,
@@ -703,4 +704,5 @@ def _median(values: NDArray[np.float32]) -> NDArray[np.float32]:
     half = len(values) // 2
     columns = np.ascontiguousarray(values.T)
     columns.partition(half, axis=1)
-    return columns[:, half]
+    # Contiguous whatever the number of rows: another layout would be compiled for apart.
+    return np.ascontiguousarray(columns[:, half])

@@ -12,15 +12,21 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
 
+import msgspec
+
 from schemas.messages import MAX_ID, Interaction, Transition
 from stream_app.settings import EventType, ItemSettings, UserSettings
 from stream_app.textify import said
+from stream_app.users.impressions import note_shown, note_taken, passed_over
+from stream_app.users.influence import granted
 from stream_app.users.state import HistoryEntry, UserState, id_hash
 
 __all__ = ["Fold", "Folder", "fold"]
 
 T = TypeVar("T")
 _DAY_S = 86_400.0
+_UNCOUNTED = 0.3
+"""What an event that counts nothing, but that later items are linked to, takes of the user's influence: as a view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +40,18 @@ class Fold:
         transition: what the event says about items, or None.
         teaches: whether the event is a choice the ranker can learn from: a positive interaction with an item
             the user had not consumed or hidden before.
+        share: how much of what such an event says it may say, 0 to 1: one user's influence is bounded.
+        passed: hashes of the items shown above what was taken, when the event teaches (see ``passed_over``).
+        shown: items for which an impression event counts.
     """
 
     outcome: str
     refreshes: bool = False
     transition: Transition | None = None
     teaches: bool = False
+    share: float = 1.0
+    passed: tuple[int, ...] = ()
+    shown: tuple[str, ...] = ()
 
 
 _REPLAYED = Fold("replayed")
@@ -110,14 +122,36 @@ def fold(
         polarity = -1
     at = event.occurred_at.timestamp()
     item_id = event.item_id
+    weight = kind.weight * polarity
+    visits = item_id is None and not weight and not polarity and kind.refreshes
+    place = item_id or ""
+    if visits:  # Where it led, or what it says, is all there may be to go by.
+        weight, place = users.context_weight, _landing(event)
+    text = said(event, max_chars=users.text_history_chars)
+    entry = None
+    if weight and not event.items and (place or text):
+        entry = HistoryEntry(place, event.type, at, weight, offset, text)
+        if visits and _repeats(state.history, entry):
+            entry = None
     transition = None
     teaches = False
+    passed: tuple[int, ...] = ()
+    shown = note_shown(state, event.items, at, users) if event.items else ()
+    share = 1.0
+    if place and not event.items:
+        item_hash = id_hash(place)
+        count = kind.count if polarity > 0 and not visits else 0.0
+        says = count or (_UNCOUNTED if entry is not None and weight > 0 else 0.0)
+        if says:
+            share = granted(state, item_hash, says, at, users) / says
+        if count > 0 and share > 0:
+            teaches = kind.weight > 0 and not state.excludes(item_hash, at)
+            passed = passed_over(state, item_hash, at) if teaches else ()
+            transition = _transition(state.history, place, at=at, offset=offset, count=count * share, settings=items)
     if item_id is not None and not event.items:
         item_hash = id_hash(item_id)
-        count = kind.count if polarity > 0 else 0.0
-        if count > 0:
-            teaches = kind.weight > 0 and not state.excludes(item_hash, at)
-            transition = _transition(state.history, item_id, at=at, offset=offset, count=count, settings=items)
+        if polarity > 0:
+            note_taken(state, item_hash)
         if kind.hides:
             _remember(state.hidden, item_hash, None, users.hidden)
         if kind.consumes and kind.consumes_for_days != 0:
@@ -126,17 +160,11 @@ def fold(
             # The longest holds, in whatever order events come.
             until = max(until, state.consumed.get(item_hash, until))
             _remember(state.consumed, item_hash, until, users.consumed)
-    weight = kind.weight * polarity
-    text = said(event, max_chars=users.text_history_chars)
-    place = item_id or ""
-    visits = item_id is None and not weight and not polarity and kind.refreshes
-    if visits:  # Where it led, or what it says, is all there may be to go by.
-        weight, place = users.context_weight, _landing(event)
-    if weight and not event.items and (place or text):
-        entry = HistoryEntry(place, event.type, at, weight, offset, text)
-        if not (visits and _repeats(state.history, entry)):
-            state.history = (*state.history, entry)[-users.history :]
-    return Fold("applied", kind.refreshes, transition, teaches)
+    if entry is not None:
+        if share < 1:
+            entry = msgspec.structs.replace(entry, share=share)
+        state.history = (*state.history, entry)[-users.history :]
+    return Fold("applied", kind.refreshes, transition, teaches, share, passed, shown)
 
 
 def _landing(event: Interaction) -> str:
@@ -168,9 +196,10 @@ def _transition(
 
     An item of the same basket (same event time) counts 1 symmetrically and has no direction; an earlier one
     counts ``symmetric_decay ** lag`` and, over the first lags, ``directed_decay ** lag``. Each earlier item
-    counts once, at its latest place.
+    counts once, at its latest place, and no more than that event's share.
     """
     previous: list[str] = []
+    shares: list[float] = []
     together = lag = 0
     seen = {item_id, ""}
     limit = settings.transition_history
@@ -179,11 +208,14 @@ def _transition(
         if other in seen or entry.weight <= 0:
             continue
         seen.add(other)
+        if not entry.share:
+            continue
         if entry.at == at and not lag:
             together += 1
         elif entry.at == at:
             # An event that came late: it belongs to the basket, wherever it stands.
             previous.insert(together, other)
+            shares.insert(together, entry.share)
             together += 1
             if len(previous) >= limit:
                 break
@@ -191,6 +223,7 @@ def _transition(
         else:
             lag += 1
         previous.append(other)
+        shares.append(entry.share)
         if len(previous) >= limit:
             break
     symmetric, directed = _by_lag(settings.symmetric_decay, settings.directed_decay, settings.directed_history, limit)
@@ -200,9 +233,13 @@ def _transition(
         item_id=item_id,
         count=count,
         previous=previous,
-        symmetric=[1.0] * together + symmetric[:lag],
-        directed=[0.0] * together + directed[:lag],
+        symmetric=_times([1.0] * together + symmetric[:lag], shares),
+        directed=_times([0.0] * together + directed[:lag], shares),
     )
+
+
+def _times(weights: list[float], shares: list[float]) -> list[float]:
+    return [weight * share for weight, share in zip(weights, shares, strict=True)]
 
 
 @cache

@@ -58,6 +58,10 @@ def fold_profile(state: UserState, profile: Profile | None, *, partition: int, o
         state.hidden = {}
         state.recent_event_ids = {}
         state.events = 0
+        state.added = {}
+        state.spent = (0.0, 0.0)
+        state.seen = {}
+        state.seen_spent = (0.0, 0.0)
         state.profile = None
         state.forgotten_at = max(state.forgotten_at, appended_s)
         return "forgotten"

@@ -20,7 +20,7 @@ from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recomme
 from stream_app.retrieval.interests import SLOW, history_view
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
-from stream_app.users.fold import Folder
+from stream_app.users.fold import Fold, Folder
 from stream_app.users.profiles import LIKED, fold_profile, with_profile
 from stream_app.users.state import HistoryEntry, Profile, UserState
 
@@ -176,13 +176,15 @@ class UserStage:
             result.partitions[user_id] = sourced.partition
             if fold.transition is not None:
                 result.transitions[sourced.partition].append(fold.transition)
+            if fold.shown:
+                result.transitions[sourced.partition] += self._shown(sourced, fold.shown)
             if fold.teaches:
                 # What was excluded is taken as of the batch: a copy per event would cost more than it teaches.
                 before = states[user_id]
                 known = UserState(
                     user_id, history, before.consumed, before.hidden, events=before.events, profile=state.profile
                 )
-                choice = self._choice(sourced, known, now, texts)
+                choice = self._choice(sourced, known, fold, now, texts)
                 if choice is not None:
                     choices.append((sourced, choice))
             if fold.refreshes:
@@ -356,17 +358,43 @@ class UserStage:
         found = seen.last if seen.known_to < at else seen.before
         return found if found is not None and found.reclaims == self._serving.catalogue.reclaims else None
 
-    def _passed_over(self, event: Interaction) -> NDArray[np.int32] | None:
-        """Rows that the slate the event names showed above what was taken; None when it names none that is known."""
+    def _passed_over(self, event: Interaction, passed: Sequence[int] = ()) -> NDArray[np.int32] | None:
+        """Rows that the slate the event names showed above what was taken; when it names none that is known, those that
+        the user's impressions did; None without either."""
         seen = self._seen.get(event.user_id)
-        if not event.slate_id or event.position is None or seen is None or seen.slate_id != event.slate_id:
-            return None
-        return seen.last.slate[: event.position]
+        if event.slate_id and event.position is not None and seen is not None and seen.slate_id == event.slate_id:
+            return seen.last.slate[: event.position]
+        rows = [row for row in map(self._serving.catalogue.row_of_hash, passed) if row >= 0]
+        return np.array(rows, np.int32) if rows else None
+
+    def _shown(self, sourced: SourcedEvent, items: Sequence[str]) -> list[Transition]:
+        """Notes that items were shown, for the owners of those that are new: only of these it matters, and most of what
+        a shop shows is not new."""
+        catalogue = self._serving.catalogue
+        rows = np.array([catalogue.row(item_id) for item_id in items], np.int32)
+        known = rows >= 0
+        known[known] = self._serving.is_cold(rows[known])
+        at = sourced.event.occurred_at.timestamp()
+        return [
+            Transition(
+                offset=sourced.offset,
+                at=at,
+                item_id=item_id,
+                count=0.0,
+                previous=[],
+                symmetric=[],
+                directed=[],
+                shown=1.0,
+            )
+            for item_id, noted in zip(items, known.tolist(), strict=True)
+            if noted
+        ]
 
     def _choice(
         self,
         sourced: SourcedEvent,
         known: UserState,
+        fold: Fold,
         now: float,
         texts: Mapping[str, NDArray[np.float32]],
     ) -> Choice | None:
@@ -381,7 +409,8 @@ class UserStage:
             row=row,
             seed=sourced.offset,
             seen=self._seen_before(event.user_id, at),
-            shown=self._passed_over(event),
+            shown=self._passed_over(event, fold.passed),
+            weight=fold.share,
         )
 
     def _note_examples(self, choices: Sequence[tuple[SourcedEvent, Choice]], result: StageResult) -> None:

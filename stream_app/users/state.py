@@ -3,7 +3,7 @@
 The state is a fold of the user's events and profiles and nothing else: no vectors, no clock, no index. Interest
 vectors are derived from the history when a request is ranked (``stream_app.retrieval.interests``), so an item that
 arrives after its events takes effect at once, a change of the vector space needs no migration, and two processes that
-fold the same records hold equal states. 50 events cost about 2 KB packed.
+fold the same records hold equal states. 50 events cost about 4 KB packed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 
 __all__ = ["STATE_VERSION", "HistoryEntry", "Profile", "UserState", "decode_state", "encode_state", "id_hash"]
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 def id_hash(value: str) -> int:
@@ -37,7 +37,8 @@ class Profile(msgspec.Struct, frozen=True, array_like=True):
 
 class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
     """One event of the history. ``at`` is event time in seconds since 1970; ``weight`` carries the polarity's
-    sign; ``text`` is the (shortened) free text of a search or review, empty otherwise."""
+    sign; ``text`` is the (shortened) free text of a search or review, empty otherwise. ``share`` is how much of what
+    such an event says about items this one may (``stream_app.users.influence``), 0 to 1."""
 
     item_id: str
     type: str
@@ -45,6 +46,7 @@ class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
     weight: float
     offset: int
     text: str = ""
+    share: float = 1.0
 
 
 @dataclass(slots=True)
@@ -55,6 +57,12 @@ class UserState:
     consumed item is the event time (seconds since 1970) up to which it is not recommended again, inf for ever.
     ``profile_applied`` is to ``users.v1`` what ``applied`` is to ``interactions.v1``. ``forgotten_at`` is when the user
     was forgotten last (broker's append time, seconds since 1970; 0: never): events from before do not count.
+
+    ``added`` and ``spent`` bound what others learn from the user (``stream_app.users.influence``): by hash of an item,
+    oldest first, how much the user added to it lately, as of an event time; and how much of the budget was spent, as of
+    an event time. ``seen`` are the last impressions (``stream_app.users.impressions``): by hash of an item, in the
+    order shown, when it was shown last (-inf: taken since) and when that counted last (-inf: never), event times; and
+    ``seen_spent`` is their budget.
     """
 
     user_id: str
@@ -67,6 +75,10 @@ class UserState:
     profile: Profile | None = None
     profile_applied: dict[int, int] = field(default_factory=dict)
     forgotten_at: float = 0.0
+    added: dict[int, tuple[float, float]] = field(default_factory=dict)
+    spent: tuple[float, float] = (0.0, 0.0)
+    seen: dict[int, tuple[float, float]] = field(default_factory=dict)
+    seen_spent: tuple[float, float] = (0.0, 0.0)
 
     def copy(self) -> UserState:
         """A copy that can be folded further without touching this one."""
@@ -81,6 +93,10 @@ class UserState:
             self.profile,
             dict(self.profile_applied),
             self.forgotten_at,
+            dict(self.added),
+            self.spent,
+            dict(self.seen),
+            self.seen_spent,
         )
 
     @property
@@ -109,6 +125,10 @@ class _Packed(msgspec.Struct, array_like=True):
     profile: Profile | None = None
     profile_applied: dict[int, int] = {}
     forgotten_at: float = 0.0
+    added: dict[int, tuple[float, float]] = {}
+    spent: tuple[float, float] = (0.0, 0.0)
+    seen: dict[int, tuple[float, float]] = {}
+    seen_spent: tuple[float, float] = (0.0, 0.0)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -130,12 +150,17 @@ def encode_state(state: UserState) -> bytes:
             state.profile,
             state.profile_applied,
             state.forgotten_at,
+            state.added,
+            state.spent,
+            state.seen,
+            state.seen_spent,
         )
     )
 
 
 def decode_state(user_id: str, data: bytes) -> UserState:
-    """The state packed by :func:`encode_state`, of this version or of 1 (where all was consumed for ever).
+    """The state packed by :func:`encode_state`, of this version or an older one: in 1 all was
+    consumed for ever, up to 2 nothing was noted of the user's influence and of impressions.
 
     Raises:
         ValueError: when the bytes are not a state of a version this code knows.
@@ -159,4 +184,8 @@ def decode_state(user_id: str, data: bytes) -> UserState:
         packed.profile,
         packed.profile_applied,
         packed.forgotten_at,
+        packed.added,
+        packed.spent,
+        packed.seen,
+        packed.seen_spent,
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from schemas.messages import Interaction
 from stream_app.cli import main
 from stream_app.evaluation.files import Log
-from stream_app.evaluation.tune import SPACE, draw, to_toml, tune, with_values
+from stream_app.evaluation.prequential import Prequential
+from stream_app.evaluation.tune import SPACE, Score, Tuned, draw, to_toml, tune, with_values
 from stream_app.settings import Settings, load_settings
 from tests.logs import catalogue, events, pairs_log, write_lines
 
@@ -39,6 +42,10 @@ def test_the_search_is_decided_by_its_seed_and_compares_on_the_rest() -> None:
     assert sorted(trial.share for trial in first.trials) == [0.25, 0.25, 0.5, 1.0, 1.0]
     assert {what for what, _, _ in seen} == {"search", "comparison"}
     assert all(done <= total for _, done, total in seen)
+    # Both bars end where they said they would.
+    assert {what for what, done, total in seen if done == total} == {"search", "comparison"}
+    hits = round((first.rest.hr or 0.0) * first.rest.tests) - round((first.defaults_rest.hr or 0.0) * first.rest.tests)
+    assert first.won - first.lost == hits
 
 
 def test_the_time_bounds_the_search() -> None:
@@ -46,6 +53,34 @@ def test_the_time_bounds_the_search() -> None:
     assert found.stopped
     assert found.chosen == {}
     assert found.rest == found.defaults_rest
+
+
+def test_when_the_time_is_over_the_last_share_that_can_be_compared_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over in the middle of the second share, after the defaults had their turn there and before anybody else."""
+    replays: list[int] = []
+
+    def counting(self: Prequential, interactions: list[Interaction], count: int, **more: Any) -> Any:
+        replays.append(count)
+        return run(self, interactions, count, **more)
+
+    run = Prequential.run
+    monkeypatch.setattr(Prequential, "run", counting)
+    monkeypatch.setattr("stream_app.evaluation.tune.time.monotonic", lambda: 1e9 if len(replays) > 6 else 0.0)
+    found = tune(log(), ("none", {}), Settings(), trials=4, seed=1, minutes=1.0)
+    assert found.stopped
+    assert [sorted(trial.scores) for trial in found.trials] == [[0.25, 0.5], [0.25], [0.25], [0.25], [0.25]]
+    assert found.search.tests == found.defaults_search.tests == found.trials[0].scores[0.25].tests
+    assert not found.defaults_search.beats(found.search)
+
+
+@pytest.mark.parametrize(("won", "lost", "chance"), [(0, 0, True), (12, 8, True), (30, 10, False), (2, 20, False)])
+def test_a_difference_that_may_be_chance_is_known(won: int, lost: int, chance: bool) -> None:
+    score = Score(100, 0.1, 0.2)
+    tuned = Tuned(
+        chosen={}, search=score, defaults_search=score, rest=score, defaults_rest=score, won=won, lost=lost, trials=[],
+        stopped=False,
+    )  # fmt: skip
+    assert tuned.by_chance == chance
 
 
 def test_the_command_writes_a_file_that_is_taken(

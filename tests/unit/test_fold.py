@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from schemas.messages import Interaction
 from stream_app.settings import DEFAULT_EVENT_TYPES, EventType, ItemSettings, UserSettings
 from stream_app.users.fold import Folder
-from stream_app.users.state import UserState, decode_state, encode_state, id_hash
+from stream_app.users.state import HistoryEntry, Profile, UserState, decode_state, encode_state, id_hash
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 FOLD = Folder(DEFAULT_EVENT_TYPES, UserSettings(), ItemSettings())
@@ -127,11 +127,17 @@ def test_everything_kept_is_bounded():
     assert state.excludes(id_hash("i99"), at=1e12)
 
 
-kinds = st.sampled_from(["view", "click", "purchase", "hide", "search", "visit", "rating", "dislike"])
+kinds = st.sampled_from(["view", "click", "purchase", "hide", "search", "visit", "rating", "dislike", "impression"])
+
+
+def shown(kind: str, item: str) -> list[str]:
+    return [item, *"abc"] if kind == "impression" else []
+
+
 streams = st.lists(
     st.builds(
         lambda number, item, kind, minutes: event(
-            number, item, kind, minutes, text="lamp" if kind == "search" else None, value=2.0
+            number, item, kind, minutes, text="lamp" if kind == "search" else None, value=2.0, items=shown(kind, item)
         ),
         st.integers(0, 30),
         st.sampled_from("abcdef"),
@@ -262,3 +268,62 @@ def test_a_state_keeps_how_long_items_are_consumed_and_older_states_are_read():
     packed = msgspec.msgpack.decode(encode_state(state))
     older = msgspec.msgpack.encode([1, *packed[1:7]])
     assert decode_state("u", older).consumed == {id_hash("a"): math.inf, id_hash("b"): math.inf}
+
+
+V2 = bytes.fromhex(
+    "9b029296a161a5636c69636bcb4059000000000000cb3ff000000000000007a096a0a6736561726368cb4069000000000000cb3ff00000000000"
+    "0008a46c616d70920b0c910d920e0f81000802810ccb4072c000000000009591a667617264656e91a162911091a163a27a68810104cb40490000"
+    "00000000"
+)
+"""A state as the release before wrote it."""
+V1 = bytes.fromhex(
+    "97019296a161a5636c69636bcb4059000000000000cb3ff000000000000007a096a0a6736561726368cb4069000000000000cb3ff00000000000"
+    "0008a46c616d70920b0c910d920e0f81000802"
+)
+V3 = bytes.fromhex(
+    "9f039197a161a5636c69636bcb4059000000000000cb3ff000000000000007a0cb3fe0000000000000910c910d910e81000802810ccb4072"
+    "c00000000000c0810104cb4049000000000000810b92cb3fe0000000000000cb405900000000000092cb3fe0000000000000cb4059000000"
+    "000000810c92cb4056800000000000cbfff000000000000092cb3ff0000000000000cb4056800000000000"
+)
+HISTORY = (HistoryEntry("a", "click", 100.0, 1.0, 7), HistoryEntry("", "search", 200.0, 1.0, 8, "lamp"))
+
+
+def test_states_of_older_versions_are_read():
+    second = UserState(
+        "u",
+        HISTORY,
+        {11: math.inf, 12: 300.0},
+        {13: None},
+        {14: None, 15: None},
+        {0: 8},
+        2,
+        Profile(("garden",), ("b",), (16,), ("c",), "zh"),
+        {1: 4},
+        50.0,
+    )
+    first = UserState("u", HISTORY, dict.fromkeys((11, 12), math.inf), {13: None}, {14: None, 15: None}, {0: 8}, 2)
+    assert decode_state("u", V2) == second
+    assert decode_state("u", V1) == first
+    # What older releases did not note does not hold the user back.
+    assert FOLD(decode_state("u", V2), event(9, "new"), partition=0, offset=9).share == 1.0
+
+
+def test_a_state_is_written_as_the_golden_bytes():
+    state = UserState(
+        "u",
+        (HistoryEntry("a", "click", 100.0, 1.0, 7, share=0.5),),
+        {12: 300.0},
+        {13: None},
+        {14: None},
+        {0: 8},
+        2,
+        None,
+        {1: 4},
+        50.0,
+        {11: (0.5, 100.0)},
+        (0.5, 100.0),
+        {12: (90.0, -math.inf)},
+        (1.0, 90.0),
+    )
+    assert encode_state(state) == V3
+    assert decode_state("u", V3) == state

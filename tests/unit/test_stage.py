@@ -142,6 +142,8 @@ def streams(draw: st.DrawFn) -> list[SourcedEvent]:
         item = None if kind in ("visit", "impression") else draw(st.sampled_from([*ITEMS[:8], "unknown"]))
         user = draw(st.sampled_from(["u", "v", "w"]))
         fields: dict[str, Any] = {"event_id": f"e{draw(st.integers(max(0, offset - 3), offset))}"}
+        if kind == "impression":
+            fields["items"] = draw(st.lists(st.sampled_from([*ITEMS[:8], "unknown"]), min_size=1, max_size=6))
         if kind == "rating":
             fields["value"] = draw(st.sampled_from([1.0, 5.0]))
         minute = draw(st.integers(0, 6))
