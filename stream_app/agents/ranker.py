@@ -28,7 +28,7 @@ from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import follow, read_to_end
 from stream_app.delivery.records import InRecord
 from stream_app.errors import InvalidMessage
-from stream_app.factors.live import LiveFactors
+from stream_app.factors.live import LiveFactors, holds_less
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
 from stream_app.ranking.features import feature_names
@@ -204,9 +204,10 @@ class RankerAgent(Agent):
             except InvalidMessage as error:
                 _log.warning("factors left out", offset=record.offset, error=str(error))
                 continue
+            held = rows.get(item_id)
             if row is None:
                 rows.pop(item_id, None)
-            else:
+            elif held is None or not holds_less(row, held):
                 rows[item_id] = row
         return factors.restore(rows)
 

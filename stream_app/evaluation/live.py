@@ -44,6 +44,8 @@ _WINDOW: Final = 8
 _REPORT_EVERY: Final = 100
 _BROADCAST_S: Final = 0.05
 _BROADCAST_ROWS: Final = 10_000
+_FACTORS_S: Final = 1.0
+"""One basket moves half of a small catalogue's factors, a little: broadcasting that each time is what takes longest."""
 _OF_THE_STACK: Final = frozenset({"kafka", "redis", "connection", "topics", "replica", "metrics", "log", "delivery"})
 """Settings that the evaluation decides itself; all others are those of the caller."""
 
@@ -120,7 +122,7 @@ def settings_for_workers(settings: Settings, *, slate_size: int) -> dict[str, An
     given["slate"] = {**given["slate"], "size": slate_size}
     given["events"] = {**given["events"], "oldest": "0001-01-01T00:00:00Z", "future_tolerance_s": 31_536_000.0}
     given["items"] = {**given["items"], "flush_interval_s": _BROADCAST_S, "flush_rows": _BROADCAST_ROWS}
-    given["factors"] = {**given["factors"], "flush_interval_s": _BROADCAST_S, "flush_rows": _BROADCAST_ROWS}
+    given["factors"] = {**given["factors"], "flush_interval_s": _FACTORS_S, "flush_rows": _BROADCAST_ROWS}
     given["ranker"] = {**given["ranker"], "publish_interval_s": _BROADCAST_S}
     return given
 

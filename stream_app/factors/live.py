@@ -25,7 +25,7 @@ from stream_app.factors.basis import FactorBasis, extend_basis, fit_basis
 from stream_app.factors.learner import FactorLearner
 from stream_app.settings import FactorSettings
 
-__all__ = ["LiveFactors"]
+__all__ = ["LiveFactors", "holds_less"]
 
 _SETTLED = 0.9
 """A catalogue of which so large a share has vectors is there; while fewer have, it is being loaded."""
@@ -241,3 +241,12 @@ class LiveFactors:
         """The offset of the examples' topic before which everything is durable; 0 when nothing was read."""
         offset = self._next_offset if self._learner is None else self._learner.commit_offset()
         return offset or 0
+
+
+def holds_less(row: ItemFactors, held: ItemFactors) -> bool:
+    """Whether a row that was published after ``held`` is older: an owner that was paused published it late."""
+    if (row.space, len(row.context)) != (held.space, len(held.context)):
+        return False
+    places = row.applied.keys() | held.applied.keys()
+    behind = [row.applied.get(place, -1) - held.applied.get(place, -1) for place in places]
+    return min(behind, default=0) < 0 and max(behind, default=0) <= 0

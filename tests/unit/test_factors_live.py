@@ -11,7 +11,7 @@ import pytest
 from schemas.arrays import pack_float32, unpack_float32
 from schemas.messages import ItemFactors, ItemVector, TrainingExample, TrainingExamples
 from stream_app.factors.basis import FactorBasis, extend_basis, fit_basis
-from stream_app.factors.live import LiveFactors
+from stream_app.factors.live import LiveFactors, holds_less
 from stream_app.settings import FactorSettings
 
 SETTINGS = FactorSettings(dimensions=8, negatives=6, history=5)
@@ -345,6 +345,20 @@ def test_rows_that_are_not_finite_are_left_out() -> None:
     live.learn(batch((20, 1, [])), offset=1)
     broadcast(live, topic)
     assert np.isfinite(unpack_float32(topic["i1"].context)).all()
+
+
+@pytest.mark.parametrize(
+    ("applied", "less"),
+    [({"0": 4}, True), ({"0": 5}, False), ({"0": 6}, False), ({"1": 9}, False), ({"0": 4, "1": 0}, False), ({}, True)],
+)
+def test_a_row_that_came_late_is_known_by_what_it_holds(applied: dict[str, int], less: bool) -> None:
+    def row(places: dict[str, int], space: str = "s") -> ItemFactors:
+        return ItemFactors(
+            item_id="i", space=space, context="", target="", bias=0.0, accumulators=[1.0] * 3, applied=places
+        )
+
+    assert holds_less(row(applied), row({"0": 5})) == less
+    assert not holds_less(row(applied, "of a new model"), row({"0": 5}))
 
 
 def test_vectors_of_items_nobody_described_are_bounded() -> None:
