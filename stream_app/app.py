@@ -148,7 +148,8 @@ class Tailrace:
         if role == "items":
             return ItemsAgent(settings, publisher, metrics)
         if role == "ranker":
-            return RankerAgent(settings, publisher, metrics)
+            model = describe_model(settings.encoder.model)
+            return RankerAgent(settings, publisher, metrics, space=model.space, dimensions=model.dimensions)
         assert pool is not None  # noqa: S101 - made for these roles
         if role == "catalogue":
             return CatalogueAgent(settings, publisher, metrics, pool)

@@ -63,6 +63,8 @@ class Metrics:
     offers: Counter = field(init=False)
     offer_seconds: Histogram = field(init=False)
     ranker_examples: Gauge = field(init=False)
+    factor_examples: Counter = field(init=False)
+    factor_rows_waiting: Gauge = field(init=False)
     ready: Gauge = field(init=False)
     build: Gauge = field(init=False)
 
@@ -133,6 +135,12 @@ class Metrics:
             registry=r,
         )
         self.ranker_examples = Gauge("tailrace_ranker_examples", "Examples in the weights in use.", registry=r)
+        self.factor_examples = Counter(
+            "tailrace_factor_examples", "Examples the item factors learned from.", registry=r
+        )
+        self.factor_rows_waiting = Gauge(
+            "tailrace_factor_rows_waiting", "Changed item factors that are not broadcast yet.", registry=r
+        )
         self.ready = Gauge("tailrace_ready", "1 when every role of the process takes events.", registry=r)
         self.build = Gauge("tailrace_build", "Version, as a label.", ["version"], registry=r)
         self.build.labels(__version__).set(1)

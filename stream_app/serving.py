@@ -238,8 +238,7 @@ class ServingState:
         if row < 0:
             self.counters["factors_without_place"] += 1
             return False
-        bias = np.array([factors.bias], np.float32)
-        self.factors.apply(np.array([row], np.int32), context[None, :], target[None, :], bias)
+        self.factors.put(row, context, target, factors.bias)
         self.counters["factors"] += 1
         return True
 

@@ -405,6 +405,13 @@ class SlateSettings(_Group):
         description="How many showings closeness to the user counts for when new items compete for reserved places "
         "(Thompson sampling): fewer explore more, inf not at all.",
     )
+    search_places: int = Field(
+        3,
+        ge=0,
+        le=20,
+        description="First places for the items nearest to a search, where they are close to it and the search is the "
+        "last thing the user did (count).",
+    )
     category_cap: int = Field(
         0,
         ge=0,

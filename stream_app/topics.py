@@ -151,7 +151,7 @@ TOPICS: tuple[Topic, ...] = (
         public=False,
         compacted=True,
         partitions=1,
-        summary="Where the learned factors of items start, fitted to the catalogue once.",
+        summary="Where the learned factors of items start: fitted to the catalogue once, extended while it is small.",
     ),
     Topic(
         name="item-factors.v1",

@@ -151,7 +151,7 @@ class Agent(ABC):
             max_message_bytes=self.settings.connection.max_message_bytes,
         )
 
-    def _run(self, name: str, coroutine: Any) -> None:
+    def _run(self, name: str, coroutine: Any) -> asyncio.Task[None]:
         """Run a background task whose failure is the agent's failure."""
 
         async def guarded() -> None:
@@ -162,7 +162,9 @@ class Agent(ABC):
             except BaseException as error:
                 self._fail(error)
 
-        self._tasks.append(asyncio.create_task(guarded(), name=f"{self.role}-{name}"))
+        task = asyncio.create_task(guarded(), name=f"{self.role}-{name}")
+        self._tasks = [*(held for held in self._tasks if not held.done()), task]
+        return task
 
     def _fail(self, error: BaseException) -> None:
         _log.error("agent failed", stage=self.role, exc_info=error)

@@ -130,18 +130,21 @@ async def create_topics(settings: Settings) -> list[TopicState]:
         TopicError: when the broker refuses a topic; says why.
     """
     async with _client(settings) as client:
-        before = await _describe(client, settings)
-        there = {state.topic.name: state.partitions for state in before}
-        missing = [
-            replace(state, wanted_partitions=there.get(state.topic.as_many_as or "") or state.wanted_partitions)
-            for state in before
-            if state.partitions is None
-        ]
-        if not missing:
-            return before
-        created = await _create(client, settings, missing)
-        after = await _until_visible(client, settings)
-        return [replace(state, created=state.name in created) for state in after]
+        states = await _describe(client, settings)
+        created: set[str] = set()
+        # Those that others take their number of partitions from come first, and are waited for: one that somebody made
+        # a moment ago may not be shown yet, and creating it then only tells that it is there.
+        for following in (False, True):
+            there = {state.topic.name: state.partitions for state in states}
+            missing = [
+                replace(state, wanted_partitions=there.get(state.topic.as_many_as or "") or state.wanted_partitions)
+                for state in states
+                if state.partitions is None and (state.topic.as_many_as is not None) == following
+            ]
+            if missing:
+                created |= await _create(client, settings, missing)
+                states = await _until_visible(client, settings, {state.name for state in missing})
+        return [replace(state, created=state.name in created) for state in states]
 
 
 async def describe_topics(settings: Settings) -> list[TopicState]:
@@ -227,13 +230,13 @@ async def _create(client: AIOKafkaAdminClient, settings: Settings, states: list[
     return created
 
 
-async def _until_visible(client: AIOKafkaAdminClient, settings: Settings) -> list[TopicState]:
-    """A broker acknowledges a topic before every broker knows it."""
+async def _until_visible(client: AIOKafkaAdminClient, settings: Settings, names: set[str]) -> list[TopicState]:
+    """All topics, once those of ``names`` are shown: a broker acknowledges a topic before every broker knows it."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _VISIBLE_WITHIN_S
     while True:
         states = await _describe(client, settings)
-        unseen = [state.name for state in states if not state.partitions]
+        unseen = [state.name for state in states if state.name in names and not state.partitions]
         if not unseen:
             return states
         if loop.time() > deadline:

@@ -25,7 +25,7 @@ from stream_app.delivery.connections import kafka_options
 from stream_app.settings import Settings
 from stream_app.topics import Topics
 
-__all__ = ["FAUST_VERSION", "batches", "faust_app", "raw_topic"]
+__all__ = ["FAUST_VERSION", "batches", "faust_app", "raw_topic", "without_payload"]
 
 FAUST_VERSION = "0.15.3"
 """The version whose internals :class:`_ConsumerThread` and :func:`batches` rely on."""
@@ -132,3 +132,9 @@ async def batches(stream: Any, limit: int) -> AsyncIterator[list[Any]]:
         except StopAsyncIteration:
             return
         yield batch
+
+
+def without_payload(event: Any) -> Any:
+    """The event without its key and value, to be held until it can be acknowledged: that needs only its place."""
+    event.key = event.value = event.message.key = event.message.value = None
+    return event

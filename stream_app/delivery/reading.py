@@ -25,12 +25,14 @@ from aiokafka.structs import ConsumerRecord
 from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.retry import until_it_works
 from stream_app.errors import TopicError, Unavailable
+from stream_app.logs import get_logger
 from stream_app.settings import Settings
 
-__all__ = ["Ends", "default_partition", "latest", "read_at", "read_to_end", "tail"]
+__all__ = ["Ends", "default_partition", "follow", "latest", "read_at", "read_to_end", "tail"]
 
 T = TypeVar("T")
 
+_log = get_logger(__name__)
 _POLL_MS = 200
 _RETRY_S = 0.25
 _SETTLE_S = 1.0
@@ -178,6 +180,43 @@ async def tail(
             for records in polled.values():
                 for record in records:
                     yield record
+
+
+async def follow(settings: Settings, topic: str) -> AsyncGenerator[tuple[list[ConsumerRecord], bool], None]:
+    """Records of the topic from its beginning and on as they come, for ever, by the poll that brought them; with
+    each, whether everything that was there when reading started has come by now.
+
+    A poll that brings nothing is told only until that is so. A broker that goes away is waited for, and reading goes on
+    where it was. Close the generator (``contextlib.aclosing``) to end the connection.
+    """
+    loop = asyncio.get_running_loop()
+    positions: dict[TopicPartition, int] = {}
+    ends: Ends | None = None
+    reached_at: float | None = None
+    caught_up = False
+    while True:
+        try:
+            async with _consumer(settings, None) as consumer:
+                assigned = await _assign(consumer, settings, topic, None, None)
+                beginning, end = await _offsets(consumer, assigned, settings, None)
+                for partition in assigned:
+                    consumer.seek(partition, positions.setdefault(partition, beginning[partition]))
+                ends = ends or Ends(end)
+                while True:
+                    polled = await _poll(consumer, settings, topic)
+                    records = [record for part in polled.values() for record in part]
+                    for record in records:
+                        positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
+                    before = caught_up
+                    if reached_at is None and await ends.reached(consumer):
+                        reached_at = loop.time()
+                    if reached_at is not None:
+                        caught_up = before or not records or loop.time() - reached_at > _SETTLE_S
+                    if records or not before:
+                        yield records, caught_up
+        except Unavailable as error:
+            _log.warning("reading interrupted", topic=topic, error=str(error))
+            await asyncio.sleep(settings.delivery.retry_max_s)
 
 
 async def _poll(

@@ -25,12 +25,17 @@ _IN_FLIGHT = 5_000
 
 
 class ShopClient:
-    """A shop's side: sends its catalogue and events, follows the slates of all users. Use with ``async with``."""
+    """A shop's side: sends its catalogue and events, follows the slates of all users. Use with ``async with``.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: where the broker is.
+        linger_ms: how long an event may wait for others to travel with.
+    """
+
+    def __init__(self, settings: Settings, *, linger_ms: int = 0) -> None:
         self._settings = settings
         self._topics = Topics(settings)
-        self._producer = AIOKafkaProducer(**kafka_options(settings), acks="all")
+        self._producer = AIOKafkaProducer(**kafka_options(settings), acks="all", linger_ms=linger_ms)
         self._consumer = AIOKafkaConsumer(
             self._topics.recommendations,
             **kafka_options(settings),

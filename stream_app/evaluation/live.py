@@ -41,9 +41,13 @@ __all__ = ["Pipeline", "live_outcome", "pipeline", "settings_for_workers"]
 _PATIENCE_S: Final = 120.0
 """A slate that is not there by then ends the evaluation."""
 _WINDOW: Final = 8
+_LINGER_MS: Final = 3
+"""A basket arrives as one: otherwise each of its events would cause a slate that nobody looks at."""
 _REPORT_EVERY: Final = 100
 _BROADCAST_S: Final = 0.05
 _BROADCAST_ROWS: Final = 10_000
+_FACTORS_S: Final = 1.0
+"""One basket moves half of a small catalogue's factors, a little: broadcasting that each time is what takes longest."""
 _OF_THE_STACK: Final = frozenset({"kafka", "redis", "connection", "topics", "replica", "metrics", "log", "delivery"})
 """Settings that the evaluation decides itself; all others are those of the caller."""
 
@@ -78,7 +82,12 @@ class Pipeline:
 
 @asynccontextmanager
 async def pipeline(
-    *, broker: BrokerKind = "embedded", workers: int = 1, prefix: str = "bench", **overrides: Any
+    *,
+    broker: BrokerKind = "embedded",
+    workers: int = 1,
+    prefix: str = "bench",
+    linger_ms: int = 0,
+    **overrides: Any,
 ) -> AsyncIterator[Pipeline]:
     """Start broker, Redis and processes; stop everything at the end.
 
@@ -86,6 +95,7 @@ async def pipeline(
         broker: ``embedded`` or ``kafka``.
         workers: processes that take interactions.
         prefix: of the topics.
+        linger_ms: how long the client's events wait for others to travel with.
         overrides: settings of the processes.
     """
     async with contextlib.AsyncExitStack() as cleanup:
@@ -104,7 +114,7 @@ async def pipeline(
         for worker in (*others, *interactions):
             cleanup.push_async_callback(worker.stop)
         await asyncio.gather(*(worker.start() for worker in (*others, *interactions)))
-        client = await cleanup.enter_async_context(ShopClient(load_settings(**common)))
+        client = await cleanup.enter_async_context(ShopClient(load_settings(**common), linger_ms=linger_ms))
         running = Pipeline(client, interactions, others)
         yield running
         running.check()
@@ -120,7 +130,7 @@ def settings_for_workers(settings: Settings, *, slate_size: int) -> dict[str, An
     given["slate"] = {**given["slate"], "size": slate_size}
     given["events"] = {**given["events"], "oldest": "0001-01-01T00:00:00Z", "future_tolerance_s": 31_536_000.0}
     given["items"] = {**given["items"], "flush_interval_s": _BROADCAST_S, "flush_rows": _BROADCAST_ROWS}
-    given["factors"] = {**given["factors"], "flush_interval_s": _BROADCAST_S, "flush_rows": _BROADCAST_ROWS}
+    given["factors"] = {**given["factors"], "flush_interval_s": _FACTORS_S, "flush_rows": _BROADCAST_ROWS}
     given["ranker"] = {**given["ranker"], "publish_interval_s": _BROADCAST_S}
     return given
 
@@ -171,7 +181,7 @@ async def live_outcome(
     overrides = settings_for_workers(settings, slate_size=min(size, MAX_DEPTH))
     total, done, tested_from = len(interactions), 0, int(len(interactions) * train_share)
     board = _Board()
-    async with pipeline(broker=broker, prefix="evaluation", **overrides) as running:
+    async with pipeline(broker=broker, prefix="evaluation", linger_ms=_LINGER_MS, **overrides) as running:
         await running.load(
             [msgspec.structs.replace(item, expires_at=None) for item in items],
             lambda known: on_progress("items", known, len(items)),

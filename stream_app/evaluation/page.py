@@ -67,7 +67,8 @@ def _parts(report: Mapping[str, Any], made_by: str) -> Iterator[str]:
         f'<p class="about">{report["tests"]:,} tests ({report["cold"]["tests"]:,} cold) from '
         f"{data['interactions']:,} interactions of {data['users']:,} users with {data['items']:,} items, "
         f"{escape(str(data['from'] or '')[:10])} to {escape(str(data['to'] or '')[:10])}. Protocol: "
-        f"{escape(report['protocol'])}. Seed {report['seed']}. {report['seconds']:,.0f} s. Settings: {escape(changed.removesuffix(' settings'))}. "
+        f"{escape(report['protocol'])}. Seed {report['seed']}. {report['seconds']:,.0f} s. "
+        f"Settings: {escape(changed.removesuffix(' settings'))}. "
         f"{escape(made_by)}.</p>\n"
     )
     for warning in report["warnings"]:

@@ -4,7 +4,8 @@ The projection keeps the directions in which the catalogue's texts differ most, 
 its variance to the power of -1/4). Started from there, and not from noise, the factor model ranks far better: hit rate
 at 10 of .058 instead of .052 on Online Retail, .078 instead of .053 on MovieLens.
 
-A basis is fitted once and then kept: factors that were learned stay comparable with those that start later.
+A basis is fitted once. One that was fitted to few items lacks directions; it can be extended by further ones, and those
+it has stay: factors that were learned stay comparable with those that start later.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 from schemas import messages
 from schemas.arrays import pack_float32, unpack_float32
 
-__all__ = ["FactorBasis", "fit_basis", "without_text"]
+__all__ = ["FactorBasis", "extend_basis", "fit_basis", "without_text"]
 
 _EVENNESS = 0.003
 """Share of the largest variance added to each, so that directions that hardly vary are not blown up."""
+_ITEMS_PER_DIRECTION = 2
+"""With fewer items than this for each, the last directions are those of single items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,23 @@ class FactorBasis:
     Attributes:
         space: the vector space it takes vectors of.
         mean: float32 [dimensions].
-        matrix: float32 [dimensions, k].
+        matrix: float32 [dimensions, k]; columns of zeros are directions not found yet.
     """
 
     space: str
     mean: NDArray[np.float32]
     matrix: NDArray[np.float32]
+
+    @property
+    def columns(self) -> NDArray[np.bool_]:
+        """Which directions were found: bool [k]."""
+        found: NDArray[np.bool_] = (self.matrix != 0.0).any(axis=0)
+        return found
+
+    @property
+    def found(self) -> int:
+        """How many directions were found."""
+        return int(np.count_nonzero(self.columns))
 
     def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Factors to start with: float32 [n, dimensions] -> float32 [n, k]."""
@@ -82,7 +96,7 @@ def fit_basis(vectors: NDArray[np.float32], *, space: str, factors: int, length:
 
     Args:
         vectors: float32 [n, dimensions] as the encoder made them; the order of the rows does not matter beyond
-            rounding. With fewer rows than factors the missing directions stay zero.
+            rounding. With fewer than two rows per factor the missing directions stay zero.
         space: their vector space.
         factors: how many.
         length: root mean square length of the projections.
@@ -91,18 +105,53 @@ def fit_basis(vectors: NDArray[np.float32], *, space: str, factors: int, length:
     dimensions = values.shape[1] if values.ndim == 2 else 0
     mean = values.mean(axis=0) if len(values) else np.zeros(dimensions)
     matrix = np.zeros((dimensions, factors))
-    if len(values) > 1:
-        values -= mean
-        variances, axes = np.linalg.eigh(values.T @ values / len(values))
-        count = min(factors, dimensions, len(values) - 1)
-        variances, axes = np.maximum(variances[::-1][:count], 0.0), axes[:, ::-1][:, :count]
-        if variances[0] > 1e-12:
-            # An axis has two directions; the one in which its largest component is positive is taken.
-            signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(count)])
-            matrix[:, :count] = axes * signs * (variances + _EVENNESS * variances[0]) ** -0.25
-            found = values @ matrix
-            matrix *= length / max(float(np.sqrt((found * found).sum(axis=1).mean())), 1e-12)
+    axes = _axes(values - mean, min(factors, len(values) // _ITEMS_PER_DIRECTION), length)
+    matrix[:, : axes.shape[1]] = axes
     return FactorBasis(space, mean.astype(np.float32), matrix.astype(np.float32))
+
+
+def extend_basis(basis: FactorBasis, vectors: NDArray[np.float32], *, length: float) -> FactorBasis:
+    """The same basis with directions added that a larger catalogue shows; those that it has stay to the bit.
+
+    Args:
+        basis: fitted to fewer items than it has factors for.
+        vectors: float32 [n, dimensions], all of the catalogue.
+        length: root mean square length of the projections, of which the new directions take their share.
+    """
+    found = basis.columns
+    free = np.flatnonzero(~found)
+    wanted = min(len(free), len(vectors) // _ITEMS_PER_DIRECTION - basis.found)
+    if wanted <= 0:
+        return basis
+    values = vectors.astype(np.float64)
+    mean = values.mean(axis=0)
+    # Orthogonal to what is there, and to the step between the means, which every item would share.
+    taken = np.column_stack([basis.matrix[:, found].astype(np.float64), mean - basis.mean])
+    kept, weights, _ = np.linalg.svd(taken, full_matrices=False)
+    kept = kept[:, weights > 1e-6 * max(float(weights.max(initial=0.0)), 1e-12)]
+    values -= mean
+    values -= (values @ kept) @ kept.T
+    axes = _axes(values, wanted, length * (wanted / (wanted + basis.found)) ** 0.5)
+    matrix = basis.matrix.copy()
+    matrix[:, free[: axes.shape[1]]] = axes.astype(np.float32)
+    return FactorBasis(basis.space, basis.mean, matrix)
+
+
+def _axes(values: NDArray[np.float64], count: int, length: float) -> NDArray[np.float64]:
+    """The ``count`` strongest axes of centred rows, evened out half-way: float64 [dimensions, at most count]."""
+    count = min(count, values.shape[1] if values.ndim == 2 else 0)
+    if count < 1:
+        return np.zeros((values.shape[-1], 0))
+    variances, axes = np.linalg.eigh(values.T @ values / len(values))
+    variances, axes = np.maximum(variances[::-1][:count], 0.0), axes[:, ::-1][:, :count]
+    if variances[0] <= 1e-12:
+        return axes[:, :0]
+    # An axis has two directions; the one in which its largest component is positive is taken.
+    signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(count)])
+    scaled: NDArray[np.float64] = axes * signs * (variances + _EVENNESS * variances[0]) ** -0.25
+    along = values @ scaled
+    scaled *= length / max(float(np.sqrt((along * along).sum(axis=1).mean())), 1e-12)
+    return scaled
 
 
 def without_text(item_hash: int, factors: int, length: float) -> NDArray[np.float32]:

@@ -35,6 +35,8 @@ __all__ = ["FactorLearner"]
 _FIRST_ACCUMULATOR = 0.1
 _PULL_LIMIT = 2.0
 _CLEAN = -1
+_PARTITIONS = 10_000
+"""More source partitions than any topic of events has."""
 
 
 class FactorLearner:
@@ -54,6 +56,7 @@ class FactorLearner:
         self._sources: dict[int, int] = {}
         self._drawable: NDArray[np.int32] | None = None
         self._in_flight: dict[str, int] = {}
+        self._gone_in_flight: dict[str, int] = {}
         self._gone: dict[str, int] = {}
         self._next_offset: int | None = None
         self.examples = 0
@@ -66,6 +69,7 @@ class FactorLearner:
         self._target = np.zeros((rows, factors), np.float32)
         self._bias = np.zeros(rows, np.float32)
         self._accumulators = np.full((rows, 3), _FIRST_ACCUMULATOR, np.float32)
+        self._hashes = np.zeros(rows, np.int64)
         self._applied = np.full((rows, partitions), -1, np.int64)
         self._waiting = np.full(rows, _CLEAN, np.int64)
 
@@ -99,7 +103,9 @@ class FactorLearner:
         if row is None:
             return
         if (self._applied[row] >= 0).any():
-            self._gone[item_id] = max(self._next_offset or 0, 0)
+            # Its own offset where it has one: what changed it may not be committed before it is gone.
+            stamps = (self._next_offset or 0, int(self._waiting[row]), self._in_flight.pop(item_id, _CLEAN))
+            self._gone[item_id] = min(stamp for stamp in stamps if stamp >= 0)
         self._ids[row] = None
         self._free.append(row)
         self._drawable = None
@@ -124,18 +130,20 @@ class FactorLearner:
             if row >= len(self._bias):
                 self._grow(2 * row, self._applied.shape[1])
         self._row_of[item_id] = row
-        self._gone.pop(item_id, None)
+        self._hashes[row] = id_hash(item_id)
         self._drawable = None
         return row
 
     def _grow(self, rows: int, partitions: int) -> None:
-        held: list[NDArray[Any]] = [self._context, self._target, self._bias, self._accumulators, self._waiting]
-        applied = self._applied
+        held, applied = self._by_row(), self._applied
         self._allocate(max(rows, len(self._bias)), partitions)
-        fresh: list[NDArray[Any]] = [self._context, self._target, self._bias, self._accumulators, self._waiting]
+        fresh = self._by_row()
         for old, new in zip(held, fresh, strict=True):
             new[: len(old)] = old
         self._applied[: len(applied), : applied.shape[1]] = applied
+
+    def _by_row(self) -> list[NDArray[Any]]:
+        return [self._context, self._target, self._bias, self._accumulators, self._hashes, self._waiting]
 
     def _row(self, item_id: str) -> int:
         """The row of an item; one that the catalogue does not know gets none."""
@@ -156,8 +164,13 @@ class FactorLearner:
             examples: in the order of their source offsets.
             partition: their source partition.
             offset: of the message they came in; see :meth:`commit_offset`.
+
+        Raises:
+            ValueError: when partition or a source offset cannot be one; nothing was learned.
         """
-        self._next_offset = offset + 1
+        self.skip(offset)
+        if not 0 <= partition < _PARTITIONS or any(not 0 <= example.offset < 2**62 for example in examples):
+            raise ValueError(f"examples of partition {partition} have a place that no record has")
         if self.settings.learning_rate <= 0.0:
             return 0
         known = [(self._row(example.item_id), example) for example in examples if example.item_id]
@@ -179,7 +192,9 @@ class FactorLearner:
             same = example.previous
         column = self._column(partition)
         if self._drawable is None:
-            self._drawable = np.fromiter(self._row_of.values(), np.int32, len(self._row_of))
+            # In an order of the ids, not of their arrival: another owner draws the same.
+            rows = self.rows()
+            self._drawable = rows[np.argsort(self._hashes[rows], kind="stable")].astype(np.int32)
         self.loss += learn_examples(
             taken,
             history,
@@ -206,12 +221,45 @@ class FactorLearner:
         self.examples += count
         return count
 
+    def skip(self, offset: int) -> None:
+        """A message that teaches nothing was read; see :meth:`commit_offset`."""
+        self._next_offset = offset + 1
+
+    def rows(self) -> NDArray[np.int64]:
+        """The rows in use."""
+        return np.fromiter(self._row_of.values(), np.int64, len(self._row_of))
+
+    def extend(self, basis: FactorBasis, vectors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Go on with a basis that has further directions. There every item begins where its text says.
+
+        Args:
+            basis: one that :func:`stream_app.factors.basis.extend_basis` made of ours.
+            vectors: float32 [dimensions] by item; an item without one stays at zero in the new directions.
+        """
+        fresh = basis.columns & ~self.basis.columns
+        self.basis = basis
+        for item_id, vector in vectors.items():
+            row = self._row_of.get(item_id)
+            if row is not None:
+                self._begin(row, fresh, basis.project(vector[None, :])[0])
+
+    def _begin(self, row: int, columns: NDArray[np.bool_], start: NDArray[np.float32]) -> None:
+        """Start a row anew in some of its columns."""
+        self._context[row, columns] = start[columns]
+        self._target[row, columns] = start[columns]
+        if (self._applied[row] >= 0).any() and self._waiting[row] < 0:
+            self._waiting[row] = max(self._next_offset or 0, 0)
+
     def take_rows(self, limit: int) -> NDArray[np.int64]:
         """Rows to broadcast, the longest waiting first; they count as broadcast. For use without a broker."""
+        rows = self._longest_waiting(limit)
+        self._waiting[rows] = _CLEAN
+        return rows
+
+    def _longest_waiting(self, limit: int) -> NDArray[np.int64]:
         rows = np.flatnonzero(self._waiting[: len(self._ids)] >= 0)
         if len(rows) > limit:
-            rows = rows[np.argsort(self._waiting[rows], kind="stable")[:limit]]
-        self._waiting[rows] = _CLEAN
+            rows = rows[np.argsort(self._waiting[rows], kind="stable")[: max(limit, 0)]]
         return rows
 
     def share_with(self, factors: Factors, places: NDArray[np.int32]) -> bool:
@@ -246,36 +294,40 @@ class FactorLearner:
         """
         taken: list[tuple[str, ItemFactors | None]] = []
         for item_id in list(self._gone)[:limit]:
-            self._in_flight[item_id] = self._gone.pop(item_id)
+            self._gone_in_flight[item_id] = self._gone.pop(item_id)
             taken.append((item_id, None))
-        stamps = self._waiting.copy()
-        for row in self.take_rows(limit - len(taken)).tolist():
+        for row in self._longest_waiting(limit - len(taken)).tolist():
             item_id = self._ids[row] or ""
-            self._in_flight[item_id] = int(stamps[row])
+            if item_id in self._gone_in_flight or item_id in self._gone:
+                continue  # It is back: its row must not overtake the record that ends the old one.
+            self._in_flight[item_id] = int(self._waiting[row])
+            self._waiting[row] = _CLEAN
             taken.append((item_id, self._message(item_id, row)))
         return taken
 
     def taken_are_durable(self) -> None:
         """What :meth:`take` gave last is acknowledged by the broker."""
         self._in_flight = {}
+        self._gone_in_flight = {}
 
     def taken_are_lost(self) -> None:
         """What :meth:`take` gave last may not have reached the broker: it waits again."""
         for item_id, stamp in self._in_flight.items():
             row = self._row_of.get(item_id)
-            if row is None:
-                self._gone[item_id] = stamp
-            else:
+            if row is not None:
                 held = int(self._waiting[row])
                 self._waiting[row] = stamp if held < 0 else min(held, stamp)
-        self._in_flight = {}
+        for item_id, stamp in self._gone_in_flight.items():
+            self._gone[item_id] = min(stamp, self._gone.get(item_id, stamp))
+        self.taken_are_durable()
 
     def commit_offset(self) -> int | None:
         """The offset of the examples' topic before which everything is durable; None when nothing was learned."""
         stamps = self._waiting[: len(self._ids)]
         stamps = stamps[stamps >= 0]
         first = [int(stamps.min())] if len(stamps) else []
-        return min((*first, *self._gone.values(), *self._in_flight.values()), default=self._next_offset)
+        held = (*first, *self._gone.values(), *self._in_flight.values(), *self._gone_in_flight.values())
+        return min(held, default=self._next_offset)
 
     def _message(self, item_id: str, row: int) -> ItemFactors:
         applied = self._applied[row]
@@ -297,7 +349,7 @@ class FactorLearner:
         """Take over a row as it was broadcast; False when it is of another space or number of dimensions.
 
         Raises:
-            ValueError: when its arrays cannot be read.
+            ValueError: when its arrays cannot be read, or hold what cannot be; nothing was taken over.
         """
         context, target = unpack_float32(message.context), unpack_float32(message.target)
         size = self.settings.dimensions
@@ -308,13 +360,23 @@ class FactorLearner:
             or len(message.accumulators) != 3
         ):
             return False
+        numbers = np.array([message.bias, *message.accumulators])
+        places = {int(partition): offset for partition, offset in message.applied.items()}
+        if not (np.isfinite(context).all() and np.isfinite(target).all() and np.isfinite(numbers).all()):
+            raise ValueError(f"factors of item {message.item_id!r} are not finite")
+        if any(not (0 <= partition < _PARTITIONS and offset < 2**62) for partition, offset in places.items()):
+            raise ValueError(f"factors of item {message.item_id!r} are of a place that no record has")
         row = self._row_of.get(message.item_id)
         if row is None:
             row = self._new_row(message.item_id)
+        start = self._context[row].copy()
         self._context[row], self._target[row], self._bias[row] = context, target, message.bias
         self._accumulators[row] = message.accumulators
-        columns: Mapping[str, int] = message.applied
-        for partition, offset in columns.items():
-            column = self._column(int(partition))
+        for partition, offset in places.items():
+            column = self._column(partition)  # first: it may make the array anew
             self._applied[row, column] = offset
+        # Published before the basis had these directions; nothing that was learned is exactly zero.
+        missing = self.basis.columns & (context == 0.0) & (target == 0.0) & (start != 0.0)
+        if missing.any():
+            self._begin(row, missing, start)
         return True

@@ -105,6 +105,13 @@ class Factors:
         self.learned = np.arange(len(bias)) < rows
         self.has = self.learned.copy()
 
+    def put(self, row: int, context: NDArray[np.float32], target: NDArray[np.float32], bias: float) -> None:
+        """Learned factors of one row: float32 [k] twice. Half the time of :meth:`apply`."""
+        self.reserve(row + 1)
+        self.context[row], self.target[row], self.bias[row] = context, target, bias
+        self.learned[row] = self.has[row] = True
+        self.version += 1
+
     def forget(self, rows: NDArray[np.int32]) -> None:
         """Rows whose items are gone."""
         rows = rows[rows < len(self.bias)]

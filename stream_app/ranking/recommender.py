@@ -37,6 +37,10 @@ _CHUNK = 32
 """Requests computed together: enough to share the overhead, few enough to stay in the processor's cache."""
 _CAPPED_RANKS = 10
 """The ranks that the setting ``slate.category_cap`` speaks of."""
+_FOUND = 0.5
+"""Cosine from which on an item is what a search asked for; a title finds its item, and little else is so near."""
+_TAKEN_OUT = 200
+"""Neighbours of a search looked at beyond those wanted, because they may be the user's already."""
 _NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
 _TIE_RESERVE = 8
 """Neighbours searched beyond those wanted, so that ties at the end are decided by id and not by the index."""
@@ -135,6 +139,7 @@ class Ranking:
         sources: uint32 [n], bit ``i`` says that source ``i`` proposed the item, the bit after theirs that a rule did.
         reserved: bool [n], the place was kept for a new item.
         pinned: bool [n], a rule put the item there.
+        searched: bool [n], the item is what the user just searched for.
         boosts: float64 [n], what rules added to the score.
         vectors: float32 [n, dimensions].
         values: float32 [n, features], scaled.
@@ -154,6 +159,7 @@ class Ranking:
     sources: NDArray[np.uint32]
     reserved: NDArray[np.bool_]
     pinned: NDArray[np.bool_]
+    searched: NDArray[np.bool_]
     boosts: NDArray[np.float64]
     vectors: NDArray[np.float32]
     values: NDArray[np.float32]
@@ -181,6 +187,7 @@ class _Prepared:
     features: Features
     context: NDArray[np.float32]
     proposed: Sequence[NDArray[np.int32]] = ()
+    searched: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 class Recommender:
@@ -195,6 +202,7 @@ class Recommender:
         self._settings = settings
         self._serving = serving
         self.sources = default_sources(settings)
+        self._by_text = [source.name for source in self.sources].index("text_fast")
         self.feature_names = feature_names(settings.items)
         self._kinds = kind_columns(self.feature_names)
         self._signs = evidence_signs(self.feature_names)
@@ -272,12 +280,15 @@ class Recommender:
         views = [history_view(request.user.history, request.before) for request in requests]
         interests = [self._interests(request, view) for request, view in zip(requests, views, strict=True)]
         near, similarity = self._near(requests, interests)
+        searched = [self._searched(request, view) for request, view in zip(requests, views, strict=True)]
         momentum = serving.signals.momentum(self._rising)
         cold_rows = serving.cold.rows(serving.catalogue, serving.index, momentum)
         slow = np.stack([part.vectors[SLOW] for part in interests])
         cold_similarity = slow @ serving.cold.matrix(serving.catalogue, serving.index, momentum).T
         return [
-            self._candidates(request, view, part, near[place], similarity[place], cold_rows, cold_similarity[place])
+            self._candidates(
+                request, view, part, near[place], similarity[place], cold_rows, cold_similarity[place], searched[place]
+            )
             for place, (request, view, part) in enumerate(zip(requests, views, interests, strict=True))
         ]
 
@@ -311,6 +322,26 @@ class Recommender:
         shape = (len(interests), 2, count)
         return rows.reshape(shape), similarity.reshape(shape)
 
+    def _searched(self, request: RankRequest, history: tuple[HistoryEntry, ...]) -> NDArray[np.int32]:
+        """Rows close to what the user searched for, nearest first, int32; none unless that was the last thing done.
+
+        Whatever was learned of others' choices, who asks for something by name expects to see it.
+        """
+        wanted = self._settings.slate.search_places
+        last = history[-1] if history else None
+        if not wanted or last is None or last.item_id or last.weight <= 0:
+            return np.zeros(0, np.int32)
+        vector = request.extra_vectors.get(last.text)
+        if vector is None:
+            return np.zeros(0, np.int32)
+        # What may not be shown is taken out afterwards.
+        count = wanted + min(self._taken_out(request), _TAKEN_OUT) + _TIE_RESERVE
+        rows, similarity = (found[0] for found in self._serving.index.search(vector[None, :], count))
+        rows, similarity = rows[similarity >= _FOUND], np.round(similarity[similarity >= _FOUND], 5)
+        order = np.lexsort((self._serving.catalogue.id_hash[rows], -similarity))
+        found: NDArray[np.int32] = rows[order]
+        return found
+
     def _candidates(
         self,
         request: RankRequest,
@@ -320,6 +351,7 @@ class Recommender:
         similarity: NDArray[np.float32],
         cold_rows: NDArray[np.int32],
         cold_similarity: NDArray[np.float32],
+        searched: NDArray[np.int32],
     ) -> _Prepared:
         serving, settings, scratch = self._serving, self._settings, self._scratch
         catalogue = serving.catalogue
@@ -344,18 +376,24 @@ class Recommender:
             seed=id_hash(request.user.user_id),
         )
         proposed = [source.propose(context) for source in self.sources]
+        searched = context.first_allowed(searched, settings.slate.search_places)
         pinned = np.array([pin.row for pin in serving.rules.pins(request.user.user_id)], np.int32)
-        parts = [*proposed, context.first_allowed(pinned, len(pinned))]
+        parts = [*proposed, context.first_allowed(pinned, len(pinned)), searched]
         rows = np.concatenate(parts)
         lengths = np.array([len(part) for part in parts])
         distinct, sources = np.empty(len(rows), np.int32), np.empty(len(rows), np.uint32)
         count = _merge(rows, lengths, scratch.slot, catalogue.id_hash, distinct, sources)
+        if len(searched):
+            # Closeness in text proposes them, like the neighbours of what the user did of late.
+            bit = np.uint32(1 << (len(parts) - 1))
+            found = (sources & bit).astype(np.bool_)
+            sources[found] = (sources[found] & ~bit) | np.uint32(1 << self._by_text)
         distinct, sources = self._permitted(distinct[:count], sources[:count], request)
         factors = context.factor_scores[:, distinct]
         if not interests.factors.any():
             factors = np.full_like(factors, np.nan)
         prepared = self._prepared(request, history, interests, links, distinct, sources, factors)
-        prepared.proposed = proposed
+        prepared.proposed, prepared.searched = proposed, searched
         return prepared
 
     def _block(self, request: RankRequest) -> None:
@@ -455,6 +493,7 @@ class Recommender:
             sources=prepared.sources[chosen.order],
             reserved=chosen.reserved,
             pinned=chosen.pinned,
+            searched=np.isin(prepared.rows[chosen.order], prepared.searched),
             boosts=np.zeros(len(chosen.order)) if rules.boosts is None else rules.boosts[chosen.order],
             vectors=serving.index.vectors(prepared.rows[chosen.order]),
             values=features.values[chosen.order],
@@ -475,10 +514,13 @@ class Recommender:
         most = self._settings.slate.category_cap
         category = self._serving.catalogue.attributes.category
         preferences = [Cap(category.at(rows), most, _CAPPED_RANKS)] if most else []
+        searched = prepared.searched.tolist()
+        place_of = {row: place for place, row in enumerate(rows.tolist())} if searched or rules.active else {}
+        first = [place_of[row] for row in searched if row in place_of]
         if not rules.active:
-            return SlateRules(preferences=preferences)
-        place_of = {row: place for place, row in enumerate(rows.tolist())} if rules.pins(user_id) else {}
+            return SlateRules(preferences=preferences, first=first)
         return SlateRules(
+            first=first,
             boosts=rules.boosts(rows, user_id),
             pins=[(place_of[pin.row], pin.rank) for pin in rules.pins(user_id) if pin.row in place_of],
             caps=rules.caps(rows, user_id),
@@ -499,12 +541,13 @@ class Recommender:
         together, after = ranking.links.strongest_origin(ranking.rows, self._scratch)
         likest = _likest(ranking)
         reasons = []
-        for place, (code, reserved, pinned) in enumerate(
-            zip(codes, ranking.reserved.tolist(), ranking.pinned.tolist(), strict=True)
-        ):
+        kept = zip(codes, ranking.reserved.tolist(), ranking.pinned.tolist(), ranking.searched.tolist(), strict=True)
+        for place, (code, reserved, pinned, searched) in enumerate(kept):
             params: dict[str, Any] = {}
             if pinned:
                 code = "pinned"
+            elif searched:
+                code = "similar"
             elif reserved:
                 code = "new_for_you"
             elif code == "taken_together":

@@ -1,8 +1,9 @@
 """From scores to a slate: business rules, diversity, caps, and places kept for new items.
 
-A slate is filled from the first rank on. A place takes its pinned item; a place reserved for new items takes the new
-item that deserves it most, unless one got there by its own score; any other place takes the candidate with the best
-trade of score and difference from what is above it. No place takes an item beyond a cap.
+A slate is filled from the first rank on. A place takes its pinned item; what the user just searched for comes next; a
+place reserved for new items takes the new item that deserves it most, unless one got there by its own score; any other
+place takes the candidate with the best trade of score and difference from what is above it. No place takes an item
+beyond a cap, but for those that are pinned or searched for.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ class SlateRules:
         pins: pairs of a candidate and the rank (from 1) it belongs at, what goes first when two want one rank first.
         caps: hard limits on the first ranks; a slate rather ends early than to break one.
         preferences: caps that give way when nothing else is left.
+        first: candidates that come first, in this order, after what is pinned there.
     """
 
     boosts: NDArray[np.float64] | None = None
     pins: Sequence[tuple[int, int]] = ()
     caps: Sequence[Cap] = ()
     preferences: Sequence[Cap] = ()
+    first: Sequence[int] = ()
 
 
 NO_RULES = SlateRules()
@@ -90,7 +93,9 @@ def choose(
     size = min(size, len(scores))
     scores = np.round(scores, 6)
     ranked = np.argsort(-scores, kind="stable")
-    pins = _pinned_places(rules.pins, size)
+    ruled = {candidate for candidate, _ in rules.pins}
+    first = [(candidate, 1) for candidate in rules.first if candidate not in ruled]
+    pins = _pinned_places([*rules.pins, *first], size)
     caps = [*rules.caps, *rules.preferences]
     order, reserved = _fill(
         scores,
@@ -107,7 +112,7 @@ def choose(
         np.array([cap.first for cap in caps], np.int64),
         len(rules.caps),
     )
-    pinned = np.isin(order, pins[pins >= 0]) if rules.pins else np.zeros(len(order), np.bool_)
+    pinned = np.isin(order, [candidate for candidate in pins if candidate in ruled])
     return Chosen(order, reserved, pinned)
 
 

@@ -152,6 +152,7 @@ class Pipeline:
             **self.stack.overrides,
             "topics": {"prefix": self.prefix, "partitions": 2},
             "ranker": {"learning_rate": 0.0, "publish_interval_s": 0.2},
+            "factors": {"learning_rate": 0.0, "flush_interval_s": 0.2},
             "items": {"flush_interval_s": 0.2},
             "delivery": {"commit_interval_s": 0.2},
             "replica": {"directory": str(self.directory / "snapshots"), "snapshot_interval_s": 1.0},

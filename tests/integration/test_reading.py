@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from stream_app.delivery.admin import copartition_difference, create_topics, describe_topics
+from stream_app.delivery import admin
+from stream_app.delivery.admin import TopicState, copartition_difference, create_topics, describe_topics
 from stream_app.delivery.connections import kafka_options
-from stream_app.delivery.reading import read_at, read_to_end, tail
+from stream_app.delivery.reading import follow, read_at, read_to_end, tail
 from stream_app.errors import TopicError, Unavailable
 from stream_app.settings import Settings, load_settings
 from stream_app.topics import TOPICS, Topics
@@ -33,12 +35,12 @@ async def producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
 
 async def make_topic(settings: Settings, *, partitions: int = 2) -> str:
     name = f"{settings.topics.prefix}.probe"
-    admin = AIOKafkaAdminClient(**kafka_options(settings))
-    await admin.start()
+    client = AIOKafkaAdminClient(**kafka_options(settings))
+    await client.start()
     try:
-        await admin.create_topics([NewTopic(name, partitions, 1)])
+        await client.create_topics([NewTopic(name, partitions, 1)])
     finally:
-        await admin.close()
+        await client.close()
     return name
 
 
@@ -150,18 +152,43 @@ async def test_creating_topics_again_changes_nothing_and_is_safe_together(settin
     assert not any(state.created for state in await create_topics(settings))
 
 
+async def test_following_tells_when_everything_that_was_there_has_come_and_goes_on(settings: Settings) -> None:
+    topic = await make_topic(settings)
+    async with producer(settings) as client, aclosing(follow(settings, topic)) as followed:
+        for number in range(50):
+            await client.send_and_wait(topic, str(number).encode(), partition=number % 2)
+        seen: list[bytes] = []
+        async for records, caught_up in followed:
+            seen += [record.value for record in records]
+            if caught_up:
+                break
+        assert sorted(seen, key=int) == [str(number).encode() for number in range(50)]
+        await client.send_and_wait(topic, b"later", partition=1)
+        async with asyncio.timeout(PATIENCE_S):
+            records, caught_up = await anext(followed)
+        assert ([record.value for record in records], caught_up) == ([b"later"], True)
+
+
+async def test_following_an_empty_topic_tells_that_nothing_is_there(settings: Settings) -> None:
+    async with aclosing(follow(settings, await make_topic(settings))) as followed, asyncio.timeout(PATIENCE_S):
+        async for records, caught_up in followed:
+            assert not records
+            if caught_up:
+                break
+
+
 async def test_differing_topics_are_left_alone_and_told(settings: Settings, topic_prefix: str) -> None:
-    admin = AIOKafkaAdminClient(**kafka_options(settings))
-    await admin.start()
+    client = AIOKafkaAdminClient(**kafka_options(settings))
+    await client.start()
     try:
-        await admin.create_topics(
+        await client.create_topics(
             [
                 NewTopic(f"{topic_prefix}.items.v1", 1, 1, topic_configs={"cleanup.policy": "delete"}),
                 NewTopic(f"{topic_prefix}.transitions.v1", 3, 1, topic_configs={"cleanup.policy": "delete"}),
             ]
         )
     finally:
-        await admin.close()
+        await client.close()
     states = {state.topic.name: state for state in await create_topics(settings)}
     items = states["items.v1"]
     assert (items.partitions, items.created) == (1, False)
@@ -177,15 +204,41 @@ async def test_differing_topics_are_left_alone_and_told(settings: Settings, topi
 async def test_a_new_topic_of_users_has_as_many_partitions_as_the_events_that_are_there(
     settings: Settings, topic_prefix: str
 ) -> None:
-    admin = AIOKafkaAdminClient(**kafka_options(settings))
-    await admin.start()
+    client = AIOKafkaAdminClient(**kafka_options(settings))
+    await client.start()
     try:
-        await admin.create_topics([NewTopic(f"{topic_prefix}.interactions.v1", 7, 1)])
+        await client.create_topics([NewTopic(f"{topic_prefix}.interactions.v1", 7, 1)])
     finally:
-        await admin.close()
+        await client.close()
     states = {state.topic.name: state for state in await create_topics(settings)}
     assert states["users.v1"].partitions == 7
     assert copartition_difference(states.values()) is None
+
+
+async def test_a_topic_the_broker_does_not_show_yet_is_waited_for_before_others_take_its_partitions(
+    settings: Settings, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Brokers learn of a topic one after the other, and any of them may be asked."""
+    name = f"{topic_prefix}.interactions.v1"
+    client = AIOKafkaAdminClient(**kafka_options(settings))
+    await client.start()
+    try:
+        await client.create_topics([NewTopic(name, 7, 1)])
+    finally:
+        await client.close()
+    told, asked = admin._describe, 0
+
+    async def late(*args: Any) -> list[TopicState]:
+        nonlocal asked
+        asked += 1
+        states = await told(*args)
+        return [replace(state, partitions=None) if state.name == name and asked < 3 else state for state in states]
+
+    monkeypatch.setattr(admin, "_describe", late)
+    states = {state.topic.name: state for state in await create_topics(settings)}
+    assert states["users.v1"].partitions == 7
+    assert (states["interactions.v1"].partitions, states["interactions.v1"].created) == (7, False)
+    assert not [state for state in await create_topics(settings) if state.created]
 
 
 @pytest.mark.kafka

@@ -808,6 +808,78 @@ def test_a_free_text_moves_the_slate_towards_it(recommender: Recommender, state:
     assert place[1] < 15 < place[0]
 
 
+def unmoved_by_text() -> ServingState:
+    """A state whose ranker has learned that closeness in text speaks against an item."""
+    state = new_state()
+    fill(state, list(range(60)))
+    names = state.ranker.names
+    state.ranker.weights[:] = [-2.0 if name.startswith("text_") else 1.0 for name in names]
+    return state
+
+
+def searching(state: ServingState, *, then: tuple[HistoryEntry, ...] = (), by: Recommender | None = None) -> Ranking:
+    """The slate of five after a search that is close to i25, by a user with a long history."""
+    entry = HistoryEntry("", "search", 49_000.0, 1.0, 9, "item 25")
+    person = user(*range(1, 20))
+    person.history = (*person.history, entry, *then)
+    vector = state.index.vectors(np.array([state.catalogue.row("i25")]))[0]
+    recommender = by or Recommender(state.settings, state)
+    return recommender.rank([request(person, n=5, extra_vectors={"item 25": vector})])[0]
+
+
+def test_what_was_just_searched_for_comes_first_whatever_the_ranker_has_learned() -> None:
+    state = unmoved_by_text()
+    recommender = Recommender(state.settings, state)
+    found = searching(state, by=recommender)
+    assert state.catalogue.item_id(int(found.rows[0])) == "i25"
+    item = recommender.slate_items(found)[0]
+    assert "text_fast" in item.sources
+    assert item.reason.code == "similar"
+    assert not found.pinned.any()
+    assert len(found.rows) == 5
+
+
+def test_a_search_counts_for_first_places_only_while_it_is_the_last_thing_done() -> None:
+    state = unmoved_by_text()
+    later = HistoryEntry("i21", "click", 49_500.0, 1.0, 10)
+    assert state.catalogue.row("i25") not in searching(state, then=(later,)).rows
+    settings = Settings(slate={"search_places": 0})  # type: ignore[arg-type]
+    none = ServingState(settings, space=SPACE, dimensions=DIMENSIONS)
+    fill(none, list(range(60)))
+    none.ranker.weights[:] = state.ranker.weights
+    assert none.catalogue.row("i25") not in searching(none).rows
+
+
+def test_what_was_searched_for_is_not_shown_when_it_may_not_be() -> None:
+    state = unmoved_by_text()
+    state.apply_item("i25", Item(item_id="i25", title="Item 25", available=False))
+    assert state.catalogue.row("i25") not in searching(state).rows
+    assert len(searching(state).rows) == 5
+
+
+def test_a_search_that_nothing_is_close_to_changes_no_order() -> None:
+    state = unmoved_by_text()
+    vectors = state.index.vectors(state.index.rows())
+    rng = np.random.default_rng(3)
+    drawn = [unit(rng.normal(size=DIMENSIONS)) for _ in range(500)]
+    away = min(drawn, key=lambda one: float((vectors @ one).max()))
+    assert (vectors @ away).max() < 0.5
+    person = user(1, 2)
+    person.history = (*person.history, HistoryEntry("", "search", 9_000.0, 1.0, 9, "x"))
+    slates = []
+    for places in (0, 3):
+        state.settings = Settings(slate={"search_places": places})  # type: ignore[arg-type]
+        ranking = Recommender(state.settings, state).rank([request(person, n=5, extra_vectors={"x": away})])[0]
+        slates.append(ranking.rows.tolist())
+        assert not ranking.searched.any()
+    assert slates[0] == slates[1]
+
+
+def unit(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The direction of a vector."""
+    return (values / np.linalg.norm(values)).astype(np.float32)
+
+
 class TestExamples:
     def test_the_taken_item_comes_first_and_is_not_among_the_others(
         self, recommender: Recommender, state: ServingState
