@@ -18,7 +18,7 @@ from schemas.messages import Reason
 __all__ = ["KINDS", "evidence_signs", "kind_columns", "phrase", "strongest_kind"]
 
 KINDS = ("similar", "taken_together", "taken_after", "similar_taste", "unlike", "trending", "popular", "new", "again")
-"""Kinds of evidence, also the codes of reasons; ``pinned``, ``boosted``, ``new_for_you`` and ``recommended``
+"""Kinds of evidence, also the codes of reasons; ``pinned``, ``boosted``, ``new_for_you``, ``less_known`` and ``recommended``
 come on top."""
 
 _TEMPLATES: dict[str, dict[str, str]] = {
@@ -36,6 +36,7 @@ _TEMPLATES: dict[str, dict[str, str]] = {
         "pinned": "Featured",
         "boosted": "Promoted",
         "new_for_you": "New, and close to your interests",
+        "less_known": "Less known, and close to your interests",
         "recommended": "Recommended for you",
     },
     "zh": {
@@ -52,6 +53,7 @@ _TEMPLATES: dict[str, dict[str, str]] = {
         "pinned": "精选置顶",
         "boosted": "推广",
         "new_for_you": "新品，符合您的兴趣",
+        "less_known": "小众之选，符合您的兴趣",
         "recommended": "为您推荐",
     },
 }

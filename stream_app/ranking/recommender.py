@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from schemas.messages import SlateItem
 from stream_app.compiled import compiled
 from stream_app.mixing import GOLDEN, below, mixed
-from stream_app.ranking.exploration import thompson_order
+from stream_app.ranking.exploration import tail_order, thompson_order
 from stream_app.ranking.features import Features, context_values, cosines, feature_names, scaled_features
 from stream_app.ranking.reasons import KINDS, evidence_signs, kind_columns, phrase, strongest_kind
 from stream_app.ranking.slate import SlateRules, choose
@@ -26,6 +26,7 @@ from stream_app.retrieval.interests import FAST, SLOW, Interests, derive_interes
 from stream_app.retrieval.links import Links, Scratch, link_scores
 from stream_app.retrieval.source import Context
 from stream_app.retrieval.sources import default_sources
+from stream_app.retrieval.trending import Trending
 from stream_app.rules.book import Cap
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
@@ -139,6 +140,7 @@ class Ranking:
         sources: uint32 [n], bit ``i`` says that source ``i`` proposed the item, the bit after theirs that a rule did.
         reserved: bool [n], the place was kept for a new item.
         pinned: bool [n], a rule put the item there.
+        explored: bool [n], the place was given to a less known item.
         searched: bool [n], the item is what the user just searched for.
         boosts: float64 [n], what rules added to the score.
         vectors: float32 [n, dimensions].
@@ -159,6 +161,7 @@ class Ranking:
     sources: NDArray[np.uint32]
     reserved: NDArray[np.bool_]
     pinned: NDArray[np.bool_]
+    explored: NDArray[np.bool_]
     searched: NDArray[np.bool_]
     boosts: NDArray[np.float64]
     vectors: NDArray[np.float32]
@@ -204,6 +207,9 @@ class Recommender:
         self.sources = default_sources(settings)
         self._by_text = [source.name for source in self.sources].index("text_fast")
         self.feature_names = feature_names(settings.items)
+        # Sources that look at this user, and not only at what is popular.
+        personal = [not isinstance(source, Trending) for source in self.sources]
+        self._personal = np.uint32(sum(1 << bit for bit, own in enumerate(personal) if own))
         self._kinds = kind_columns(self.feature_names)
         self._signs = evidence_signs(self.feature_names)
         self._scratch = Scratch()
@@ -486,6 +492,7 @@ class Recommender:
             settings=self._settings.slate,
             rules=rules,
             rows=prepared.rows,
+            tail_order=self._tail(prepared),
         )
         return Ranking(
             rows=prepared.rows[chosen.order],
@@ -493,6 +500,7 @@ class Recommender:
             sources=prepared.sources[chosen.order],
             reserved=chosen.reserved,
             pinned=chosen.pinned,
+            explored=chosen.explored,
             searched=np.isin(prepared.rows[chosen.order], prepared.searched),
             boosts=np.zeros(len(chosen.order)) if rules.boosts is None else rules.boosts[chosen.order],
             vectors=serving.index.vectors(prepared.rows[chosen.order]),
@@ -507,6 +515,22 @@ class Recommender:
             links=prepared.links,
             language=prepared.request.language or self._settings.slate.language,
         )
+
+    def _tail(self, prepared: _Prepared) -> NDArray[np.intp]:
+        """Candidates of the user's own interests, in the order in which one may take the place of a less known item."""
+        user, settings = prepared.request.user, self._settings.slate
+        if not settings.explore or prepared.request.n < settings.explore_rank:
+            return np.zeros(0, np.intp)
+        own = np.flatnonzero(prepared.sources & self._personal)
+        rows = prepared.rows[own]
+        return own[
+            tail_order(
+                self._serving.signals.total(rows),
+                self._serving.catalogue.id_hash[rows],
+                seed=id_hash(user.user_id) + user.events,
+                share=settings.explore,
+            )
+        ]
 
     def _slate_rules(self, prepared: _Prepared) -> SlateRules:
         """Business rules as they bear on the candidates."""
@@ -541,8 +565,11 @@ class Recommender:
         together, after = ranking.links.strongest_origin(ranking.rows, self._scratch)
         likest = _likest(ranking)
         reasons = []
-        kept = zip(codes, ranking.reserved.tolist(), ranking.pinned.tolist(), ranking.searched.tolist(), strict=True)
-        for place, (code, reserved, pinned, searched) in enumerate(kept):
+        kept = zip(
+            codes, ranking.reserved.tolist(), ranking.pinned.tolist(), ranking.searched.tolist(),
+            ranking.explored.tolist(), strict=True,
+        )  # fmt: skip
+        for place, (code, reserved, pinned, searched, explored) in enumerate(kept):
             params: dict[str, Any] = {}
             if pinned:
                 code = "pinned"
@@ -550,6 +577,8 @@ class Recommender:
                 code = "similar"
             elif reserved:
                 code = "new_for_you"
+            elif explored:
+                code = "less_known"
             elif code == "taken_together":
                 params = self._named(ranking.interests, together[place])
             elif code == "taken_after":

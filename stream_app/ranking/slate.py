@@ -23,6 +23,7 @@ __all__ = ["NO_RULES", "Chosen", "SlateRules", "choose"]
 _POOL_EXTRA = 20
 """Candidates beyond the slate's size that diversity may bring in."""
 _PLACES_PER = 20
+_NEW, _TAIL = 1, 2
 
 
 @dataclass(slots=True)
@@ -55,11 +56,13 @@ class Chosen:
         order: int [n], indices of candidates, best first.
         reserved: bool [n], whether the place was kept for a new item.
         pinned: bool [n], whether a rule put the item there.
+        explored: bool [n], whether the place was given to a less known item.
     """
 
     order: NDArray[np.intp]
     reserved: NDArray[np.bool_]
     pinned: NDArray[np.bool_]
+    explored: NDArray[np.bool_]
 
 
 def choose(
@@ -71,6 +74,7 @@ def choose(
     settings: SlateSettings,
     rules: SlateRules = NO_RULES,
     rows: NDArray[np.int32] | None = None,
+    tail_order: NDArray[np.intp] | None = None,
 ) -> Chosen:
     """Pick and order at most ``size`` candidates.
 
@@ -87,6 +91,8 @@ def choose(
         settings: diversity and reserved places.
         rules: business rules on these candidates.
         rows: int32 [k], where each candidate's vector is in ``vectors``; None: in this order.
+        tail_order: int [t], indices of less known items, the first of which takes the place at ``slate.explore_rank``
+            unless it or a rule is there already; None: that place is like any other.
     """
     if rows is None:
         rows = np.arange(len(scores), dtype=np.int32)
@@ -97,7 +103,8 @@ def choose(
     first = [(candidate, 1) for candidate in rules.first if candidate not in ruled]
     pins = _pinned_places([*rules.pins, *first], size)
     caps = [*rules.caps, *rules.preferences]
-    order, reserved = _fill(
+    tail = np.zeros(0, np.intp) if tail_order is None else np.ascontiguousarray(tail_order, np.intp)
+    order, kept_for = _fill(
         scores,
         np.ascontiguousarray(vectors, np.float32),
         rows,
@@ -107,13 +114,15 @@ def choose(
         pins,
         np.ascontiguousarray(cold_order, np.intp),
         _reserved_places(size, settings) if len(cold_order) else np.zeros(size, np.bool_),
+        tail,
+        settings.explore_rank - 1,
         np.array([cap.groups for cap in caps], np.int32).reshape(len(caps), len(scores)),
         np.array([cap.at_most for cap in caps], np.int64),
         np.array([cap.first for cap in caps], np.int64),
         len(rules.caps),
     )
     pinned = np.isin(order, [candidate for candidate in pins if candidate in ruled])
-    return Chosen(order, reserved, pinned)
+    return Chosen(order, kept_for == _NEW, pinned, kept_for == _TAIL)
 
 
 def _pinned_places(pins: Sequence[tuple[int, int]], size: int) -> NDArray[np.intp]:
@@ -145,12 +154,14 @@ def _fill(
     pins: NDArray[np.intp],
     cold_order: NDArray[np.intp],
     kept_for_cold: NDArray[np.bool_],
+    tail_order: NDArray[np.intp],
+    tail_place: int,
     groups: NDArray[np.int32],
     at_most: NDArray[np.int64],
     first: NDArray[np.int64],
     hard: int,
-) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Fill the places from the first on; candidates in order, and whether their place was reserved.
+) -> tuple[NDArray[np.intp], NDArray[np.int8]]:
+    """Fill the places from the first on; candidates in order, and for what their place was kept.
 
     What a candidate is worth is at most its relevance, and only falls while the slate fills. So candidates are looked
     at in order of relevance, and one whose last known worth is no better than the best so far is not computed anew: the
@@ -166,6 +177,8 @@ def _fill(
         pins: [size], the pinned candidate of each place, or -1.
         cold_order: [c], new items, most deserving first.
         kept_for_cold: [size].
+        tail_order: [t], less known items, the first goes first.
+        tail_place: the place for one of them.
         groups: [caps, k], what a candidate counts as; -1: not at all.
         at_most: [caps].
         first: [caps].
@@ -173,7 +186,7 @@ def _fill(
     """
     size, count = len(pins), len(ranked)
     order = np.empty(size, np.intp)
-    reserved = np.zeros(size, np.bool_)
+    reserved = np.zeros(size, np.int8)
     if size == 0:
         return order, reserved
     used = np.zeros(count, np.bool_)
@@ -236,7 +249,18 @@ def _fill(
                     if until[0, candidate] > place or until[1, candidate] > place:
                         continue
                     pick = candidate
-                    reserved[place] = True
+                    reserved[place] = _NEW
+                    break
+            if place == tail_place and reserved[place] == 0:
+                for candidate in tail_order:
+                    if used[candidate]:
+                        continue
+                    _bar(candidate, place, order, pins, groups, at_most, first, hard, until)
+                    if until[0, candidate] > place or until[1, candidate] > place:
+                        continue
+                    if candidate != pick:
+                        pick = candidate
+                        reserved[place] = _TAIL
                     break
         if pick < 0:
             return _with_pins(order, reserved, place, pins)
@@ -248,8 +272,8 @@ def _fill(
 
 @compiled
 def _with_pins(
-    order: NDArray[np.intp], reserved: NDArray[np.bool_], length: int, pins: NDArray[np.intp]
-) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    order: NDArray[np.intp], reserved: NDArray[np.int8], length: int, pins: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], NDArray[np.int8]]:
     """A slate that ends early: the pins further down move up."""
     for place in range(length, len(pins)):
         if pins[place] >= 0:
