@@ -18,8 +18,8 @@ from schemas.messages import Reason
 __all__ = ["KINDS", "evidence_signs", "kind_columns", "phrase", "strongest_kind"]
 
 KINDS = ("similar", "taken_together", "taken_after", "similar_taste", "unlike", "trending", "popular", "new", "again")
-"""Kinds of evidence, also the codes of reasons; ``pinned``, ``boosted``, ``new_for_you``, ``less_known`` and ``recommended``
-come on top."""
+"""Kinds of evidence, also the codes of reasons; ``pinned``, ``boosted``, ``new_for_you``, ``less_known`` and
+``recommended`` come on top."""
 
 _TEMPLATES: dict[str, dict[str, str]] = {
     "en": {

@@ -119,7 +119,7 @@ def test_what_is_unknown_of_a_candidate_is_average() -> None:
 
 def test_a_feature_that_is_the_same_for_all_says_nothing() -> None:
     values = features(10, links=np.full((7, 10), 0.25), counts=np.full((10, 4), 3.0)).values
-    assert not values[:, 5:16].any()
+    assert not values[:, 6:17].any()
     assert not features(1).values.any()
     assert features(0).values.shape == (0, len(NAMES))
 

@@ -445,7 +445,7 @@ def test_what_the_user_had_is_proposed_again_unless_it_is_consumed_or_hidden() -
 
 
 def test_the_items_with_the_most_events_of_all_time_are_proposed(shop: ServingState) -> None:
-    for item_id, count in (("i7", 3.0), ("i8", 9.0)):
+    for item_id, count in (("i7", 300.0), ("i8", 900.0)):
         shop.apply_signals(item_id, signals_message(item_id, count, {}, at=0.0))
     assert proposals(shop, UserState("u"))["popular"][0] == "i8"
 
