@@ -2,7 +2,7 @@
 
 For every basket, in order of time: the user's visit is sent, the slate it causes is awaited, the basket is tested
 against that slate, then its events are sent. A visit says only that the user is there now, which is what a replay in
-process knows when it ranks. Up to a few baskets of different users are under way at a time, so a slate may know a
+process knows when it ranks. Two baskets of different users are under way at a time, so a slate may know a
 little less of the other users than in process.
 
 Broker, Redis and processes run on this machine and end with the evaluation.
@@ -40,7 +40,8 @@ __all__ = ["Pipeline", "live_outcome", "pipeline", "settings_for_workers"]
 
 _PATIENCE_S: Final = 120.0
 """A slate that is not there by then ends the evaluation."""
-_WINDOW: Final = 8
+_WINDOW: Final = 2
+"""Measured with 30,000 events of Online Retail: 2 have the hit rate of the replay, 8 have 4 % less, and take longer."""
 _LINGER_MS: Final = 3
 """A basket arrives as one: otherwise each of its events would cause a slate that nobody looks at."""
 _REPORT_EVERY: Final = 100
