@@ -400,11 +400,11 @@ class SlateSettings(_Group):
     )
     cold_from_rank: int = Field(16, ge=1, le=200, description="First rank a reserved place may take.")
     explore: float = Field(
-        0.25,
+        0.15,
         ge=0,
         le=1,
-        description="Share of slates in which one place goes to a less known item close to the user's interests, drawn "
-        "by chance: without it most of a catalogue is never seen.",
+        description="Share of slates in which one place goes to the item close to the user's interests that was shown "
+        "least: without it most of a catalogue is never seen.",
     )
     explore_rank: int = Field(10, ge=1, le=200, description="The rank of that place.")
     cold_trials: float = Field(

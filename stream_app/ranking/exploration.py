@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stream_app.compiled import compiled
 from stream_app.mixing import GOLDEN, mixed
 
-__all__ = ["tail_order", "thompson_order"]
+__all__ = ["explores", "least_shown", "thompson_order"]
 
 _BASE_RATE = 0.05
 """Mean rate of a new item of middling promise. Only ratios matter for the order; the scale sets how much one event
@@ -54,39 +54,29 @@ def thompson_order(
     return np.lexsort((hashes, -draws))
 
 
-def tail_order(counts: NDArray[np.float64], hashes: NDArray[np.int64], *, seed: int, share: float) -> NDArray[np.intp]:
-    """Indices of items in the order in which they may take the place of a less known item: int [k]; empty when this
-    slate, by chance, keeps none.
-
-    What everybody is shown is what everybody takes, and a ranker that learns from choices never finds out about the
-    rest. So now and then one place goes to an item drawn from the candidates of the user's own interests, rarely taken
-    ones rather than well known ones: with weights ``1 / sqrt(1 + count)``, by the exponents of Efraimidis and Spirakis
-    2006 (doi 10.1016/j.ipl.2005.11.003).
+def explores(seed: int, share: float) -> bool:
+    """Whether a slate keeps a place for an item that was hardly shown, by chance.
 
     Args:
-        counts: float64 [k], events of all time.
-        hashes: int64 [k], of the ids; distinct.
-        seed: of user and state: the same one gives the same order.
-        share: of slates that keep a place.
+        seed: of user and state: the same one decides the same.
+        share: of slates that do.
     """
-    keys = np.empty(len(counts))
-    if not _tail_keys(counts, hashes, np.uint64(seed & 0xFFFFFFFFFFFFFFFF), share, keys):
-        return np.zeros(0, np.intp)
-    return np.lexsort((hashes, -np.round(keys, 9)))
+    return (int(mixed(np.uint64(seed & 0xFFFFFFFFFFFFFFFF))) >> 11) * _UNIT < share
 
 
-@compiled
-def _tail_keys(
-    counts: NDArray[np.float64], hashes: NDArray[np.int64], seed: np.uint64, share: float, keys: NDArray[np.float64]
-) -> bool:
-    state = np.zeros(1, np.uint64)
-    state[0] = seed
-    if _uniform(state) >= share:
-        return False
-    for place in range(len(counts)):
-        state[0] = np.uint64(hashes[place]) + (seed + np.uint64(1)) * GOLDEN
-        keys[place] = math.log(_uniform(state)) * math.sqrt(1.0 + counts[place])
-    return True
+def least_shown(shown: NDArray[np.uint32], scores: NDArray[np.float64], hashes: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Indices of items in the order in which they may take that place: those shown least, of these the best scored.
+
+    What everybody is shown is what everybody takes, and a ranker that learns from choices never finds out about the
+    rest: most of a catalogue is never seen. So a place of some slates goes round among the candidates of the user's own
+    interests (least tried first, as in UCB, Auer, Cesa-Bianchi and Fischer 2002, doi 10.1023/A:1013689704352).
+
+    Args:
+        shown: uint32 [k], how often each stood in somebody's first ranks.
+        scores: float64 [k].
+        hashes: int64 [k], of the ids; they break ties.
+    """
+    return np.lexsort((hashes, -scores, shown))
 
 
 @compiled

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from schemas.messages import SlateItem
 from stream_app.compiled import compiled
 from stream_app.mixing import GOLDEN, below, mixed
-from stream_app.ranking.exploration import tail_order, thompson_order
+from stream_app.ranking.exploration import explores, least_shown, thompson_order
 from stream_app.ranking.features import Features, context_values, cosines, feature_names, scaled_features
 from stream_app.ranking.reasons import KINDS, evidence_signs, kind_columns, phrase, strongest_kind
 from stream_app.ranking.slate import SlateRules, choose
@@ -207,6 +207,8 @@ class Recommender:
         self.sources = default_sources(settings)
         self._by_text = [source.name for source in self.sources].index("text_fast")
         self.feature_names = feature_names(settings.items)
+        self._shown: NDArray[np.uint32] = np.zeros(0, np.uint32)
+        self._reclaims = serving.catalogue.reclaims
         # Sources that look at this user, and not only at what is popular.
         personal = [not isinstance(source, Trending) for source in self.sources]
         self._personal = np.uint32(sum(1 << bit for bit, own in enumerate(personal) if own))
@@ -492,7 +494,7 @@ class Recommender:
             settings=self._settings.slate,
             rules=rules,
             rows=prepared.rows,
-            tail_order=self._tail(prepared),
+            tail_order=self._tail(prepared, scores),
         )
         return Ranking(
             rows=prepared.rows[chosen.order],
@@ -516,21 +518,33 @@ class Recommender:
             language=prepared.request.language or self._settings.slate.language,
         )
 
-    def _tail(self, prepared: _Prepared) -> NDArray[np.intp]:
+    def published(self, ranking: Ranking) -> None:
+        """The ranking became somebody's slate: what stands first in it was shown once more.
+
+        Counted in this process only, and from nothing after a restart: it decides who gets the place for less known
+        items next, and nothing else.
+        """
+        if self._reclaims != ranking.reclaims or len(self._shown) < self._serving.catalogue.rows:
+            held = self._shown if self._reclaims == ranking.reclaims else self._shown[:0]
+            self._shown = np.zeros(2 * self._serving.catalogue.rows, np.uint32)
+            self._shown[: len(held)] = held
+            self._reclaims = ranking.reclaims
+        self._shown[ranking.rows[: self._settings.slate.explore_rank]] += np.uint32(1)
+
+    def _tail(self, prepared: _Prepared, scores: NDArray[np.float64]) -> NDArray[np.intp]:
         """Candidates of the user's own interests, in the order in which one may take the place of a less known item."""
         user, settings = prepared.request.user, self._settings.slate
-        if not settings.explore or prepared.request.n < settings.explore_rank:
+        if prepared.request.n < settings.explore_rank or not explores(
+            id_hash(user.user_id) + user.events, settings.explore
+        ):
             return np.zeros(0, np.intp)
         own = np.flatnonzero(prepared.sources & self._personal)
         rows = prepared.rows[own]
-        return own[
-            tail_order(
-                self._serving.signals.total(rows),
-                self._serving.catalogue.id_hash[rows],
-                seed=id_hash(user.user_id) + user.events,
-                share=settings.explore,
-            )
-        ]
+        shown = np.zeros(len(rows), np.uint32)
+        if self._reclaims == self._serving.catalogue.reclaims:
+            counted = rows < len(self._shown)
+            shown[counted] = self._shown[rows[counted]]
+        return own[least_shown(shown, scores[own], self._serving.catalogue.id_hash[rows])]
 
     def _slate_rules(self, prepared: _Prepared) -> SlateRules:
         """Business rules as they bear on the candidates."""

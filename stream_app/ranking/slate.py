@@ -91,8 +91,8 @@ def choose(
         settings: diversity and reserved places.
         rules: business rules on these candidates.
         rows: int32 [k], where each candidate's vector is in ``vectors``; None: in this order.
-        tail_order: int [t], indices of less known items, the first of which takes the place at ``slate.explore_rank``
-            unless it or a rule is there already; None: that place is like any other.
+        tail_order: int [t], indices of less known items, the first of which that is not above takes the place at
+            ``slate.explore_rank``, unless a rule or a new item does; None: that place is like any other.
     """
     if rows is None:
         rows = np.arange(len(scores), dtype=np.int32)

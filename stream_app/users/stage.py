@@ -253,6 +253,7 @@ class UserStage:
 
     def ranked(self, request: RankRequest, ranking: Ranking) -> None:
         """A ranking made outside of :meth:`process`, which the user chooses from next (in evaluation)."""
+        self._recommender.published(ranking)
         self._remember(request.user.user_id, _known_to(request.user), self._seen_of(ranking), "")
 
     def rerank(
@@ -269,6 +270,7 @@ class UserStage:
         return [self._slate(request, ranking, None) for request, ranking in zip(requests, rankings, strict=True)]
 
     def _slate(self, request: RankRequest, ranking: Ranking, trigger: SourcedEvent | SourcedProfile | None) -> NewSlate:
+        self._recommender.published(ranking)
         return NewSlate(
             user_id=request.user.user_id,
             items=self._recommender.slate_items(ranking),
