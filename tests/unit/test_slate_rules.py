@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.messages import Item, Rule, RuleWhere, SlateItem
-from stream_app.ranking.exploration import _draws, thompson_order
+from stream_app.ranking.exploration import _draws, explores, least_shown, thompson_order
 from stream_app.ranking.recommender import Recommender
 from stream_app.ranking.slate import Chosen, SlateRules, choose
 from stream_app.rules.book import Cap
@@ -407,3 +408,61 @@ def test_rules_survive_a_snapshot(tmp_path: Path) -> None:
     (tmp_path / "rules.json").unlink()
     older = ServingState.load(tmp_path, Settings(), space=SPACE, dimensions=DIMENSIONS)
     assert older.rules.rules == []
+
+
+# A place for less known items -------------------------------------------------------------------------------------
+
+
+def test_the_share_of_slates_that_explore_is_the_setting_and_the_same_every_time() -> None:
+    drawn = [explores(id_hash(f"u{number}"), 0.15) for number in range(4_000)]
+    assert np.mean(drawn) == pytest.approx(0.15, abs=0.02)
+    assert drawn == [explores(id_hash(f"u{number}"), 0.15) for number in range(4_000)]
+    assert not any(explores(seed, 0.0) for seed in range(100))
+    assert all(explores(seed, 1.0) for seed in range(100))
+
+
+def test_what_was_shown_least_goes_first_and_of_that_the_best_scored() -> None:
+    order = least_shown(np.array([3, 0, 0, 1, 0], np.uint32), np.array([9.0, 1.0, 2.0, 8.0, 2.0]), np.arange(5)[::-1])
+    assert order.tolist() == [4, 2, 1, 3, 0]
+
+
+def test_the_place_goes_to_the_first_that_is_not_above_and_not_to_one_a_rule_pins() -> None:
+    scores, vectors = -np.arange(30.0), np.zeros((30, 2), np.float32)
+    plain_order = SlateSettings(diversity=0.0, cold_places=0)
+
+    def chosen(tail: list[int], **rules: Any) -> Chosen:
+        none, tail_order = np.zeros(0, np.intp), np.array(tail, np.intp)
+        made = SlateRules(**rules)
+        return choose(scores, vectors, none, size=12, settings=plain_order, rules=made, tail_order=tail_order)
+
+    plain = chosen([])
+    assert plain.order.tolist() == list(range(12))
+    assert not plain.explored.any()
+    explored = chosen([3, 8, 25, 26])
+    assert explored.order.tolist() == [*range(9), 25, 9, 10]
+    assert np.flatnonzero(explored.explored).tolist() == [9]
+    assert not explored.reserved.any()
+    pinned = chosen([25], pins=[(20, 10)])
+    assert pinned.order.tolist() == [*range(9), 20, 9, 10]
+    assert not pinned.explored.any()
+    assert not chosen([9]).explored.any(), "it stands there by its own score"
+
+
+def test_with_a_place_for_them_more_of_the_catalogue_is_seen() -> None:
+    seen = {}
+    for share in (0.0, 0.5):
+        state = new_state(Settings(slate=SlateSettings(explore=share)))
+        fill(state, list(range(60)))
+        recommender = Recommender(state.settings, state)
+        shown: set[int] = set()
+        for number in range(120):
+            asked = replace(request(user(1, 2, 3)), user=replace(user(1, 2, 3), user_id=f"u{number}"))
+            (ranking,) = recommender.rank([asked])
+            recommender.published(ranking)
+            shown.update(ranking.rows[:10].tolist())
+            items = recommender.slate_items(ranking)
+            explored = np.flatnonzero(ranking.explored).tolist()
+            assert explored in ([], [9])
+            assert all(items[place].reason.code == "less_known" for place in explored)
+        seen[share] = len(shown)
+    assert seen[0.5] > 1.5 * seen[0.0]
