@@ -400,7 +400,7 @@ class SlateSettings(_Group):
     )
     cold_from_rank: int = Field(16, ge=1, le=200, description="First rank a reserved place may take.")
     explore: float = Field(
-        0.15,
+        0.3,
         ge=0,
         le=1,
         description="Share of slates in which one place goes to the item close to the user's interests that was shown "

@@ -154,6 +154,7 @@ class Pipeline:
             "ranker": {"learning_rate": 0.0, "publish_interval_s": 0.2},
             "factors": {"learning_rate": 0.0, "flush_interval_s": 0.2},
             "items": {"flush_interval_s": 0.2},
+            "slate": {"explore": 0.0},
             "delivery": {"commit_interval_s": 0.2},
             "replica": {"directory": str(self.directory / "snapshots"), "snapshot_interval_s": 1.0},
             "encoder": {"threads": 1, "precision": "float32"},
