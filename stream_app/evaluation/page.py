@@ -68,8 +68,7 @@ def _parts(report: Mapping[str, Any], made_by: str) -> Iterator[str]:
         f"{data['interactions']:,} interactions of {data['users']:,} users with {data['items']:,} items, "
         f"{escape(str(data['from'] or '')[:10])} to {escape(str(data['to'] or '')[:10])}. Protocol: "
         f"{escape(report['protocol'])}. Seed {report['seed']}. {report['seconds']:,.0f} s. "
-        f"Settings: {escape(changed.removesuffix(' settings'))}. "
-        f"{escape(made_by)}.</p>\n"
+        f"Settings: {escape(changed.removesuffix(' settings'))}. {escape(made_by)}.</p>\n"
     )
     for warning in report["warnings"]:
         yield f'<p class="warning">{escape(warning)}</p>\n'
@@ -100,7 +99,8 @@ def _summary(report: Mapping[str, Any]) -> str:
         rows.append((escape(name), *cells))
     caption = "Small figures: 95 % intervals."
     if report["tests"] < FEW_TESTS:
-        caption += f" Only {report['tests']} tests: look at the intervals, the figures alone say little."
+        number = "1 test" if report["tests"] == 1 else f"{report['tests']} tests"
+        caption += f" Only {number}: look at the intervals, the figures alone say little."
     return "<h2>Summary</h2>\n" + _rows(head, rows, caption=caption, first_class="slates")
 
 

@@ -150,14 +150,20 @@ def _histogram(ranks: NDArray[np.float32]) -> dict[str, int]:
 def _warnings(outcome: Outcome) -> Iterator[str]:
     tests, cold = len(outcome.slates), int(outcome.cold.sum())
     if not tests:
-        why = "; ".join(f"{count:,} {reason}" for reason, count in outcome.untested.items()) or "no event names an item"
+        why = "; ".join(f"{count:,} {reason}" for reason, count in outcome.untested.items())
+        # Leave-one-out takes the tests out of the log beforehand, and counts no others.
+        why = why or "no user wanted an item of the catalogue that was new to the user, after a first event"
         yield f"there was no test, so nothing is measured ({why})"
     elif tests < FEW_TESTS:
-        yield f"only {tests} tests: look at the intervals, the figures alone say little"
+        yield f"only {_tests(tests)}: look at the intervals, the figures alone say little"
     if tests and not cold:
         yield "no test had a cold item"
     elif cold < FEW_TESTS and tests >= FEW_TESTS:
-        yield f"only {cold} tests had a cold item: look at the intervals of the cold figures"
+        yield f"only {_tests(cold)} had a cold item: look at the intervals of the cold figures"
+
+
+def _tests(count: int) -> str:
+    return "1 test" if count == 1 else f"{count} tests"
 
 
 def _rounded(value: float | None) -> float | None:

@@ -22,8 +22,9 @@ from stream_app.users.state import UserState
 
 __all__ = ["DAY_S", "LEAST_SHARE", "granted", "still_spent"]
 
-LEAST_SHARE = 0.01
-"""An event left with less than this of what it would say says nothing: whoever goes on for ever causes no traffic."""
+LEAST_SHARE = 0.1
+"""An event left with less than this of what it would say says nothing: whoever goes on for ever causes next to no
+traffic. Small, and what flows back into the budget would be passed on drop by drop, with every other event."""
 DAY_S = 86_400.0
 
 

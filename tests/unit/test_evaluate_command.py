@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from schemas.messages import Interaction, Item
 from stream_app.cli import main
 from stream_app.evaluation import run
+from stream_app.ranking.recommender import Recommender
 from tests.logs import buy, catalogue, events, pairs_log, write_lines
 
 START = 1e9
@@ -271,6 +272,99 @@ def test_old_events_and_unavailable_items_are_replayed_and_said(evaluate: Evalua
 def test_only_visits_are_nothing_to_rank(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate([buy(number, "u", None, START + number, "visit") for number in range(3)], status=2)
     assert "no interaction names an item" in capsys.readouterr().err
+
+
+PROTOCOLS = pytest.mark.parametrize("protocol", ["streaming", "leave-one-out"])
+
+
+@PROTOCOLS
+def test_only_ratings_below_the_threshold_are_no_test_and_said(evaluate: Evaluate, protocol: str) -> None:
+    low = [
+        buy(number, f"u{number % 9}", f"i{number % 15}", START + number, "rating", value=1.0) for number in range(90)
+    ]
+    report = evaluate(low, catalogue(15), "--protocol", protocol)
+    assert report["tests"] == 0
+    assert report["overall"]["hr@10"] is None
+    reason = "90 not wanted" if protocol == "streaming" else "no user wanted an item"
+    assert said(report, reason)
+
+
+@PROTOCOLS
+def test_a_catalogue_of_one_item_is_completed_from_the_log(evaluate: Evaluate, protocol: str) -> None:
+    report = evaluate(some_purchases(), catalogue(1), "--protocol", protocol)
+    assert (report["data"]["items"], report["data"]["items_without_text"]) == (15, 14)
+    assert report["tests"] > 0
+    assert said(report, "14 item ids of interactions are not in the catalogue")
+
+
+@PROTOCOLS
+def test_bytes_that_are_not_utf8_and_huge_lines_are_left_out_and_counted(evaluate: Evaluate, protocol: str) -> None:
+    good = some_purchases()
+    items = [
+        *catalogue(15),
+        b'{"item_id": "\xff", "title": "x"}',
+        b'{"item_id": "i99", "title": "' + b"x" * 9_000 + b'"}',
+    ]
+    lines = [*good, b"\xff\xfe\x00", b'{"event_id": "\xc3\x28"}', b"x" * 17_000_000]
+    report = evaluate(lines, items, "--protocol", protocol)
+    assert report["data"]["rejected"] == {"not_utf8": 3, "invalid_field": 1, "too_large": 1}
+    assert report["data"]["interactions"] == len(good)
+    assert report["tests"] > 0
+
+
+@PROTOCOLS
+def test_lines_may_end_as_on_windows_and_the_last_one_not_at_all(tmp_path: Path, protocol: str) -> None:
+    file = tmp_path / "log.jsonl"
+    file.write_bytes(b"\r\n".join(msgspec.json.encode(one) for one in some_purchases()))
+    assert main(["evaluate", "--interactions", str(file), "--json", "report.json", "--protocol", protocol]) == 0
+    report = json.loads(Path("report.json").read_bytes())
+    assert (report["data"]["interactions"], report["data"]["rejected"]) == (120, {})
+
+
+def test_a_file_that_is_one_array_is_an_error_that_says_what_is_expected(
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate([msgspec.json.encode(some_purchases())], catalogue(15), status=2)
+    assert "expected an object, found an array" in capsys.readouterr().err
+
+
+@PROTOCOLS
+def test_impressions_are_replayed_and_are_no_tests(evaluate: Evaluate, protocol: str) -> None:
+    good = some_purchases()
+    shown = [
+        buy(1_000 + number, event.user_id, None, event.occurred_at.timestamp() - 0.5, "impression", items=["i1", "i2"])
+        for number, event in enumerate(good)
+    ]
+    with_them = evaluate([*good, *shown], catalogue(15), "--protocol", protocol)
+    assert with_them["data"]["interactions"] == 2 * len(good)
+    assert 0 < with_them["tests"] <= len(good)
+
+
+def test_one_test_is_one_test(evaluate: Evaluate) -> None:
+    report = evaluate(events(("u", "i0", START), ("u", "i1", START + 1)), None, "--protocol", "leave-one-out")
+    assert report["tests"] == 1
+    assert said(report, "only 1 test: look at the intervals")
+    low, high = report["overall"]["intervals"]["hr@10"]
+    assert 0 <= low < high <= 1
+
+
+def test_a_user_with_very_many_events_costs_as_many_steps_and_not_their_square(
+    evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted, not timed: what is ranked and what the user's state holds."""
+    ranked: list[int] = []
+    rank = Recommender.rank
+
+    def counting(self: Recommender, requests: Any) -> Any:
+        ranked.extend(len(request.user.history) + len(request.user.added) for request in requests)
+        return rank(self, requests)
+
+    monkeypatch.setattr(Recommender, "rank", counting)
+    happened = [buy(number, "bot", f"i{number % 60}", START + number, "click") for number in range(4_000)]
+    report = evaluate([*happened, *some_purchases()], catalogue(60), "--no-sources")
+    assert report["data"]["interactions"] == 4_120
+    assert len(ranked) < 300, "only what is new to a user is ranked for"
+    assert max(ranked) <= 50 + 64
 
 
 def test_the_module_is_the_same_command(tmp_path: Path) -> None:

@@ -163,6 +163,15 @@ def test_shares_below_the_least_are_nothing():
     assert grants.index(0.0) < 50
 
 
+def test_who_has_spent_everything_causes_next_to_no_traffic():
+    # What comes back in a second must not be passed on each second.
+    _, folds = run([event(number, f"i{number}") for number in range(12_000)])
+    passed = [fold for fold in folds if fold.transition is not None]
+    days = len(folds) / DAY
+    assert len(passed) <= DEFAULT.influence_burst + DEFAULT.influence_per_day * days / LEAST_SHARE + 1
+    assert sum(fold.teaches for fold in folds[3_000:]) < 1_000
+
+
 SHOPPERS, ITEMS = 60, 60
 
 
