@@ -295,7 +295,6 @@ class ServingState:
             if index is not None:
                 self._migration = None
                 self.index, self.served = index, migration.target
-                self.cold.vectors_changed()
                 return True
             if not wait:
                 break

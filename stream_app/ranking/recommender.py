@@ -289,14 +289,9 @@ class Recommender:
         interests = [self._interests(request, view) for request, view in zip(requests, views, strict=True)]
         near, similarity = self._near(requests, interests)
         searched = [self._searched(request, view) for request, view in zip(requests, views, strict=True)]
-        momentum = serving.signals.momentum(self._rising)
-        cold_rows = serving.cold.rows(serving.catalogue, serving.index, momentum)
-        slow = np.stack([part.vectors[SLOW] for part in interests])
-        cold_similarity = slow @ serving.cold.matrix(serving.catalogue, serving.index, momentum).T
+        cold_rows = serving.cold.rows(serving.catalogue, serving.signals.momentum(self._rising))
         return [
-            self._candidates(
-                request, view, part, near[place], similarity[place], cold_rows, cold_similarity[place], searched[place]
-            )
+            self._candidates(request, view, part, near[place], similarity[place], cold_rows, searched[place])
             for place, (request, view, part) in enumerate(zip(requests, views, interests, strict=True))
         ]
 
@@ -358,7 +353,6 @@ class Recommender:
         near: NDArray[np.int32],
         similarity: NDArray[np.float32],
         cold_rows: NDArray[np.int32],
-        cold_similarity: NDArray[np.float32],
         searched: NDArray[np.int32],
     ) -> _Prepared:
         serving, settings, scratch = self._serving, self._settings, self._scratch
@@ -372,8 +366,8 @@ class Recommender:
             near=near,
             near_similarity=similarity,
             cold_rows=cold_rows,
-            cold_similarity=cold_similarity,
             cold_counts=serving.signals.decayed(request.at, cold_rows, self._rising),
+            vectors=serving.index.table(catalogue.rows),
             catalogue=catalogue,
             signals=serving.signals,
             factor_scores=serving.factors.score_all(interests.factors, servable, scratch.blocked, scratch.request),
