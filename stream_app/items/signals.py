@@ -256,13 +256,13 @@ class Signals:
         offsets = np.full((len(self._sources), len(rows)), -1, np.int64)
         for source, values in applied.items():
             offsets[self._sources[source]] = values
-        self._room(int(np.maximum(2 * lengths, 4).sum()))
+        # A block holds less than twice its entries, or four.
+        self._room(2 * len(neighbours) + 4 * len(rows))
         found = np.zeros(len(rows), np.bool_)
         _take_over(
-            rows, lengths, neighbours, symmetric, directed, counts, at, offsets, found,
-            self.arena, self._sizes, self._free, self._applied, self._counts, self._keys, self._rates,
+            rows, lengths, neighbours, symmetric, directed, counts, at, offsets, shown, found,
+            self.arena, self._sizes, self._free, self._applied, self._counts, self._shown, self._keys, self._rates,
         )  # fmt: skip
-        self._shown[rows[found]] = shown[found]
         self.version += int(np.count_nonzero(found))
         for column in self._top:
             column.change(rows)
@@ -440,12 +440,14 @@ def _take_over(
     counts: NDArray[np.float64],
     at: NDArray[np.float64],
     offsets: NDArray[np.int64],
+    shown: NDArray[np.float64],
     found: NDArray[np.bool_],
     arena: Arena,
     sizes: NDArray[np.int8],
     free: NDArray[np.int64],
     applied: NDArray[np.int64],
     all_counts: NDArray[np.float64],
+    all_shown: NDArray[np.float64],
     keys: NDArray[np.float64],
     rates: NDArray[np.float64],
 ) -> None:
@@ -485,6 +487,7 @@ def _take_over(
             count = counts[place, column]
             all_counts[row, column] = count
             keys[column, row] = (np.log2(count) if count > 0.0 else -np.inf) + at[place] * rate
+        all_shown[row] = shown[place]
         arena.scale[row] = 1.0 / np.sqrt(max(all_counts[row, len(rates) - 1], 1.0))
 
 

@@ -57,6 +57,8 @@ class Context:
 
     def first_allowed(self, rows: NDArray[np.int32], count: int) -> NDArray[np.int32]:
         """The first ``count`` of ``rows`` that may be recommended to this user now, in the same order."""
+        if not len(rows):
+            return rows
         kept = np.empty(min(count, len(rows)), np.int32)
         return kept[: _first(rows, self.servable, self.scratch.blocked, self.request, kept)]
 
