@@ -90,9 +90,7 @@ class ColdItems:
         if self._stale:
             count = len(self._place_of)
             rows = np.empty(min(self._limit, count), np.int32)
-            _choose(
-                self._members[:count], momentum, catalogue.published_at, catalogue.id_hash, self._limit // 2, rows
-            )
+            _choose(self._members[:count], momentum, catalogue.published_at, catalogue.id_hash, self._limit // 2, rows)
             self._rows = rows
             self._changes = 0.0
             self._stale = False

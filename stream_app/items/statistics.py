@@ -45,6 +45,8 @@ _REBASE_HALF_LIVES = 128.0
 """Weights are kept in units of the row's reference time; 2^128 is far from the range of float64."""
 _START_CAPACITY = 256
 _START_ENTRIES = 4_096
+_AT_ONCE = 8
+"""Entries that are looked through together."""
 
 _OLDEST, _NEWEST, _COUNT, _UNUSED, _CHANGED, _TOUCHED = range(6)
 """Places in ``_Rows.state``: the ends of the list of rows by last touch (-1: none), how many rows there are, how many
@@ -206,9 +208,13 @@ class ItemStatistics:
             offsets = np.array([row.offset for row in rows], np.int64)
         except OverflowError as error:
             raise InvalidMessage("invalid_field", "rows: an offset is no 64-bit integer") from error
-        intern = self._intern
-        items = np.array([intern(row.item_id) for row in rows], np.int32)
-        previous = np.array([intern(other) for row in rows for other in row.previous], np.int32)
+        number_of = self._number_of
+        for row in rows:
+            for item_id in (row.item_id, *row.previous):
+                if item_id not in number_of:
+                    self._intern(item_id)
+        items = np.array([number_of[row.item_id] for row in rows], np.int32)
+        previous = np.array([number_of[other] for row in rows for other in row.previous], np.int32)
         ends = np.cumsum(np.array([len(row.previous) for row in rows], np.int64))
         at = np.array([row.at for row in rows], np.float64)
         counts = np.array([row.count for row in rows], np.float64)
@@ -598,14 +604,32 @@ def _cut(number: int, limit: int, rows: _Rows, links: _Links) -> None:
 
 
 @compiled
+def _find(wanted: int, start: int, end: int, numbers: NDArray[np.int32]) -> int:
+    """Where a number is among those from ``start`` to ``end``, -1: nowhere. Eight at a time, which the processor
+    compares at once; most rows are long, and most of them do not have what is looked for near the beginning."""
+    number = np.int32(wanted)
+    while end - start >= _AT_ONCE:
+        met = np.int32(0)
+        for step in range(_AT_ONCE):
+            met |= np.int32(numbers[start + step] == number)
+        if met:
+            break
+        start += _AT_ONCE
+    for entry in range(start, end):
+        if numbers[entry] == number:
+            return entry
+    return -1
+
+
+@compiled
 def _add(number: int, other: int, symmetric: float, directed: float, limit: int, rows: _Rows, links: _Links) -> None:
     """Add weights to a neighbour of a row."""
     start, length = rows.starts[number], rows.lengths[number]
-    for entry in range(start, start + length):
-        if links.numbers[entry] == other:
-            links.symmetric[entry] += symmetric
-            links.directed[entry] += directed
-            return
+    held = _find(other, start, start + length, links.numbers)
+    if held >= 0:
+        links.symmetric[held] += symmetric
+        links.directed[held] += directed
+        return
     if length >= 2 * limit:
         _cut(number, limit, rows, links)
         length = rows.lengths[number]

@@ -443,9 +443,8 @@ class Recommender:
         serving = self._serving
         user = request.user
         table = serving.index.table(int(rows.max(initial=0)) + 1)
-        queries = np.concatenate([interests.vectors, interests.recent_vectors])
-        found = np.empty((len(rows), len(queries)), np.float32)
-        cosines(rows, table, queries, found)
+        found = np.empty((len(rows), len(interests.queries)), np.float32)
+        cosines(rows, table, interests.queries, found)
         features = scaled_features(
             cosines=found,
             has_vector=serving.index.present[rows],
