@@ -332,17 +332,17 @@ class SoftmaxRanker:
 def _context(example: TrainingExample) -> NDArray[np.float32]:
     """What the example says of its request; zeros when it is of another release or not finite."""
     bounded = np.zeros(len(CONTEXT), np.float32)
-    if len(example.context) == len(CONTEXT) and not _bound(np.array(example.context, np.float32), bounded):
+    if len(example.context) == len(CONTEXT) and not _bound(np.array(example.context, np.float64), bounded):
         bounded.fill(0.0)
     return bounded
 
 
 @compiled
-def _bound(values: NDArray[np.float32], bounded: NDArray[np.float32]) -> bool:
+def _bound(values: NDArray[np.floating[Any]], bounded: NDArray[np.float32]) -> bool:
     """Put values within the bounds they are made in: one wild number must not drown every other.
 
     Args:
-        values: float32 [n].
+        values: float32 or float64 [n].
         bounded: float32 [n], overwritten.
 
     Returns:
