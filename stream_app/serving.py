@@ -165,8 +165,8 @@ class ServingState:
         neighbours = statistics.places(taken.neighbours, catalogue.intern, version=reclaims)
         if catalogue.reclaims != reclaims or rows.min(initial=0) < 0:
             # Too many unknown ids: rows were freed meanwhile, perhaps some of these. One after the other, then.
-            for item_id, message in zip(taken.item_ids, statistics.messages(taken), strict=True):
-                self.apply_signals(item_id, message)
+            for message in statistics.messages(taken):
+                self.apply_signals(message.item_id, message)
             return
         applied = self.signals.apply_arrays(
             rows,
@@ -179,10 +179,10 @@ class ServingState:
             taken.applied,
             taken.shown,
         )
-        cold = self.is_cold(rows)
-        for row, is_cold in zip(rows[applied].tolist(), cold[applied].tolist(), strict=True):
-            self.cold.set(row, cold=is_cold, counted=True)
         count = int(np.count_nonzero(applied))
+        changed = rows if count == len(rows) else rows[applied]
+        for row, is_cold in zip(changed.tolist(), self.is_cold(changed).tolist(), strict=True):
+            self.cold.set(row, cold=is_cold, counted=True)
         self.counters["signals"] += count
         self.counters["signals_ignored"] += len(rows) - count
 
@@ -295,7 +295,6 @@ class ServingState:
             if index is not None:
                 self._migration = None
                 self.index, self.served = index, migration.target
-                self.cold.vectors_changed()
                 return True
             if not wait:
                 break

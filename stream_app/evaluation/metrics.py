@@ -16,6 +16,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.compiled import compiled
+
 __all__ = ["DEPTH", "FEW_TESTS", "Estimate", "Ranks", "gains", "hit_rate", "mean", "wilson"]
 
 DEPTH: Final = 50
@@ -106,10 +108,19 @@ class Ranks:
             slate: int32, distinct rows, best first.
             tested: int32 [n], distinct rows; one test each.
         """
-        ranks = np.full(len(tested), np.inf, np.float32)
-        # Slates are short and baskets mostly too: a table over both is faster than any look-up.
-        of_test, place = np.nonzero(tested[:, None] == slate[None, :DEPTH])
-        if len(place):
-            order = np.argsort(place)
-            ranks[of_test[order]] = place[order] + 1 - np.arange(len(place))
+        ranks = np.empty(len(tested), np.float32)
+        _rank(np.ascontiguousarray(slate[:DEPTH]), tested, ranks)
         self.add(ranks, slate)
+
+
+@compiled
+def _rank(slate: NDArray[np.int32], tested: NDArray[np.int32], ranks: NDArray[np.float32]) -> None:
+    """:meth:`Ranks.add_slate`: the ranks, float32 [tested], overwritten."""
+    ranks[:] = np.inf
+    above = 0
+    for place, row in enumerate(slate):
+        for test, wanted in enumerate(tested):
+            if row == wanted:
+                ranks[test] = place + 1 - above
+                above += 1
+                break

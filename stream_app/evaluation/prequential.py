@@ -288,7 +288,6 @@ class Prequential:
 
     def _publish(self) -> None:
         self.serving.apply_statistics(self._statistics)
-        self._statistics.taken_are_durable()
         changed = self._learner.take_rows(len(self._learner))
         if not self._shared_factors:
             self._learner.copy_to(self.serving.factors, self._factor_rows, changed)

@@ -182,13 +182,14 @@ class FactorLearner:
         taken = np.fromiter((row for row, _ in known), np.int32, count)
         lengths = np.fromiter((min(len(example.previous), reach) for _, example in known), np.int32, count)
         history = np.full((count, reach), -1, np.int32)
+        row_of = self._row_of.get
         same: Sequence[str] | None = None
         for place, (_, example) in enumerate(known):
             # The items of a basket share what came before.
             if same is not None and example.previous == same:
                 history[place] = history[place - 1]
             else:
-                history[place, : lengths[place]] = [self._row(item_id) for item_id in example.previous[:reach]]
+                history[place, : lengths[place]] = [row_of(item_id, -1) for item_id in example.previous[:reach]]
             same = example.previous
         column = self._column(partition)
         if self._drawable is None:

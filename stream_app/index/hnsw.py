@@ -173,15 +173,16 @@ class VectorIndex:
         """
         self._cut_over()
         queries = np.ascontiguousarray(queries, np.float32)
+        found = min(k, self._live) if len(queries) else 0
+        result = self._search_graph(queries, found) if found and self._graph is not None else None
+        if found and result is None:
+            result = self._search_exact(queries, found)
+        if result is not None and found == k:
+            return result
         rows = np.full((len(queries), k), -1, np.int32)
         similarities = np.full((len(queries), k), -np.inf, np.float32)
-        found = min(k, self._live)
-        if not found or not len(queries):
-            return rows, similarities
-        result = None if self._graph is None else self._search_graph(queries, found)
-        if result is None:
-            result = self._search_exact(queries, found)
-        rows[:, :found], similarities[:, :found] = result
+        if result is not None:
+            rows[:, :found], similarities[:, :found] = result
         return rows, similarities
 
     def _search_exact(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -9,6 +9,7 @@ description arrived takes effect when it does.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -134,6 +135,11 @@ class Catalogue:
     def row_of_hash(self, item_hash: int) -> int:
         """The row of an id hash, -1 when it has none."""
         return self._row_of_hash.get(item_hash, -1)
+
+    def rows_of_hashes(self, hashes: Iterable[int]) -> NDArray[np.int32]:
+        """The rows of those of the id hashes that have one, int32."""
+        row_of = self._row_of_hash.get
+        return np.array([row for item_hash in hashes if (row := row_of(item_hash)) is not None], np.int32)
 
     def listed(self, item_id: str) -> bool:
         """Whether the id has an entry that is available; dates are not looked at."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.index.hnsw import VectorIndex
+from stream_app.compiled import compiled
+from stream_app.heap import drain, keep_best
 from stream_app.items.catalogue import Catalogue
 
 __all__ = ["ColdItems"]
@@ -16,7 +17,7 @@ _COUNTED = 0.1
 
 
 class ColdItems:
-    """Cold rows, at most ``limit`` of them, with their vectors side by side.
+    """Cold rows, of which at most ``limit`` are looked at.
 
     Up to half are the rising ones: those few that somebody took lately, the latest and most taken first. What a few
     people just took is by far the best guess at which new item the next one takes (measured on Online Retail: among
@@ -28,17 +29,18 @@ class ColdItems:
 
     def __init__(self, *, limit: int = 512) -> None:
         self._limit = limit
-        self._members: set[int] = set()
+        # Where each member is in the array, whose rest is unused: choosing reads it whole.
+        self._place_of: dict[int, int] = {}
+        self._members: NDArray[np.int32] = np.zeros(1_024, np.int32)
         self._changes = 0.0
         self._stale = True
         self._rows: NDArray[np.int32] = np.zeros(0, np.int32)
-        self._matrix: NDArray[np.float32] = np.zeros((0, 0), np.float32)
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._place_of)
 
     def __contains__(self, row: int) -> bool:
-        return row in self._members
+        return row in self._place_of
 
     def set(self, row: int, *, cold: bool, changed: bool = False, counted: bool = False) -> None:
         """State whether a row is cold.
@@ -46,68 +48,86 @@ class ColdItems:
         Args:
             row: the item.
             cold: whether it is.
-            changed: its vector or dates are different now.
+            changed: its dates are different now.
             counted: its counts are.
         """
-        if cold:
-            changed |= row not in self._members
-            self._members.add(row)
-        elif row in self._members:
-            changed = True
-            self._members.discard(row)
-        else:
+        member = row in self._place_of
+        if not (cold or member):
             return
+        if cold != member:
+            changed = True
+            if cold:
+                self._add(row)
+            else:
+                self._remove(row)
         self._changes += 1.0 if changed else _COUNTED * counted
         # Beyond the limit the choice is a sample anyway, so a few changes may wait; below it only counts may.
-        exact = len(self._members) <= self._limit and self._changes >= 1.0
+        exact = len(self._place_of) <= self._limit and self._changes >= 1.0
         if exact or self._changes > _REFRESH_SHARE * self._limit:
             self._stale = True
 
-    def vectors_changed(self) -> None:
-        """Every vector is another one now: they are read again."""
-        self._stale = True
+    def _add(self, row: int) -> None:
+        place = len(self._place_of)
+        if place == len(self._members):
+            self._members = np.concatenate([self._members, np.zeros(place, np.int32)])
+        self._place_of[row] = place
+        self._members[place] = row
 
-    def rows(self, catalogue: Catalogue, index: VectorIndex, momentum: NDArray[np.float64]) -> NDArray[np.int32]:
+    def _remove(self, row: int) -> None:
+        """The last member takes the place that becomes free."""
+        place, last = self._place_of[row], int(self._members[len(self._place_of) - 1])
+        self._members[place] = last
+        self._place_of[last] = place
+        del self._place_of[row]
+
+    def rows(self, catalogue: Catalogue, momentum: NDArray[np.float64]) -> NDArray[np.int32]:
         """The rows, int32 [c]: rising ones first, then the newest publication, then by id hash.
 
         Args:
             catalogue: publication times and id hashes.
-            index: vectors.
             momentum: float64 by row, larger for what was taken more and later; -inf for what nobody took.
         """
-        self._refresh(catalogue, index, momentum)
+        if self._stale:
+            count = len(self._place_of)
+            rows = np.empty(min(self._limit, count), np.int32)
+            _choose(self._members[:count], momentum, catalogue.published_at, catalogue.id_hash, self._limit // 2, rows)
+            self._rows = rows
+            self._changes = 0.0
+            self._stale = False
         return self._rows
 
-    def matrix(self, catalogue: Catalogue, index: VectorIndex, momentum: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Their vectors, float32 [c, dimensions]; zeros where an item has none yet."""
-        self._refresh(catalogue, index, momentum)
-        return self._matrix
 
-    def _refresh(self, catalogue: Catalogue, index: VectorIndex, momentum: NDArray[np.float64]) -> None:
-        if not self._stale:
-            return
-        rows = np.fromiter(self._members, np.int32, len(self._members))
-        moved = np.full(len(rows), -np.inf)
-        known = rows < len(momentum)
-        moved[known] = np.round(momentum[rows[known]], 6)
-        hashes, published = catalogue.id_hash[rows], catalogue.published_at[rows]
-        rising = np.flatnonzero(moved > -np.inf)
-        first = _first(-moved, hashes, self._limit // 2, among=rising)
-        others = np.ones(len(rows), np.bool_)
-        others[first] = False
-        newest = _first(-published, hashes, self._limit - len(first), among=np.flatnonzero(others))
-        order = np.concatenate([first, newest])
-        self._rows = rows[order]
-        self._matrix = index.vectors(self._rows)
-        self._changes = 0.0
-        self._stale = False
+@compiled
+def _choose(
+    members: NDArray[np.int32],
+    momentum: NDArray[np.float64],
+    published: NDArray[np.float64],
+    hashes: NDArray[np.int64],
+    most_rising: int,
+    rows: NDArray[np.int32],
+) -> None:
+    """:meth:`ColdItems.rows`.
 
-
-def _first(
-    keys: NDArray[np.float64], ties: NDArray[np.int64], count: int, *, among: NDArray[np.intp]
-) -> NDArray[np.intp]:
-    """The ``count`` places ``among`` them with the smallest keys, in order; ties go to the smaller tie-break."""
-    if len(among) > 4 * count > 0:
-        found = keys[among]
-        among = among[found <= np.partition(found, count - 1)[count - 1]]
-    return among[np.lexsort((ties[among], keys[among]))[:count]]
+    Args:
+        members: int32 [m].
+        momentum: float64 by row, which may end early.
+        published, hashes: float64, int64 by row.
+        most_rising: how many may be rising ones.
+        rows: int32, no longer than ``members``, overwritten.
+    """
+    keys = np.empty(len(rows))
+    ties = np.empty(len(rows), np.int64)
+    rising = rows[: min(most_rising, len(rows))]
+    found = 0
+    for row in members:
+        if row < len(momentum) and momentum[row] > -np.inf:
+            # In steps: the last bits differ between processors, and the order must not.
+            found = keep_best(rising, keys, ties, found, row, np.rint(momentum[row] * 1e6), hashes[row])
+    drain(rising, keys, ties, found)
+    held = set(rising[:found])
+    newest = rows[found:]
+    count = 0
+    for row in members:
+        if row not in held:
+            count = keep_best(newest, keys, ties, count, row, published[row], hashes[row])
+    drain(newest, keys, ties, count)

@@ -127,14 +127,12 @@ class Signals:
         found: NDArray[np.float64] = self._shown[rows]
         return found
 
-    def popularity(self, at: float | NDArray[np.float64], rows: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-        """Counts of rows decayed to ``at`` (event time, seconds): float64 [len(rows), columns].
-
-        ``at`` is one time, or one per row.
-        """
+    def popularity(self, at: float, rows: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+        """Counts of rows decayed to ``at`` (event time, seconds): float64 [len(rows), columns]."""
         self.reserve(int(rows.max()) + 1 if len(rows) else 0)
-        times = np.full(len(rows), at) if np.ndim(at) == 0 else np.ascontiguousarray(at, np.float64)
-        return _decayed(times, rows.astype(np.int32, copy=False), self._counts, self.arena.stated, self._rates)
+        found = np.empty((len(rows), len(self._rates)))
+        _decayed(at, rows.astype(np.int32, copy=False), self._counts, self.arena.stated, self._rates, found)
+        return found
 
     def decayed(self, at: float, rows: NDArray[np.int32], column: int) -> NDArray[np.float64]:
         """Counts of rows in one column, decayed to ``at`` (event time, seconds): float64 [len(rows)]."""
@@ -256,13 +254,13 @@ class Signals:
         offsets = np.full((len(self._sources), len(rows)), -1, np.int64)
         for source, values in applied.items():
             offsets[self._sources[source]] = values
-        self._room(int(np.maximum(2 * lengths, 4).sum()))
+        # A block holds less than twice its entries, or four.
+        self._room(2 * len(neighbours) + 4 * len(rows))
         found = np.zeros(len(rows), np.bool_)
         _take_over(
-            rows, lengths, neighbours, symmetric, directed, counts, at, offsets, found,
-            self.arena, self._sizes, self._free, self._applied, self._counts, self._keys, self._rates,
+            rows, lengths, neighbours, symmetric, directed, counts, at, offsets, shown, found,
+            self.arena, self._sizes, self._free, self._applied, self._counts, self._shown, self._keys, self._rates,
         )  # fmt: skip
-        self._shown[rows[found]] = shown[found]
         self.version += int(np.count_nonzero(found))
         for column in self._top:
             column.change(rows)
@@ -401,18 +399,20 @@ class Signals:
 
 @compiled
 def _decayed(
-    at: NDArray[np.float64],
+    at: float,
     rows: NDArray[np.int32],
     counts: NDArray[np.float64],
     stated: NDArray[np.float64],
     rates: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    found = np.empty((len(rows), len(rates)))
+    found: NDArray[np.float64],
+) -> None:
     for place, row in enumerate(rows):
-        elapsed = max(at[place] - stated[row], 0.0)
+        elapsed = max(at - stated[row], 0.0)
         for column, rate in enumerate(rates):
-            found[place, column] = counts[row, column] * 2.0 ** (-elapsed * rate)
-    return found
+            lives = elapsed * rate
+            count = counts[row, column]
+            # Most of what is asked for counts nothing, or does not decay.
+            found[place, column] = count * 2.0**-lives if lives > 0.0 and count > 0.0 else count
 
 
 @compiled
@@ -440,12 +440,14 @@ def _take_over(
     counts: NDArray[np.float64],
     at: NDArray[np.float64],
     offsets: NDArray[np.int64],
+    shown: NDArray[np.float64],
     found: NDArray[np.bool_],
     arena: Arena,
     sizes: NDArray[np.int8],
     free: NDArray[np.int64],
     applied: NDArray[np.int64],
     all_counts: NDArray[np.float64],
+    all_shown: NDArray[np.float64],
     keys: NDArray[np.float64],
     rates: NDArray[np.float64],
 ) -> None:
@@ -485,6 +487,7 @@ def _take_over(
             count = counts[place, column]
             all_counts[row, column] = count
             keys[column, row] = (np.log2(count) if count > 0.0 else -np.inf) + at[place] * rate
+        all_shown[row] = shown[place]
         arena.scale[row] = 1.0 / np.sqrt(max(all_counts[row, len(rates) - 1], 1.0))
 
 

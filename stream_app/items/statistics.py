@@ -45,6 +45,8 @@ _REBASE_HALF_LIVES = 128.0
 """Weights are kept in units of the row's reference time; 2^128 is far from the range of float64."""
 _START_CAPACITY = 256
 _START_ENTRIES = 4_096
+_AT_ONCE = 8
+"""Entries that are looked through together."""
 
 _OLDEST, _NEWEST, _COUNT, _UNUSED, _CHANGED, _TOUCHED = range(6)
 """Places in ``_Rows.state``: the ends of the list of rows by last touch (-1: none), how many rows there are, how many
@@ -82,14 +84,13 @@ class _Links(NamedTuple):
     free: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TakenRows:
     """Rows to broadcast, as arrays; see :meth:`ItemStatistics.take_arrays`.
 
     Attributes:
         evicted: ids of items that have no row any more.
-        item_ids: ids of the ``k`` rows.
-        numbers: int32 [k], their numbers.
+        numbers: int32 [k], of the rows.
         lengths: int32 [k], how many of the entries below are each row's, one row after the other.
         neighbours: int32 [sum of lengths], numbers.
         symmetric, directed: float64 [sum of lengths].
@@ -100,7 +101,6 @@ class TakenRows:
     """
 
     evicted: list[str]
-    item_ids: list[str]
     numbers: NDArray[np.int32]
     lengths: NDArray[np.int32]
     neighbours: NDArray[np.int32]
@@ -208,9 +208,13 @@ class ItemStatistics:
             offsets = np.array([row.offset for row in rows], np.int64)
         except OverflowError as error:
             raise InvalidMessage("invalid_field", "rows: an offset is no 64-bit integer") from error
-        intern = self._intern
-        items = np.array([intern(row.item_id) for row in rows], np.int32)
-        previous = np.array([intern(other) for row in rows for other in row.previous], np.int32)
+        number_of = self._number_of
+        for row in rows:
+            for item_id in (row.item_id, *row.previous):
+                if item_id not in number_of:
+                    self._intern(item_id)
+        items = np.array([number_of[row.item_id] for row in rows], np.int32)
+        previous = np.array([number_of[other] for row in rows for other in row.previous], np.int32)
         ends = np.cumsum(np.array([len(row.previous) for row in rows], np.int64))
         at = np.array([row.at for row in rows], np.float64)
         counts = np.array([row.count for row in rows], np.float64)
@@ -329,26 +333,30 @@ class ItemStatistics:
         Until :meth:`taken_are_durable` is called they count as not durable for :meth:`commit_offset`. One broadcast
         at a time: end it with that or :meth:`taken_are_lost` before the next.
         """
+        evicted = list(islice(self._evicted, limit))
+        numbers = list(islice(self._dirty, limit - len(evicted)))
+        for item_id in evicted:
+            self._in_flight[item_id] = self._evicted[item_id]
+        for number in numbers:
+            self._in_flight[self._id(number)] = self._dirty[number]
         taken = self.take_arrays(limit)
         found: list[tuple[str, ItemSignals | None]] = [(item_id, None) for item_id in taken.evicted]
-        found.extend(zip(taken.item_ids, self.messages(taken), strict=True))
+        found.extend((message.item_id, message) for message in self.messages(taken))
         return found
 
     def take_arrays(self, limit: int) -> TakenRows:
         """What :meth:`take` would return, for a reader in this process: numbers instead of ids, arrays instead of
-        messages. What :meth:`take` says of a broadcast holds for it too."""
+        messages. Such a reader has them at once, so they count as durable."""
         evicted = list(islice(self._evicted, limit))
         for item_id in evicted:
-            self._in_flight[item_id] = self._evicted.pop(item_id)
+            del self._evicted[item_id]
         numbers = list(islice(self._dirty, limit - len(evicted)))
-        item_ids = [self._id(number) for number in numbers]
         if len(numbers) == len(self._dirty):
-            self._in_flight.update(zip(item_ids, self._dirty.values(), strict=True))
             self._dirty = {}
         else:
-            for number, item_id in zip(numbers, item_ids, strict=True):
-                self._in_flight[item_id] = self._dirty.pop(number)
-        taken = self._stated(np.array(numbers, np.int32), item_ids, evicted)
+            for number in numbers:
+                del self._dirty[number]
+        taken = self._stated(np.array(numbers, np.int32), evicted)
         self._rows.dirty[taken.numbers] = False
         return taken
 
@@ -356,11 +364,11 @@ class ItemStatistics:
         """The rows of ``taken`` as messages of ``item-signals.v1``; before anything else changes."""
         found = []
         end = 0
-        for place, (item_id, length) in enumerate(zip(taken.item_ids, taken.lengths.tolist(), strict=True)):
+        for place, (number, length) in enumerate(zip(taken.numbers.tolist(), taken.lengths.tolist(), strict=True)):
             begin, end = end, end + length
             found.append(
                 ItemSignals(
-                    item_id=item_id,
+                    item_id=self._id(number),
                     at=float(taken.at[place]),
                     counts=taken.counts[place].tolist(),
                     neighbours=[self._id(number) for number in taken.neighbours[begin:end].tolist()],
@@ -384,9 +392,9 @@ class ItemStatistics:
             if item_id not in self:
                 raise KeyError(f"item {item_id!r} has no row in partition {self.partition}")
         numbers = np.array([self._number_of[item_id] for item_id in item_ids], np.int32)
-        return self.messages(self._stated(numbers, list(item_ids), []))
+        return self.messages(self._stated(numbers, []))
 
-    def _stated(self, numbers: NDArray[np.int32], item_ids: list[str], evicted: list[str]) -> TakenRows:
+    def _stated(self, numbers: NDArray[np.int32], evicted: list[str]) -> TakenRows:
         """Rows as they are broadcast; cut to ``items.neighbours``, and the counts moved to the time they are stated at.
 
         What is broadcast is also what a new owner starts from: exactly the same is kept.
@@ -397,9 +405,7 @@ class ItemStatistics:
         applied = {str(source): self._applied[column, numbers] for source, column in self._columns.items()}
         self._reclaim()
         shown = self._rows.shown[numbers]
-        return TakenRows(
-            evicted, item_ids, numbers, lengths, neighbours, symmetric, directed, counts, at, applied, shown
-        )
+        return TakenRows(evicted, numbers, lengths, neighbours, symmetric, directed, counts, at, applied, shown)
 
     def places(self, numbers: NDArray[np.int32], intern: Callable[[str], int], *, version: int) -> NDArray[np.int32]:
         """Where the one reader in this process keeps ids, looked up once per id: int32 [len(numbers)].
@@ -598,14 +604,32 @@ def _cut(number: int, limit: int, rows: _Rows, links: _Links) -> None:
 
 
 @compiled
+def _find(wanted: int, start: int, end: int, numbers: NDArray[np.int32]) -> int:
+    """Where a number is among those from ``start`` to ``end``, -1: nowhere. Eight at a time, which the processor
+    compares at once; most rows are long, and most of them do not have what is looked for near the beginning."""
+    number = np.int32(wanted)
+    while end - start >= _AT_ONCE:
+        met = np.int32(0)
+        for step in range(_AT_ONCE):
+            met |= np.int32(numbers[start + step] == number)
+        if met:
+            break
+        start += _AT_ONCE
+    for entry in range(start, end):
+        if numbers[entry] == number:
+            return entry
+    return -1
+
+
+@compiled
 def _add(number: int, other: int, symmetric: float, directed: float, limit: int, rows: _Rows, links: _Links) -> None:
     """Add weights to a neighbour of a row."""
     start, length = rows.starts[number], rows.lengths[number]
-    for entry in range(start, start + length):
-        if links.numbers[entry] == other:
-            links.symmetric[entry] += symmetric
-            links.directed[entry] += directed
-            return
+    held = _find(other, start, start + length, links.numbers)
+    if held >= 0:
+        links.symmetric[held] += symmetric
+        links.directed[held] += directed
+        return
     if length >= 2 * limit:
         _cut(number, limit, rows, links)
         length = rows.lengths[number]

@@ -114,7 +114,7 @@ def context_values(*, entries: int, events: int, pause_s: float) -> NDArray[np.f
 def cosines(
     rows: NDArray[np.int32], table: NDArray[np.float32], queries: NDArray[np.float32], found: NDArray[np.float32]
 ) -> None:
-    """Products of vectors with queries, two at a time.
+    """Products of vectors with queries, two by two: each number that is read is used twice.
 
     Args:
         rows: int32 [k], of ``table``.
@@ -122,17 +122,23 @@ def cosines(
         queries: float32 [q, dimensions].
         found: float32 [k, q], overwritten.
     """
-    dimensions = table.shape[1]
-    for place, row in enumerate(rows):
+    last, end = len(rows) - 1, len(queries) - 1
+    for place in range(0, len(rows), 2):
+        # Of odd numbers the last is computed twice.
+        following = min(place + 1, last)
+        row, next_row = rows[place], rows[following]
         for query in range(0, len(queries), 2):
-            other = min(query + 1, len(queries) - 1)
-            one = two = np.float32(0.0)
-            for column in range(dimensions):
-                value = table[row, column]
-                one += queries[query, column] * value
-                two += queries[other, column] * value
-            found[place, query] = one
-            found[place, other] = two
+            other = min(query + 1, end)
+            one = two = three = four = np.float32(0.0)
+            for column in range(table.shape[1]):
+                value, next_value = table[row, column], table[next_row, column]
+                asked, also = queries[query, column], queries[other, column]
+                one += asked * value
+                two += also * value
+                three += asked * next_value
+                four += also * next_value
+            found[place, query], found[place, other] = one, two
+            found[following, query], found[following, other] = three, four
 
 
 def scaled_features(

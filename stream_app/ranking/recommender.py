@@ -42,6 +42,8 @@ _FOUND = 0.5
 """Cosine from which on an item is what a search asked for; a title finds its item, and little else is so near."""
 _TAKEN_OUT = 200
 """Neighbours of a search looked at beyond those wanted, because they may be the user's already."""
+_SEARCHED = slice(SLOW, FAST + 1)
+"""The interest vectors whose neighbours are looked for."""
 _NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
 _TIE_RESERVE = 8
 """Neighbours searched beyond those wanted, so that ties at the end are decided by id and not by the index."""
@@ -143,7 +145,6 @@ class Ranking:
         explored: bool [n], the place was given to a less known item.
         searched: bool [n], the item is what the user just searched for.
         boosts: float64 [n], what rules added to the score.
-        vectors: float32 [n, dimensions].
         values: float32 [n, features], scaled.
         context: float32 [c], of the request.
         candidates: int32 [k], everything that was scored, by id hash.
@@ -164,7 +165,6 @@ class Ranking:
     explored: NDArray[np.bool_]
     searched: NDArray[np.bool_]
     boosts: NDArray[np.float64]
-    vectors: NDArray[np.float32]
     values: NDArray[np.float32]
     context: NDArray[np.float32]
     candidates: NDArray[np.int32]
@@ -289,14 +289,9 @@ class Recommender:
         interests = [self._interests(request, view) for request, view in zip(requests, views, strict=True)]
         near, similarity = self._near(requests, interests)
         searched = [self._searched(request, view) for request, view in zip(requests, views, strict=True)]
-        momentum = serving.signals.momentum(self._rising)
-        cold_rows = serving.cold.rows(serving.catalogue, serving.index, momentum)
-        slow = np.stack([part.vectors[SLOW] for part in interests])
-        cold_similarity = slow @ serving.cold.matrix(serving.catalogue, serving.index, momentum).T
+        cold_rows = serving.cold.rows(serving.catalogue, serving.signals.momentum(self._rising))
         return [
-            self._candidates(
-                request, view, part, near[place], similarity[place], cold_rows, cold_similarity[place], searched[place]
-            )
+            self._candidates(request, view, part, near[place], similarity[place], cold_rows, searched[place])
             for place, (request, view, part) in enumerate(zip(requests, views, interests, strict=True))
         ]
 
@@ -321,13 +316,16 @@ class Recommender:
         # What the user consumed lies around the interest vectors and is taken out afterwards.
         spare = max(min(self._taken_out(request), wanted) for request in requests)
         count = wanted + spare + _TIE_RESERVE if wanted else 0
-        queries = np.concatenate([part.vectors[[SLOW, FAST]] for part in interests])
-        rows = np.full((len(queries), count), -1, np.int32)
-        similarity = np.full((len(queries), count), -np.inf, np.float32)
-        asked = np.flatnonzero(queries.any(axis=1))
-        if len(asked) and count:
-            rows[asked], similarity[asked] = self._serving.index.search(queries[asked], count)
         shape = (len(interests), 2, count)
+        queries = np.concatenate([part.vectors[_SEARCHED] for part in interests])
+        asked = queries.any(axis=1)
+        if asked.all() and count:
+            rows, similarity = self._serving.index.search(queries, count)
+        else:
+            rows = np.full((len(queries), count), -1, np.int32)
+            similarity = np.full((len(queries), count), -np.inf, np.float32)
+            if asked.any() and count:
+                rows[asked], similarity[asked] = self._serving.index.search(queries[asked], count)
         return rows.reshape(shape), similarity.reshape(shape)
 
     def _searched(self, request: RankRequest, history: tuple[HistoryEntry, ...]) -> NDArray[np.int32]:
@@ -358,7 +356,6 @@ class Recommender:
         near: NDArray[np.int32],
         similarity: NDArray[np.float32],
         cold_rows: NDArray[np.int32],
-        cold_similarity: NDArray[np.float32],
         searched: NDArray[np.int32],
     ) -> _Prepared:
         serving, settings, scratch = self._serving, self._settings, self._scratch
@@ -372,8 +369,8 @@ class Recommender:
             near=near,
             near_similarity=similarity,
             cold_rows=cold_rows,
-            cold_similarity=cold_similarity,
             cold_counts=serving.signals.decayed(request.at, cold_rows, self._rising),
+            vectors=serving.index.table(catalogue.rows),
             catalogue=catalogue,
             signals=serving.signals,
             factor_scores=serving.factors.score_all(interests.factors, servable, scratch.blocked, scratch.request),
@@ -397,9 +394,11 @@ class Recommender:
             found = (sources & bit).astype(np.bool_)
             sources[found] = (sources[found] & ~bit) | np.uint32(1 << self._by_text)
         distinct, sources = self._permitted(distinct[:count], sources[:count], request)
-        factors = context.factor_scores[:, distinct]
-        if not interests.factors.any():
-            factors = np.full_like(factors, np.nan)
+        # Without a user's factors they say nothing: what comes of zeros is the items' biases.
+        known = interests.factors.any()
+        factors = (
+            context.factor_scores.take(distinct, axis=1) if known else np.full((2, len(distinct)), np.nan, np.float32)
+        )
         prepared = self._prepared(request, history, interests, links, distinct, sources, factors)
         prepared.proposed, prepared.searched = proposed, searched
         return prepared
@@ -408,11 +407,10 @@ class Recommender:
         """Number the request and mark what the user consumed or hid, and what is the user's own."""
         scratch, catalogue = self._scratch, self._serving.catalogue
         scratch.request += 1
-        excluded = request.user.excluded(request.at)
-        if excluded:
-            rows = np.fromiter(map(catalogue.row_of_hash, excluded), np.int32, len(excluded))
-            scratch.blocked[rows[rows >= 0]] = scratch.request
-        scratch.blocked[catalogue.attributes.owned_by(request.user.user_id, catalogue.rows)] = scratch.request
+        scratch.blocked[catalogue.rows_of_hashes(request.user.excluded(request.at))] = scratch.request
+        own = catalogue.attributes.owned_by(request.user.user_id, catalogue.rows)
+        if len(own):
+            scratch.blocked[own] = scratch.request
 
     def _taken_out(self, request: RankRequest) -> int:
         """How many neighbours :meth:`_block` may take out at most."""
@@ -445,9 +443,8 @@ class Recommender:
         serving = self._serving
         user = request.user
         table = serving.index.table(int(rows.max(initial=0)) + 1)
-        queries = np.concatenate([interests.vectors, interests.recent_vectors])
-        found = np.empty((len(rows), len(queries)), np.float32)
-        cosines(rows, table, queries, found)
+        found = np.empty((len(rows), len(interests.queries)), np.float32)
+        cosines(rows, table, interests.queries, found)
         features = scaled_features(
             cosines=found,
             has_vector=serving.index.present[rows],
@@ -496,16 +493,16 @@ class Recommender:
             rows=prepared.rows,
             tail_order=self._tail(prepared, scores),
         )
+        rows = prepared.rows[chosen.order]
         return Ranking(
-            rows=prepared.rows[chosen.order],
+            rows=rows,
             scores=scores[chosen.order],
             sources=prepared.sources[chosen.order],
             reserved=chosen.reserved,
             pinned=chosen.pinned,
             explored=chosen.explored,
-            searched=np.isin(prepared.rows[chosen.order], prepared.searched),
+            searched=np.isin(rows, prepared.searched) if len(prepared.searched) else np.zeros(len(rows), np.bool_),
             boosts=np.zeros(len(chosen.order)) if rules.boosts is None else rules.boosts[chosen.order],
-            vectors=serving.index.vectors(prepared.rows[chosen.order]),
             values=features.values[chosen.order],
             context=prepared.context,
             candidates=prepared.rows,
@@ -577,7 +574,7 @@ class Recommender:
         )
         codes = strongest_kind(contributions, boosts=ranking.boosts)
         together, after = ranking.links.strongest_origin(ranking.rows, self._scratch)
-        likest = _likest(ranking)
+        likest = _likest(self._serving.index.vectors(ranking.rows), ranking.interests.recent_vectors)
         reasons = []
         kept = zip(
             codes, ranking.reserved.tolist(), ranking.pinned.tolist(), ranking.searched.tolist(),
@@ -774,12 +771,16 @@ def _known(request: RankRequest) -> bool:
     return bool(request.prior) or bool(history_view(request.user.history, request.before))
 
 
-def _likest(ranking: Ranking) -> list[int]:
-    """For each slate item the place of the recent item closest to it in text; -1 when there is none."""
-    recent = ranking.interests.recent_vectors
-    if not len(recent) or not len(ranking.rows):
-        return [-1] * len(ranking.rows)
-    closest: list[int] = np.round(ranking.vectors @ recent.T, 5).argmax(axis=1).tolist()
+def _likest(vectors: NDArray[np.float32], recent: NDArray[np.float32]) -> list[int]:
+    """For each slate item the place of the recent item closest to it in text; -1 when there is none.
+
+    Args:
+        vectors: float32 [items, dimensions].
+        recent: float32 [up to 15, dimensions].
+    """
+    if not len(recent) or not len(vectors):
+        return [-1] * len(vectors)
+    closest: list[int] = np.round(vectors @ recent.T, 5).argmax(axis=1).tolist()
     return closest
 
 

@@ -24,6 +24,7 @@ _POOL_EXTRA = 20
 """Candidates beyond the slate's size that diversity may bring in."""
 _PLACES_PER = 20
 _NEW, _TAIL = 1, 2
+_NO_CAPS: NDArray[np.int64] = np.zeros((0, 2), np.int64)
 
 
 @dataclass(slots=True)
@@ -116,18 +117,19 @@ def choose(
         _reserved_places(size, settings) if len(cold_order) else np.zeros(size, np.bool_),
         tail,
         settings.explore_rank - 1,
-        np.array([cap.groups for cap in caps], np.int32).reshape(len(caps), len(scores)),
-        np.array([cap.at_most for cap in caps], np.int64),
-        np.array([cap.first for cap in caps], np.int64),
+        np.array([cap.groups for cap in caps], np.int32) if caps else np.zeros((0, len(scores)), np.int32),
+        np.array([(cap.at_most, cap.first) for cap in caps], np.int64) if caps else _NO_CAPS,
         len(rules.caps),
     )
-    pinned = np.isin(order, [candidate for candidate in pins if candidate in ruled])
+    placed = [candidate for candidate in pins.tolist() if candidate in ruled] if ruled else []
+    pinned = np.isin(order, placed) if placed else np.zeros(len(order), np.bool_)
     return Chosen(order, kept_for == _NEW, pinned, kept_for == _TAIL)
 
 
 def _pinned_places(pins: Sequence[tuple[int, int]], size: int) -> NDArray[np.intp]:
     """The pinned candidate of each place, -1 where there is none: int [size]."""
-    places = np.full(size, -1, np.intp)
+    places = np.empty(size, np.intp)
+    places.fill(-1)
     for candidate, rank in pins:
         free = np.flatnonzero(places[rank - 1 :] < 0)
         if len(free):
@@ -157,8 +159,7 @@ def _fill(
     tail_order: NDArray[np.intp],
     tail_place: int,
     groups: NDArray[np.int32],
-    at_most: NDArray[np.int64],
-    first: NDArray[np.int64],
+    limits: NDArray[np.int64],
     hard: int,
 ) -> tuple[NDArray[np.intp], NDArray[np.int8]]:
     """Fill the places from the first on; candidates in order, and for what their place was kept.
@@ -180,8 +181,7 @@ def _fill(
         tail_order: [t], less known items, the first goes first.
         tail_place: the place for one of them.
         groups: [caps, k], what a candidate counts as; -1: not at all.
-        at_most: [caps].
-        first: [caps].
+        limits: [caps, 2], how many there may be among how many first ranks.
         hard: the first so many caps are never broken.
     """
     size, count = len(pins), len(ranked)
@@ -234,7 +234,7 @@ def _fill(
                         worth[candidate] = relevance[candidate] - share * likeness[candidate]
                         if worth[candidate] <= best_worth:
                             continue
-                    if _bar(candidate, place, order, pins, groups, at_most, first, hard, until) and (
+                    if _bar(candidate, place, order, pins, groups, limits, hard, until) and (
                         until[0, candidate] > place or attempt < 2
                     ):
                         continue
@@ -245,7 +245,7 @@ def _fill(
                 for candidate in cold_order:
                     if used[candidate]:
                         continue
-                    _bar(candidate, place, order, pins, groups, at_most, first, hard, until)
+                    _bar(candidate, place, order, pins, groups, limits, hard, until)
                     if until[0, candidate] > place or until[1, candidate] > place:
                         continue
                     pick = candidate
@@ -255,7 +255,7 @@ def _fill(
                 for candidate in tail_order:
                     if used[candidate]:
                         continue
-                    _bar(candidate, place, order, pins, groups, at_most, first, hard, until)
+                    _bar(candidate, place, order, pins, groups, limits, hard, until)
                     if until[0, candidate] > place or until[1, candidate] > place:
                         continue
                     if candidate != pick:
@@ -289,25 +289,25 @@ def _bar(
     order: NDArray[np.intp],
     pins: NDArray[np.intp],
     groups: NDArray[np.int32],
-    at_most: NDArray[np.int64],
-    first: NDArray[np.int64],
+    limits: NDArray[np.int64],
     hard: int,
     until: NDArray[np.int64],
 ) -> bool:
     """Note how long caps bar a candidate; True when one does at ``place``."""
     barred = False
-    for cap in range(len(at_most)):
+    for cap in range(len(limits)):
         group = groups[cap, candidate]
-        if place >= first[cap] or group < 0:
+        at_most, first = limits[cap]
+        if place >= first or group < 0:
             continue
         held = 0
         for above in range(place):
             held += groups[cap, order[above]] == group
-        for below in range(place, min(first[cap], len(pins))):
+        for below in range(place, min(first, len(pins))):
             held += pins[below] >= 0 and groups[cap, pins[below]] == group
-        if held >= at_most[cap]:
+        if held >= at_most:
             kind = 0 if cap < hard else 1
-            until[kind, candidate] = max(until[kind, candidate], first[cap])
+            until[kind, candidate] = max(until[kind, candidate], first)
             barred = True
     return barred
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from schemas.arrays import pack_float64, unpack_float32, unpack_float64
 from schemas.messages import RankerWeights, TrainingExample, TrainingExamples
+from stream_app.compiled import compiled
 from stream_app.ranking.features import CONTEXT, FEATURE_LIMIT, start_weights
 from stream_app.ranking.network import contributions, linear_step, network_step, score_network
 from stream_app.settings import RankerSettings
@@ -320,21 +321,38 @@ class SoftmaxRanker:
         table = values.reshape(example.rows, -1)
         if columns is not None:
             table = np.concatenate([table, np.zeros((example.rows, 1), np.float32)], axis=1)[:, columns]
-        if table.shape[1] != len(self.names) or not np.isfinite(table).all():
+        bounded = np.empty(table.shape, np.float32)
+        if table.shape[1] != len(self.names) or not _bound(table.ravel(), bounded.ravel()):
             raise ValueError(
                 f"example at offset {example.offset}: {table.shape[1]} finite features expected to be {len(self.names)}"
             )
-        # Within the bounds they are made in: one wild number must not drown every other.
-        bounded: NDArray[np.float32] = np.ascontiguousarray(np.clip(table, -FEATURE_LIMIT, FEATURE_LIMIT))
         return bounded
 
 
 def _context(example: TrainingExample) -> NDArray[np.float32]:
     """What the example says of its request; zeros when it is of another release or not finite."""
-    if len(example.context) != len(CONTEXT) or not np.isfinite(example.context).all():
-        return np.zeros(len(CONTEXT), np.float32)
-    bounded: NDArray[np.float32] = np.clip(example.context, -FEATURE_LIMIT, FEATURE_LIMIT).astype(np.float32)
+    bounded = np.zeros(len(CONTEXT), np.float32)
+    if len(example.context) == len(CONTEXT) and not _bound(np.array(example.context, np.float64), bounded):
+        bounded.fill(0.0)
     return bounded
+
+
+@compiled
+def _bound(values: NDArray[np.floating[Any]], bounded: NDArray[np.float32]) -> bool:
+    """Put values within the bounds they are made in: one wild number must not drown every other.
+
+    Args:
+        values: float32 or float64 [n].
+        bounded: float32 [n], overwritten.
+
+    Returns:
+        whether all of them are finite; otherwise ``bounded`` holds anything.
+    """
+    finite = True
+    for place, value in enumerate(values):
+        finite = finite and np.isfinite(value)
+        bounded[place] = min(max(value, np.float32(-FEATURE_LIMIT)), np.float32(FEATURE_LIMIT))
+    return finite
 
 
 @dataclass(slots=True)

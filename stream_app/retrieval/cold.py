@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.compiled import compiled
+from stream_app.compiled import compiled, compiled_sums
 from stream_app.mixing import shuffled
 from stream_app.retrieval.interests import SLOW
 from stream_app.retrieval.source import Context
@@ -32,11 +32,11 @@ class NewItems:
         if not len(rows) or not count:
             return rows[:0]
         promising = np.empty(len(rows))
-        rising = _promising(
-            rows, context.cold_similarity, context.cold_counts, context.servable, context.scratch.blocked,
-            context.request, promising,
+        known = _promising(
+            rows, context.interests.vectors[SLOW], context.vectors, context.cold_counts, context.servable,
+            context.scratch.blocked, context.request, promising,
         )  # fmt: skip
-        if context.interests.vectors[SLOW].any() or rising:
+        if known:
             return context.best(rows, promising, count)
         rows = context.first_allowed(rows, len(rows))
         sample = shuffled(context.catalogue.id_hash[rows], context.seed)
@@ -59,7 +59,8 @@ def promise(closeness: NDArray[np.floating[Any]], rising: NDArray[np.floating[An
 @compiled
 def _promising(
     rows: NDArray[np.int32],
-    similarity: NDArray[np.float32],
+    slow: NDArray[np.float32],
+    vectors: NDArray[np.float32],
     counts: NDArray[np.float64],
     servable: NDArray[np.bool_],
     blocked: NDArray[np.int64],
@@ -69,7 +70,7 @@ def _promising(
     """:func:`promise` of the rows that may be recommended, compared with each other; of the others anything.
 
     Returns:
-        whether any of them was taken lately.
+        whether there is something to go by: any of them was taken lately, or ``slow`` is not zero.
     """
     places = np.empty(len(rows), np.int32)
     found = 0
@@ -78,13 +79,33 @@ def _promising(
             places[found] = place
             found += 1
     places = places[:found]
-    rising = False
+    closeness = np.empty(found, np.float32)
+    _products(rows, places, vectors, slow, closeness)
     of_them = np.empty(found)
-    _promise(similarity[places], np.log1p(counts[places]), of_them)
+    _promise(closeness, np.log1p(counts[places]), of_them)
+    known = False
     for place in range(found):
         promising[places[place]] = of_them[place]
-        rising = rising or counts[places[place]] > 0.0
-    return rising
+        known = known or counts[places[place]] > 0.0
+    for value in slow:
+        known = known or value != 0.0
+    return known
+
+
+@compiled_sums
+def _products(
+    rows: NDArray[np.int32],
+    places: NDArray[np.int32],
+    vectors: NDArray[np.float32],
+    asked: NDArray[np.float32],
+    products: NDArray[np.float32],
+) -> None:
+    for place in range(len(places)):
+        row = rows[places[place]]
+        total = np.float32(0.0)
+        for column in range(len(asked)):
+            total += asked[column] * vectors[row, column]
+        products[place] = total
 
 
 @compiled

@@ -35,9 +35,8 @@ class Interests:
     """A user's interests at one time.
 
     Attributes:
-        vectors: float32 [5, dimensions]: slow, fast, last item, negative, and the mean of all that was liked; unit
-            length, or zeros where the history says nothing.
-        recent_vectors: float32 [up to 15, dimensions], vectors of the newest of ``recent``; zeros where there is none.
+        queries: float32 [5 + up to 15, dimensions], ``vectors`` and ``recent_vectors``: what candidates are compared
+            with.
         recent: int32 [r], distinct rows of the last items with a positive event, newest first.
         lag: float64 [r], how many distinct items are newer (0 for the newest).
         events: entries in the history, and the weight of the prior where there is one.
@@ -46,14 +45,24 @@ class Interests:
         factors: float32 [2, k], the user's learned factors by a long and a short memory; zeros where nothing is known.
     """
 
-    vectors: NDArray[np.float32]
-    recent_vectors: NDArray[np.float32]
+    queries: NDArray[np.float32]
     recent: NDArray[np.int32]
     lag: NDArray[np.float64]
     events: int
     own: NDArray[np.int32]
     own_weights: NDArray[np.float64]
     factors: NDArray[np.float32]
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """float32 [5, dimensions]: slow, fast, last item, negative, and the mean of all that was liked; unit length, or
+        zeros where the history says nothing."""
+        return self.queries[:VECTORS]
+
+    @property
+    def recent_vectors(self) -> NDArray[np.float32]:
+        """float32 [up to 15, dimensions], vectors of the newest of ``recent``; zeros where there is none."""
+        return self.queries[VECTORS:]
 
 
 def history_view(history: tuple[HistoryEntry, ...], before: float | None) -> tuple[HistoryEntry, ...]:
@@ -98,10 +107,9 @@ def derive_interests(
     known = round(prior_weight) if before.any() else 0
     slow, fast = settings.users.slow_decay, settings.users.fast_decay
     if not count:
-        none = np.zeros((0, index.dimensions), np.float32)
         vectors = np.stack([before, before, before, np.zeros_like(before), before])
         rows, weights = np.zeros(0, np.int32), np.zeros(0)
-        return Interests(vectors, none, rows, weights, known, rows, weights, _factors(factors, rows))
+        return Interests(vectors, rows, weights, known, rows, weights, _factors(factors, rows))
     row_of = catalogue.row
     newest_first = history[::-1]
     entry_rows = [row_of(entry.item_id) for entry in newest_first]
@@ -114,10 +122,7 @@ def derive_interests(
             text = newest_first[place].text
             if text and text in text_vectors:
                 said[place] = text_vectors[text]
-    sums = np.zeros((VECTORS, index.dimensions), np.float32)
     table = index.table(max(entry_rows) + 1)
-    _fold(rows, weights, said, table, slow, fast, before, prior_weight, sums)
-
     own: dict[int, float] = {}
     share = 1.0
     for row, entry in zip(entry_rows, newest_first, strict=True):
@@ -126,9 +131,12 @@ def derive_interests(
         share *= slow
     liked = np.fromiter(own, np.int32, len(own))
     recent = liked[: settings.retrieval.recent_items]
+    compared = recent[:_SINGLE]
+    queries = np.zeros((VECTORS + len(compared), index.dimensions), np.float32)
+    _fold(rows, weights, said, table, slow, fast, before, prior_weight, queries[:VECTORS])
+    table.take(compared, axis=0, out=queries[VECTORS:], mode="clip")
     return Interests(
-        sums,
-        index.vectors(recent[:_SINGLE]),
+        queries,
         recent,
         np.arange(len(recent), dtype=np.float64),
         count + known,

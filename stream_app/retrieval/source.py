@@ -31,8 +31,8 @@ class Context:
         near: int32 [2, k], rows nearest to the slow and to the fast vector, best first, -1 where there are none.
         near_similarity: float32 [2, k], their cosines.
         cold_rows: int32 [c], cold items.
-        cold_similarity: float32 [c], their cosines to the slow vector.
         cold_counts: float64 [c], their decayed counts.
+        vectors: float32 [rows or more, dimensions], unit vectors by row, zeros where there is none.
         factor_scores: float32 [2, rows], by learned factors with a long and a short memory; -inf for what may not be
             recommended.
         seed: a hash of the user, for choices that are random but the same every time.
@@ -44,8 +44,8 @@ class Context:
     near: NDArray[np.int32]
     near_similarity: NDArray[np.float32]
     cold_rows: NDArray[np.int32]
-    cold_similarity: NDArray[np.float32]
     cold_counts: NDArray[np.float64]
+    vectors: NDArray[np.float32]
     catalogue: Catalogue
     signals: Signals
     factor_scores: NDArray[np.float32]
@@ -57,6 +57,8 @@ class Context:
 
     def first_allowed(self, rows: NDArray[np.int32], count: int) -> NDArray[np.int32]:
         """The first ``count`` of ``rows`` that may be recommended to this user now, in the same order."""
+        if not len(rows):
+            return rows
         kept = np.empty(min(count, len(rows)), np.int32)
         return kept[: _first(rows, self.servable, self.scratch.blocked, self.request, kept)]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 
 import msgspec
@@ -19,6 +20,7 @@ __all__ = ["STATE_VERSION", "HistoryEntry", "Profile", "UserState", "decode_stat
 STATE_VERSION = 3
 
 
+@lru_cache(maxsize=16_384)
 def id_hash(value: str) -> int:
     """63-bit hash of an id (BLAKE2b). Two of a million ids collide with probability 5e-8."""
     return int.from_bytes(blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1

@@ -96,18 +96,6 @@ def test_the_same_vector_again_is_no_change() -> None:
     assert serving.index.version == version
 
 
-def test_cold_items_are_compared_in_the_new_space() -> None:
-    serving = state(embeddings(100))
-    before = serving.cold.matrix(serving.catalogue, serving.index, serving.signals.momentum(0))
-    serving.apply_space(new_space(serving))
-    serving.advance_space(wait=True)
-    rows = serving.cold.rows(serving.catalogue, serving.index, serving.signals.momentum(0))
-    np.testing.assert_array_equal(
-        serving.cold.matrix(serving.catalogue, serving.index, serving.signals.momentum(0)), serving.index.vectors(rows)
-    )
-    assert not np.allclose(before, serving.cold.matrix(serving.catalogue, serving.index, serving.signals.momentum(0)))
-
-
 def test_texts_enter_in_the_served_space() -> None:
     vectors = embeddings(100)
     serving = state(vectors)
