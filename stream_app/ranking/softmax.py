@@ -73,6 +73,7 @@ class SoftmaxRanker:
         self._memory = np.zeros((0, settings.negatives + 1, features), np.float32)
         self._memory_rows = np.zeros(0, np.int64)
         self._memory_context = np.zeros((0, len(CONTEXT)), np.float32)
+        self._memory_weights = np.zeros(0)
         self._remembered = 0
         self._applied: dict[str, int] = {}
         self.examples = 0
@@ -185,9 +186,11 @@ class SoftmaxRanker:
         )  # fmt: skip
         if settings.hidden:
             missed = self._network_step(features, context, weight)
-            for place in self._remember(features, context):
+            for place in self._remember(features, context, weight):
                 rows = self._memory_rows[place]
-                self._network_step(self._memory[place, :rows], self._memory_context[place], weight)
+                # With its own weight: what says little must not say more because of what came after it.
+                held_weight = float(self._memory_weights[place])
+                self._network_step(self._memory[place, :rows], self._memory_context[place], held_weight)
             # Of examples that both were asked about: from the first of the network's on.
             held = self.losses if network.examples else [linear, missed]
             pairs = zip(held, (linear, missed), strict=True)
@@ -203,24 +206,26 @@ class SoftmaxRanker:
             _WEIGHT_LIMIT,
         )  # fmt: skip
 
-    def _remember(self, features: NDArray[np.float32], context: NDArray[np.float32]) -> list[int]:
+    def _remember(self, features: NDArray[np.float32], context: NDArray[np.float32], weight: float) -> list[int]:
         """Keep an example, and say which of the kept ones to take again."""
         room = self._settings.replay_memory
         if not room or not self._settings.replay or len(features) > self._memory.shape[1]:
             return []
         place = self._remembered % room
         if place >= len(self._memory_rows):
-            held: list[NDArray[Any]] = [self._memory, self._memory_rows, self._memory_context]
+            held: list[NDArray[Any]] = [self._memory, self._memory_rows, self._memory_context, self._memory_weights]
             size = min(room, max(256, 2 * len(self._memory_rows)))
             self._memory = np.zeros((size, *self._memory.shape[1:]), np.float32)
             self._memory_rows = np.zeros(size, np.int64)
             self._memory_context = np.zeros((size, len(CONTEXT)), np.float32)
-            fresh: list[NDArray[Any]] = [self._memory, self._memory_rows, self._memory_context]
+            self._memory_weights = np.zeros(size)
+            fresh: list[NDArray[Any]] = [self._memory, self._memory_rows, self._memory_context, self._memory_weights]
             for old, new in zip(held, fresh, strict=True):
                 new[: len(old)] = old
         self._memory[place, : len(features)] = features
         self._memory_rows[place] = len(features)
         self._memory_context[place] = context
+        self._memory_weights[place] = weight
         self._remembered += 1
         filled = min(self._remembered, room)
         again = self._settings.replay

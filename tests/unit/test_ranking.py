@@ -295,6 +295,25 @@ def test_the_model_that_ranks_better_ranks() -> None:
     assert plain.model == "linear"
 
 
+def test_what_is_taken_again_weighs_what_it_weighed() -> None:
+    rng = np.random.default_rng(4)
+    slight, weighty = rng.normal(size=(2, 10, len(NAMES))).astype(np.float32)
+    moved = []
+    for again in (0, 1):
+        model = ranker(replay=again, replay_memory=1)
+        model.step(weighty, CONTEXT_VALUES, weight=4.0)
+        before = model._network.skip.copy()
+        model.step(slight, CONTEXT_VALUES, weight=1e-6)
+        moved.append(np.abs(model._network.skip - before).max())
+    # The memory holds one: the slight example itself is taken again.
+    assert max(moved) < 1e-3
+    model = ranker(replay=1, replay_memory=2)
+    model.step(slight, CONTEXT_VALUES, weight=1e-6)
+    model.step(slight, CONTEXT_VALUES, weight=1e-6)
+    assert np.abs(model._network.skip - ranker()._network.skip).max() < 1e-3
+    assert model._memory_weights.tolist() == [1e-6, 1e-6]
+
+
 def test_both_rank_by_the_mean_of_their_scores() -> None:
     model = ranker(network_from=10)
     for _ in range(20):
