@@ -15,6 +15,32 @@ _BUCKETS = 2_048
 
 
 @compiled
+def _sink(
+    rows: NDArray[np.int32],
+    scores: NDArray[np.floating[Any]],
+    ties: NDArray[np.int64],
+    end: int,
+    score: np.floating[Any],
+    tie: int,
+) -> int:
+    """The place in a heap of ``end`` rows, whose first is gone, for what has this score; the others move up."""
+    place = 0
+    while True:
+        below = 2 * place + 1
+        if below >= end:
+            return place
+        other = below + 1
+        if other < end and (
+            scores[other] < scores[below] or (scores[other] == scores[below] and ties[other] > ties[below])
+        ):
+            below = other
+        if scores[below] > score or (scores[below] == score and ties[below] < tie):
+            return place
+        rows[place], scores[place], ties[place] = rows[below], scores[below], ties[below]
+        place = below
+
+
+@compiled
 def keep_best(
     rows: NDArray[np.int32],
     scores: NDArray[np.floating[Any]],
@@ -48,20 +74,7 @@ def keep_best(
     elif found == 0 or score < scores[0] or (score == scores[0] and tie > ties[0]):
         return found
     else:
-        place = 0
-        while True:
-            below = 2 * place + 1
-            if below >= found:
-                break
-            other = below + 1
-            if other < found and (
-                scores[other] < scores[below] or (scores[other] == scores[below] and ties[other] > ties[below])
-            ):
-                below = other
-            if scores[below] > score or (scores[below] == score and ties[below] < tie):
-                break
-            rows[place], scores[place], ties[place] = rows[below], scores[below], ties[below]
-            place = below
+        place = _sink(rows, scores, ties, found, score, tie)
     rows[place], scores[place], ties[place] = row, score, tie
     return found
 
@@ -73,20 +86,7 @@ def drain(rows: NDArray[np.int32], scores: NDArray[np.floating[Any]], ties: NDAr
         # The worst goes to the end of what is left, and what stood there finds its place.
         row, score, tie = rows[last], scores[last], ties[last]
         rows[last], scores[last], ties[last] = rows[0], scores[0], ties[0]
-        place = 0
-        while True:
-            below = 2 * place + 1
-            if below >= last:
-                break
-            other = below + 1
-            if other < last and (
-                scores[other] < scores[below] or (scores[other] == scores[below] and ties[other] > ties[below])
-            ):
-                below = other
-            if scores[below] > score or (scores[below] == score and ties[below] < tie):
-                break
-            rows[place], scores[place], ties[place] = rows[below], scores[below], ties[below]
-            place = below
+        place = _sink(rows, scores, ties, last, score, tie)
         rows[place], scores[place], ties[place] = row, score, tie
 
 
