@@ -515,7 +515,7 @@ class Recommender:
             language=prepared.request.language or self._settings.slate.language,
         )
 
-    def published(self, ranking: Ranking) -> None:
+    def published(self, ranking: SeenRanking) -> None:
         """The ranking became somebody's slate: what stands first in it was shown once more.
 
         Counted in this process only, and from nothing after a restart: it decides who gets the place for less known
@@ -526,7 +526,7 @@ class Recommender:
             self._shown = np.zeros(2 * self._serving.catalogue.rows, np.uint32)
             self._shown[: len(held)] = held
             self._reclaims = ranking.reclaims
-        self._shown[ranking.rows[: self._settings.slate.explore_rank]] += np.uint32(1)
+        self._shown[ranking.slate[: self._settings.slate.explore_rank]] += np.uint32(1)
 
     def _tail(self, prepared: _Prepared, scores: NDArray[np.float64]) -> NDArray[np.intp]:
         """Candidates of the user's own interests, in the order in which one may take the place of a less known item."""

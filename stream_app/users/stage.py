@@ -253,7 +253,6 @@ class UserStage:
 
     def ranked(self, request: RankRequest, ranking: Ranking) -> None:
         """A ranking made outside of :meth:`process`, which the user chooses from next (in evaluation)."""
-        self._recommender.published(ranking)
         self._remember(request.user.user_id, _known_to(request.user), self._seen_of(ranking), "")
 
     def rerank(
@@ -270,7 +269,6 @@ class UserStage:
         return [self._slate(request, ranking, None) for request, ranking in zip(requests, rankings, strict=True)]
 
     def _slate(self, request: RankRequest, ranking: Ranking, trigger: SourcedEvent | SourcedProfile | None) -> NewSlate:
-        self._recommender.published(ranking)
         return NewSlate(
             user_id=request.user.user_id,
             items=self._recommender.slate_items(ranking),
@@ -333,6 +331,7 @@ class UserStage:
                 self._remember(slate.user_id, slate.known_to, slate.seen, sourced.slate_id)
 
     def _remember(self, user_id: str, known_to: float, ranking: SeenRanking, slate_id: str) -> None:
+        self._recommender.published(ranking)
         seen = self._seen.get(user_id)
         if seen is None:
             self._seen[user_id] = _Seen(known_to, ranking, None, slate_id)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from schemas.messages import Item, Rule, RuleWhere, SlateItem
 from stream_app.ranking.exploration import _draws, explores, least_shown, thompson_order
-from stream_app.ranking.recommender import Recommender
+from stream_app.ranking.recommender import Recommender, SeenRanking
 from stream_app.ranking.slate import Chosen, SlateRules, choose
 from stream_app.rules.book import Cap
 from stream_app.serving import ServingState
@@ -458,7 +458,8 @@ def test_with_a_place_for_them_more_of_the_catalogue_is_seen() -> None:
         for number in range(120):
             asked = replace(request(user(1, 2, 3)), user=replace(user(1, 2, 3), user_id=f"u{number}"))
             (ranking,) = recommender.rank([asked])
-            recommender.published(ranking)
+            none = np.zeros(0, np.int32)
+            recommender.published(SeenRanking(none, None, ranking.context, ranking.rows, ranking.reclaims))
             shown.update(ranking.rows[:10].tolist())
             items = recommender.slate_items(ranking)
             explored = np.flatnonzero(ranking.explored).tolist()
