@@ -1,19 +1,23 @@
-"""Arrays in messages: base64 of little-endian values, without copies beyond the one decoding makes."""
+"""Arrays in messages: base64 of little-endian values, without copies beyond the one decoding makes.
+
+In the processor's vector instructions (pybase64, of libbase64): a tenth of the time of the standard library, and
+rows, vectors and examples are mostly this.
+"""
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 
 import numpy as np
 from numpy.typing import NDArray
+from pybase64 import b64decode, b64encode_as_string
 
 __all__ = ["pack_float16", "pack_float32", "pack_float64", "unpack_float16", "unpack_float32", "unpack_float64"]
 
 
 def pack_float16(values: NDArray[np.floating]) -> str:
     """Base64 of ``values`` (any shape, C order) as little-endian float16."""
-    return b64encode(np.ascontiguousarray(values, dtype="<f2").tobytes()).decode("ascii")
+    return b64encode_as_string(np.ascontiguousarray(values, dtype="<f2").tobytes())
 
 
 def unpack_float16(text: str) -> NDArray[np.float16]:
@@ -27,7 +31,7 @@ def unpack_float16(text: str) -> NDArray[np.float16]:
 
 def pack_float32(values: NDArray[np.floating]) -> str:
     """Base64 of ``values`` (any shape, C order) as little-endian float32."""
-    return b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode("ascii")
+    return b64encode_as_string(np.ascontiguousarray(values, dtype="<f4").tobytes())
 
 
 def unpack_float32(text: str) -> NDArray[np.float32]:
@@ -41,7 +45,7 @@ def unpack_float32(text: str) -> NDArray[np.float32]:
 
 def pack_float64(values: NDArray[np.floating]) -> str:
     """Base64 of ``values`` (any shape, C order) as little-endian float64."""
-    return b64encode(np.ascontiguousarray(values, dtype="<f8").tobytes()).decode("ascii")
+    return b64encode_as_string(np.ascontiguousarray(values, dtype="<f8").tobytes())
 
 
 def unpack_float64(text: str) -> NDArray[np.float64]:

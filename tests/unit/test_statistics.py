@@ -287,7 +287,7 @@ def test_what_nothing_refers_to_is_not_held():
         )
         statistics.take(statistics.waiting)
         statistics.taken_are_durable()
-        held.append((statistics.numbered, len(statistics._rows.tie), len(statistics._links.numbers)))
+        held.append((statistics.numbered, len(statistics._rows), len(statistics._neighbours)))
     assert len(statistics) == 5
     assert max(numbered for numbered, _, _ in held) <= 5 * (1 + 6)
     assert held[100][1:] == held[-1][1:], "arrays stop growing"
@@ -303,7 +303,7 @@ def test_a_row_never_holds_more_than_twice_its_neighbours():
             offset=offset, at=0.0, item_id="z", count=1.0, previous=[f"i{offset}"],
             symmetric=[float(offset + 1)], directed=[0.0],
         )), offset=offset)  # fmt: skip
-        assert statistics._rows.lengths[statistics._number_of["z"]] <= 8
+        assert statistics._rows[statistics._number_of["z"]]["length"] <= 8
     [row] = statistics.stated(["z"])
     assert sorted(row.neighbours) == ["i96", "i97", "i98", "i99"]
 
