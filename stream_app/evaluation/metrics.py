@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
 
-__all__ = ["DEPTH", "FEW_TESTS", "Estimate", "Ranks", "gains", "hit_rate", "mean", "wilson"]
+__all__ = ["DEPTH", "FEW_TESTS", "SHOWN", "Estimate", "Ranks", "gains", "hit_rate", "mean", "wilson"]
 
+SHOWN: Final = 10
+"""Ranks that coverage looks at."""
+_NONE_HAD: Final = np.zeros(0, np.bool_)
 DEPTH: Final = 50
 """Places looked at; an item further down is a miss."""
 FEW_TESTS: Final = 100
@@ -97,9 +100,11 @@ class Ranks:
     def add(self, ranks: NDArray[np.float32], first: NDArray[np.int32]) -> None:
         """Ranks of the tests of one request, and the rows of its first ten."""
         self._ranks.extend(ranks.tolist())
-        self._shown[first[:10]] = True
+        self._shown[first[:SHOWN]] = True
 
-    def add_slate(self, slate: NDArray[np.int32], tested: NDArray[np.int32]) -> None:
+    def add_slate(
+        self, slate: NDArray[np.int32], tested: NDArray[np.int32], had: NDArray[np.bool_] | None = None
+    ) -> None:
         """Tests of one request against its slate.
 
         An item's rank leaves out the other tested items: they were taken as well.
@@ -107,20 +112,38 @@ class Ranks:
         Args:
             slate: int32, distinct rows, best first.
             tested: int32 [n], distinct rows; one test each.
+            had: bool [rows], what takes no place, because the user had it before; None: nothing.
         """
         ranks = np.empty(len(tested), np.float32)
-        _rank(np.ascontiguousarray(slate[:DEPTH]), tested, ranks)
-        self.add(ranks, slate)
+        first = np.empty(SHOWN, np.int32)
+        shown = _rank(np.ascontiguousarray(slate), tested, _NONE_HAD if had is None else had, DEPTH, ranks, first)
+        self.add(ranks, first[:shown])
 
 
 @compiled
-def _rank(slate: NDArray[np.int32], tested: NDArray[np.int32], ranks: NDArray[np.float32]) -> None:
-    """:meth:`Ranks.add_slate`: the ranks, float32 [tested], overwritten."""
+def _rank(
+    slate: NDArray[np.int32],
+    tested: NDArray[np.int32],
+    had: NDArray[np.bool_],
+    depth: int,
+    ranks: NDArray[np.float32],
+    first: NDArray[np.int32],
+) -> int:
+    """:meth:`Ranks.add_slate`: the ranks, float32 [tested], and the first rows, int32, are overwritten; how many of
+    these there are."""
     ranks[:] = np.inf
-    above = 0
-    for place, row in enumerate(slate):
+    place = above = 0
+    for row in slate:
+        if place == depth:
+            break
+        if row < len(had) and had[row]:
+            continue
+        if place < len(first):
+            first[place] = row
+        place += 1
         for test, wanted in enumerate(tested):
             if row == wanted:
-                ranks[test] = place + 1 - above
+                ranks[test] = place - above
                 above += 1
                 break
+    return min(place, len(first))

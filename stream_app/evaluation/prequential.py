@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from schemas.arrays import pack_float32
 from schemas.messages import Interaction, Item, ItemVector, TrainingExamples, Transitions
 from stream_app.evaluation.baselines import Baseline, Told
-from stream_app.evaluation.ledger import MAX_DEPTH, Ledger, without
+from stream_app.evaluation.ledger import MAX_DEPTH, Ledger
 from stream_app.evaluation.metrics import Ranks
 from stream_app.factors.basis import fit_basis
 from stream_app.factors.learner import FactorLearner
@@ -146,6 +146,7 @@ class Prequential:
         rows = self.serving.catalogue.rows
         self._baselines = {baseline.name: baseline for baseline in baselines}
         self._ledger = Ledger(settings, self.serving.catalogue.row, rows)
+        self._had = np.zeros(rows, np.bool_)
         self._of_source = {source.name: Ranks(rows) for source in self.recommender.sources} if options.sources else {}
         self._of_baseline = {name: Ranks(rows) for name in self._baselines}
         self._offset = 0
@@ -244,14 +245,15 @@ class Prequential:
         ranking = self.recommender.rank([request])[0]
         # As live, where a visit comes before the basket: what is taken is taken from this ranking.
         self._stage.ranked(request, ranking)
-        self._ledger.slates.add_slate(without(ranking.rows, tests.had), tests.rows)
+        had = np.fromiter(tests.had, np.int32, len(tests.had))
+        self._had[had] = True
+        self._ledger.slates.add_slate(ranking.rows, tests.rows, self._had)
         if self._of_source:
             for source, proposed in zip(self.recommender.sources, ranking.proposed, strict=True):
-                self._of_source[source.name].add_slate(without(proposed[:MAX_DEPTH], tests.had), tests.rows)
-        if self._baselines:
-            had = np.fromiter(tests.had, np.int32, len(tests.had))
-            for name, baseline in self._baselines.items():
-                self._of_baseline[name].add(*baseline.test(tests.user, at, had, tests.rows))
+                self._of_source[source.name].add_slate(proposed[:MAX_DEPTH], tests.rows, self._had)
+        self._had[had] = False
+        for name, baseline in self._baselines.items():
+            self._of_baseline[name].add(*baseline.test(tests.user, at, had, tests.rows))
 
     def _remember(self, basket: Sequence[Interaction]) -> None:
         """Note what the user had, and tell the baselines what the user wanted."""

@@ -18,7 +18,7 @@ from schemas.messages import SlateItem
 from stream_app.compiled import compiled
 from stream_app.mixing import GOLDEN, below, mixed
 from stream_app.ranking.exploration import explores, least_shown, thompson_order
-from stream_app.ranking.features import Features, context_values, cosines, feature_names, scaled_features
+from stream_app.ranking.features import Features, context_values, cosines, feature_names, in_units, scaled_features
 from stream_app.ranking.reasons import KINDS, evidence_signs, kind_columns, phrase, strongest_kind
 from stream_app.ranking.slate import SlateRules, choose
 from stream_app.retrieval.cold import promise
@@ -106,14 +106,15 @@ class SeenRanking:
 
     Attributes:
         candidates: int32 [k], by id hash.
-        values: float16 or float32 [k, features], scaled; None: they are computed again.
+        values: [k, features], scaled: float32, or int16 in the steps of ``features.in_steps``; None: they are computed
+            again.
         context: float32 [c].
         slate: int32 [n], the rows that were shown, best first.
         reclaims: of the catalogue when it was made; after another one rows may be those of other items.
     """
 
     candidates: NDArray[np.int32]
-    values: NDArray[np.floating] | None
+    values: NDArray[np.float32] | NDArray[np.int16] | None
     context: NDArray[np.float32]
     slate: NDArray[np.int32]
     reclaims: int
@@ -648,7 +649,7 @@ class Recommender:
         count = _compared(seen.candidates, choice.row, taken, shown, choice.seed & 0x7FFFFFFFFFFFFFFF, places)
         if count < 2:
             return None
-        return Example(features=seen.values[places[:count]].astype(np.float32), context=seen.context)
+        return Example(features=in_units(seen.values[places[:count]]), context=seen.context)
 
 
 @compiled

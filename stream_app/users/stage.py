@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from schemas.arrays import pack_float32
 from schemas.messages import Interaction, SlateItem, TrainingExample, Transition, Versions
+from stream_app.ranking.features import in_steps
 from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recommender, SeenRanking
 from stream_app.retrieval.interests import SLOW, history_view
 from stream_app.serving import ServingState
@@ -280,7 +281,7 @@ class UserStage:
         )
 
     def _seen_of(self, ranking: Ranking) -> SeenRanking:
-        values = ranking.candidate_values.astype(np.float16) if self._settings.ranker.remembered else None
+        values = in_steps(ranking.candidate_values) if self._settings.ranker.remembered else None
         return SeenRanking(ranking.candidates, values, ranking.context, ranking.rows, ranking.reclaims)
 
     def _request(

@@ -86,3 +86,14 @@ def test_figures_equal_those_of_ranx_on_the_same_rankings(seed: int) -> None:
     }
     assert ours == pytest.approx(theirs, abs=1e-6)
     assert 0 < (ours["hit_rate@10"] or 0) < 1
+
+
+def test_what_the_user_had_takes_no_place_in_a_slate():
+    ranks, had = Ranks(60), np.zeros(60, np.bool_)
+    had[[7, 3]] = True
+
+    ranks.add_slate(np.array([7, 3, 9, 5, 3], np.int32), np.array([5, 8], np.int32), had)
+    ranks.add_slate(np.arange(60, dtype=np.int32), np.array([51, 52], np.int32), had)
+
+    assert ranks.values.tolist() == [2.0, np.inf, 50.0, np.inf]
+    assert ranks.shown == 10, "9 and 5 of the first, and 0 to 11 without 3 and 7 of the second"

@@ -17,6 +17,7 @@ from schemas.messages import Interaction, Item, ItemVector, Transition, Transiti
 from stream_app.items.catalogue import Catalogue
 from stream_app.items.signals import Signals
 from stream_app.items.statistics import ItemStatistics
+from stream_app.ranking.features import in_units
 from stream_app.ranking.recommender import RankRequest, Recommender
 from stream_app.serving import ServingState
 from stream_app.settings import DEFAULT_EVENT_TYPES, ItemSettings, Settings, UserSettings, load_settings
@@ -221,7 +222,7 @@ class TestStage:
         features = unpack_float32(example.features).reshape(example.rows, -1)
         assert seen.values is not None
         place = {row: number for number, row in enumerate(seen.candidates.tolist())}
-        above = {seen.values[place[row]].astype(np.float32).tobytes() for row in seen.slate[:2].tolist()}
+        above = {in_units(seen.values[place[row]]).tobytes() for row in seen.slate[:2].tolist()}
         assert {row.tobytes() for row in features[1:]} == above
 
 

@@ -18,9 +18,12 @@ from schemas.messages import Item, ItemSignals, ItemVector, RankerWeights, Train
 from stream_app.items.catalogue import label
 from stream_app.ranking.features import (
     CONTEXT,
+    FEATURE_LIMIT,
     Features,
     context_values,
     feature_names,
+    in_steps,
+    in_units,
     scaled_features,
     start_weights,
 )
@@ -1002,3 +1005,13 @@ class TestWhatTheRequestSaysOfTheUser:
         other = [item.reason.text for item in recommender.slate_items(chinese)]
         assert all(text.isascii() for text in said)
         assert not any(text.isascii() for text in other)
+
+
+def test_features_in_steps_come_back_to_half_a_step():
+    values = np.linspace(-FEATURE_LIMIT, FEATURE_LIMIT, 4_001, dtype=np.float32).reshape(-1, 1)
+
+    steps = in_steps(values)
+
+    assert steps.dtype == np.int16
+    assert np.abs(in_units(steps) - values).max() <= FEATURE_LIMIT / 32_767
+    assert np.array_equal(in_units(values), values), "what is not in steps stays"
