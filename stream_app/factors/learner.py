@@ -145,10 +145,6 @@ class FactorLearner:
     def _by_row(self) -> list[NDArray[Any]]:
         return [self._context, self._target, self._bias, self._accumulators, self._hashes, self._waiting]
 
-    def _row(self, item_id: str) -> int:
-        """The row of an item; one that the catalogue does not know gets none."""
-        return self._row_of.get(item_id, -1)
-
     def _column(self, partition: int) -> int:
         column = self._sources.get(partition)
         if column is None:
@@ -173,8 +169,13 @@ class FactorLearner:
             raise ValueError(f"examples of partition {partition} have a place that no record has")
         if self.settings.learning_rate <= 0.0:
             return 0
-        known = [(self._row(example.item_id), example) for example in examples if example.item_id]
-        known = [(row, example) for row, example in known if row >= 0 and example.weight > 0.0]
+        # An item that the catalogue does not know has no row.
+        row_of = self._row_of.get
+        known = [
+            (row, example)
+            for example in examples
+            if example.weight > 0.0 and example.item_id and (row := row_of(example.item_id, -1)) >= 0
+        ]
         if not known or len(self._row_of) < 2:
             return 0
         reach = self.settings.history
@@ -182,7 +183,6 @@ class FactorLearner:
         taken = np.fromiter((row for row, _ in known), np.int32, count)
         lengths = np.fromiter((min(len(example.previous), reach) for _, example in known), np.int32, count)
         history = np.full((count, reach), -1, np.int32)
-        row_of = self._row_of.get
         same: Sequence[str] | None = None
         for place, (_, example) in enumerate(known):
             # The items of a basket share what came before.

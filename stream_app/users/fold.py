@@ -29,9 +29,9 @@ _UNCOUNTED = 0.3
 """What an event that counts nothing, but that later items are linked to, takes of the user's influence: as a view."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fold:
-    """What one event did.
+    """What one event did; not to be changed (it is not frozen because making it would take three times as long).
 
     Attributes:
         outcome: ``applied``, ``replayed`` (the offset was applied before), ``duplicate`` (the same ``event_id`` was

@@ -28,9 +28,12 @@ from stream_app.users.state import HistoryEntry, Profile, UserState
 __all__ = ["NewSlate", "SourcedEvent", "SourcedProfile", "StageResult", "UserStage"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SourcedEvent:
-    """A valid interaction and where it was in ``interactions.v1``; ``appended_s`` is the broker's append time."""
+    """A valid interaction and where it was in ``interactions.v1``; ``appended_s`` is the broker's append time.
+
+    Not to be changed (it is not frozen because making it would take three times as long).
+    """
 
     event: Interaction
     partition: int
