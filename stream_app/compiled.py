@@ -13,13 +13,17 @@ module or, where that folder is read-only, in the user's cache folder (numba's `
 that only the first process of a machine compiles. Compilation is for the argument types of the first call: callers
 always pass the same dtypes and contiguous arrays, or each new combination compiles once more.
 
-What is kept is valid while the module of the function is unchanged; numba does not look at other modules. Who changes
+What is kept is valid while the module of the function is unchanged. What is older than the module is deleted: numba
+opens it before it looks at its age, and fails on classes that are gone. It does not look at other modules: who changes
 a compiled function that one of another module calls, touches that module too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from glob import escape
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from numba import njit
@@ -53,7 +57,20 @@ _functions: list[Any] = []
 def _compiled(function: _Function, **options: Any) -> _Function:
     try:
         made = njit(cache=True, nogil=True, **options)(function)
+        _forget_older(Path(function.__code__.co_filename), Path(made.stats.cache_path))
     except RuntimeError:  # no folder to keep it in: a read-only file system without a home
         made = njit(nogil=True, **options)(function)
     _functions.append(made)
     return cast(_Function, made)
+
+
+@cache
+def _forget_older(module: Path, folder: Path) -> None:
+    """Delete what was kept of a module before it was last written."""
+    try:
+        written = module.stat().st_mtime
+        for kept in folder.glob(f"{escape(module.stem)}.*.nbi"):
+            if kept.stat().st_mtime < written:
+                kept.unlink()
+    except OSError:  # read-only, another process was faster, or a module without a file
+        return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -49,3 +50,36 @@ def test_a_folder_that_cannot_be_written_to_is_no_obstacle(tmp_path: Path, home:
     done = subprocess.run([sys.executable, str(module)], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout == "42\n", done.stderr
     assert home == any((tmp_path / "home").rglob("*.nbc"))
+
+
+_TOLD_APART = """
+from typing import NamedTuple
+import numpy as np
+from stream_app.compiled import compiled
+
+class {name}(NamedTuple):
+    values: np.ndarray
+
+@compiled
+def first(held):
+    return held.values[0]
+
+print(first({name}(np.array([{value}]))))
+"""
+
+
+def test_what_was_kept_for_an_older_release_is_no_obstacle(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    printed = []
+    for age, (name, value) in enumerate([("Older", 1), ("Newer", 2)]):
+        module.write_text(_TOLD_APART.format(name=name, value=value))
+        # As if a minute passed from one release to the next.
+        os.utime(module, times=(time.time() - 120 + 60 * age,) * 2)
+        done = subprocess.run(
+            [sys.executable, "-c", "import module"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+        for kept in tmp_path.rglob("*.nb[ic]"):
+            os.utime(kept, times=(time.time() - 90,) * 2)
+    assert printed == ["1\n", "2\n"]
