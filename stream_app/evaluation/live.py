@@ -49,9 +49,9 @@ _BEHIND_S: Final = 0.002
 _LINGER_MS: Final = 3
 """A basket arrives as one: otherwise each of its events would cause a slate that nobody looks at."""
 _REPORT_EVERY: Final = 100
-_BROADCAST_S: Final = 0.01
+_BROADCAST_S: Final = 0.05
 _BROADCAST_ROWS: Final = 10_000
-_FACTORS_S: Final = 2.0
+_FACTORS_S: Final = 10.0
 """One basket moves half of a small catalogue's factors. Those it names are broadcast at once; the others hardly moved,
 and broadcasting them each time is what would take longest."""
 _MOST_FIRST_ITEMS: Final = 1_000_000
