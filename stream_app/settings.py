@@ -357,6 +357,13 @@ class FactorSettings(_Group):
     norm: float = Field(0.4, ge=0, le=1, description="Exponent of the sum of weights their sum is divided by.")
     start_length: float = Field(1.2, gt=0, le=10, description="Root mean square length of factors before learning.")
     flush_interval_s: float = Field(1.0, gt=0, le=60, description="Rows are broadcast at most this often (seconds).")
+    named_interval_s: float = Field(
+        1.0,
+        gt=0,
+        le=60,
+        description="Rows of items that were taken, or taken before by the same user, are broadcast this often "
+        "(seconds), where that is sooner: they move far, what they are compared with hardly.",
+    )
     flush_rows: int = Field(
         1_000, ge=1, le=100_000, description="Rows broadcast per flush at most, the longest waiting first (count)."
     )

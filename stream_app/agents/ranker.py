@@ -4,6 +4,7 @@ each; everyone else tails what they broadcast."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -270,10 +271,15 @@ class RankerAgent(Agent):
                 await self._publish_weights(self._owned)
 
     async def _flush_for_ever(self) -> None:
+        settings = self.settings.factors
+        due = time.monotonic() + settings.flush_interval_s
         while True:
-            await asyncio.sleep(self.settings.factors.flush_interval_s)
+            await asyncio.sleep(min(settings.named_interval_s, settings.flush_interval_s))
+            everything = time.monotonic() >= due or settings.named_interval_s >= settings.flush_interval_s
+            if everything:
+                due = time.monotonic() + settings.flush_interval_s
             if self._owned is not None:
-                await self._flush(self._owned)
+                await self._flush(self._owned, named=not everything)
             async with self._flushed:
                 self._flushed.notify_all()
 
@@ -301,10 +307,10 @@ class RankerAgent(Agent):
         owned.weights_through = through
         self._acknowledge(owned)
 
-    async def _flush(self, owned: _Owned) -> None:
-        """Broadcast the rows that wait longest, as many as a flush may hold."""
+    async def _flush(self, owned: _Owned, *, named: bool = False) -> None:
+        """Broadcast the rows that wait longest, as many as a flush may hold; with ``named`` of those that moved far."""
         factors = owned.factors
-        rows = factors.take(self.settings.factors.flush_rows)
+        rows = factors.take(self.settings.factors.flush_rows, named=named)
         try:
             await self.publisher.publish(
                 OutRecord(self.topics.item_factors, item_id.encode(), None if row is None else encode(row))

@@ -1,10 +1,11 @@
 """Prequential replay: every event is first predicted, then learned, through the functions that run live.
 
-Interactions come in order of time. Consecutive events of one user with the same time are a basket. Before anything
-of a basket is learned, the user is ranked; every item of it that is new to the user is one test, ranked against
-everything except the other items of the basket and what the user had before. Then the basket goes through the user
-stage, the item stage and the ranker, and what those publish reaches the serving state: after every basket, or every
-``publish_every`` events to imitate the lag of a real deployment.
+Interactions come in order of time. Consecutive events of one user with the same time are a basket. A visit announces
+it, as live, and says only that the user is there now. Before anything of a basket is learned, the user is ranked; every
+item of it that is new to the user is one test, ranked against everything except the other items of the basket and what
+the user had before. Then the basket goes through the user stage, the item stage and the ranker, and what those publish
+reaches the serving state: after every basket, or every ``publish_every`` events to imitate the lag of a real
+deployment.
 
 The first share of the events only trains; users without any earlier event are not tested; neither are events that say
 the user did not want the item. (Protocol: Gama, Sebastião and Rodrigues 2013, doi 10.1007/s10994-012-5320-9; for
@@ -36,7 +37,7 @@ from stream_app.ranking.recommender import RankRequest, Recommender
 from stream_app.ranking.softmax import SoftmaxRanker
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
-from stream_app.users.stage import SourcedEvent, UserStage
+from stream_app.users.stage import SourcedEvent, StageResult, UserStage
 from stream_app.users.state import UserState
 
 __all__ = ["SLATES", "Options", "Outcome", "Prequential", "Protocol", "baskets", "leave_one_out"]
@@ -49,6 +50,7 @@ SLATES: Final = "slates"
 _TOPIC = "interactions"
 _PARTITION = 0
 _REPORT_EVERY = 100
+_VISIT = "visit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +152,7 @@ class Prequential:
         self._of_source = {source.name: Ranks(rows) for source in self.recommender.sources} if options.sources else {}
         self._of_baseline = {name: Ranks(rows) for name in self._baselines}
         self._offset = 0
+        self._place = 0
         self._unpublished = 0
 
     def _factor_learner(
@@ -181,6 +184,7 @@ class Prequential:
         tested_from = int(count * self.options.train_share)
         reported = 0
         for basket in baskets(islice(interactions, count)):
+            self._visit(basket[0])
             self._test(basket, counted=self._offset >= tested_from)
             self._learn(basket)
             self._remember(basket)
@@ -235,6 +239,26 @@ class Prequential:
         """The user's state so far; an empty one of somebody unknown."""
         return self._states.get(user_id) or UserState(user_id)
 
+    def _visit(self, first: Interaction) -> None:
+        """The user of a basket comes, as live: an event more, of which nothing is learned."""
+        if _VISIT in self.settings.event_types:
+            visit = Interaction(
+                event_id=f"{_VISIT}-{first.event_id}",
+                user_id=first.user_id,
+                type=_VISIT,
+                occurred_at=first.occurred_at,
+                session_id=first.session_id,
+            )
+            self._states.update(self._process([visit]).states)
+
+    def _process(self, events: Sequence[Interaction]) -> StageResult:
+        """Events of one user at one time, through the user stage."""
+        sourced = [SourcedEvent(event, _PARTITION, place) for place, event in enumerate(events, start=self._place)]
+        self._place += len(events)
+        user_id = events[0].user_id
+        states = {user_id: self._states.get(user_id) or UserState(user_id)}
+        return self._stage.process(sourced, states, now=events[0].occurred_at.timestamp(), refresh=False)
+
     def _test(self, basket: Sequence[Interaction], *, counted: bool = True, at: float | None = None) -> None:
         """Rank the user of the basket, and count its new items as tests."""
         at = basket[0].occurred_at.timestamp() if at is None else at
@@ -264,17 +288,15 @@ class Prequential:
                 baseline.learn(told)
 
     def _learn(self, basket: Sequence[Interaction]) -> None:
-        events = [SourcedEvent(event, _PARTITION, offset) for offset, event in enumerate(basket, start=self._offset)]
-        user_id = basket[0].user_id
-        states = {user_id: self._states.get(user_id) or UserState(user_id)}
-        result = self._stage.process(events, states, now=basket[0].occurred_at.timestamp(), refresh=False)
+        place = self._place
+        result = self._process(basket)
         self._states.update(result.states)
         for transitions in result.transitions.values():
             self._statistics.apply(
-                Transitions(source_topic=_TOPIC, source_partition=_PARTITION, rows=transitions), offset=self._offset
+                Transitions(source_topic=_TOPIC, source_partition=_PARTITION, rows=transitions), offset=place
             )
         for examples in result.examples.values():
-            self._learner.learn(examples, partition=_PARTITION, offset=self._offset)
+            self._learner.learn(examples, partition=_PARTITION, offset=place)
             self._ranker.learn(
                 TrainingExamples(
                     source_topic=_TOPIC,

@@ -55,7 +55,7 @@ def learn_examples(
     lengths: NDArray[np.int32],
     weights: NDArray[np.float64],
     offsets: NDArray[np.int64],
-    source: int,
+    draws: NDArray[np.uint64],
     part: int,
     drawable: NDArray[np.int32],
     context: NDArray[np.float32],
@@ -80,8 +80,8 @@ def learn_examples(
         lengths: int32 [n], how many of those.
         weights: float64 [n], how much each example says.
         offsets: int64 [n], source offsets, rising.
-        source: the examples' source partition; with the offset it decides what is drawn.
-        part: its column of ``applied``.
+        draws: uint64 [n], what decides which negatives each example draws.
+        part: the column of their source partition in ``applied``.
         drawable: int32 [m], rows that negatives are drawn from, uniformly.
         context, target: float32 [rows, k], changed in place.
         bias: float32 [rows], changed.
@@ -106,8 +106,8 @@ def learn_examples(
         scale = user_factors(recent, context, decay, norm, user)
         rows[0] = taken[example]
         count = 1
-        # Mixed twice: the sequences of neighbouring offsets must not be one sequence, shifted.
-        state = mixed(np.uint64(offset) * np.uint64(0xD1342543DE82EF95) + np.uint64(source + 1))
+        # Mixed twice: the sequences of neighbouring numbers must not be one sequence, shifted.
+        state = mixed(draws[example] * np.uint64(0xD1342543DE82EF95))
         for _ in range(negatives):
             # SplitMix64 (Steele, Lea and Flood 2014): the same draws whenever the example is replayed.
             state = state + GOLDEN

@@ -27,6 +27,7 @@ from schemas.messages import ItemFactors, TrainingExample
 from stream_app.factors.basis import FactorBasis, without_text
 from stream_app.factors.kernels import learn_examples
 from stream_app.factors.table import Factors
+from stream_app.mixing import GOLDEN
 from stream_app.settings import FactorSettings
 from stream_app.users.state import id_hash
 
@@ -72,6 +73,7 @@ class FactorLearner:
         self._hashes = np.zeros(rows, np.int64)
         self._applied = np.full((rows, partitions), -1, np.int64)
         self._waiting = np.full(rows, _CLEAN, np.int64)
+        self._named = np.zeros(rows, np.bool_)
 
     def __len__(self) -> int:
         return len(self._row_of)
@@ -110,6 +112,7 @@ class FactorLearner:
         self._free.append(row)
         self._drawable = None
         self._waiting[row] = _CLEAN
+        self._named[row] = False
         self._applied[row] = -1
         self._accumulators[row] = _FIRST_ACCUMULATOR
         self._bias[row] = 0.0
@@ -143,7 +146,7 @@ class FactorLearner:
         self._applied[: len(applied), : applied.shape[1]] = applied
 
     def _by_row(self) -> list[NDArray[Any]]:
-        return [self._context, self._target, self._bias, self._accumulators, self._hashes, self._waiting]
+        return [self._context, self._target, self._bias, self._accumulators, self._hashes, self._waiting, self._named]
 
     def _column(self, partition: int) -> int:
         column = self._sources.get(partition)
@@ -202,7 +205,7 @@ class FactorLearner:
             lengths,
             np.fromiter((min(example.weight, 4.0) for _, example in known), np.float64, count),
             np.fromiter((example.offset for _, example in known), np.int64, count),
-            partition,
+            self._draws(taken, np.fromiter((example.at for _, example in known), np.float64, count)),
             column,
             self._drawable,
             self._context,
@@ -219,8 +222,18 @@ class FactorLearner:
             self.settings.norm,
             _PULL_LIMIT,
         )
+        self._named[taken] = True
+        self._named[history[history >= 0]] = True
         self.examples += count
         return count
+
+    def _draws(self, taken: NDArray[np.int32], at: NDArray[np.float64]) -> NDArray[np.uint64]:
+        """What decides which negatives an example draws: what was taken, and when.
+
+        Not its place: the same log in other partitions, or replayed without a broker, then teaches the same.
+        """
+        drawn: NDArray[np.uint64] = self._hashes[taken].view(np.uint64) + at.view(np.uint64) * GOLDEN
+        return drawn
 
     def skip(self, offset: int) -> None:
         """A message that teaches nothing was read; see :meth:`commit_offset`."""
@@ -255,10 +268,12 @@ class FactorLearner:
         """Rows to broadcast, the longest waiting first; they count as broadcast. For use without a broker."""
         rows = self._longest_waiting(limit)
         self._waiting[rows] = _CLEAN
+        self._named[rows] = False
         return rows
 
-    def _longest_waiting(self, limit: int) -> NDArray[np.int64]:
-        rows = np.flatnonzero(self._waiting[: len(self._ids)] >= 0)
+    def _longest_waiting(self, limit: int, *, named: bool = False) -> NDArray[np.int64]:
+        waits = self._waiting[: len(self._ids)] >= 0
+        rows = np.flatnonzero(waits & self._named[: len(self._ids)] if named else waits)
         if len(rows) > limit:
             rows = rows[np.argsort(self._waiting[rows], kind="stable")[: max(limit, 0)]]
         return rows
@@ -288,8 +303,13 @@ class FactorLearner:
         ids = [self._ids[row] or "" for row in rows.tolist()]
         return ids, self._context[rows], self._target[rows], self._bias[rows]
 
-    def take(self, limit: int) -> list[tuple[str, ItemFactors | None]]:
+    def take(self, limit: int, *, named: bool = False) -> list[tuple[str, ItemFactors | None]]:
         """Messages to broadcast, the longest waiting first; None says that the item is gone.
+
+        Args:
+            limit: how many at most.
+            named: only items that examples named, as taken or as taken before: these moved far. What they were compared
+                with moved a hundredth of that, and there is much more of it.
 
         Until :meth:`taken_are_durable` is called they hold :meth:`commit_offset` back.
         """
@@ -297,12 +317,13 @@ class FactorLearner:
         for item_id in list(self._gone)[:limit]:
             self._gone_in_flight[item_id] = self._gone.pop(item_id)
             taken.append((item_id, None))
-        for row in self._longest_waiting(limit - len(taken)).tolist():
+        for row in self._longest_waiting(limit - len(taken), named=named).tolist():
             item_id = self._ids[row] or ""
             if item_id in self._gone_in_flight or item_id in self._gone:
                 continue  # It is back: its row must not overtake the record that ends the old one.
             self._in_flight[item_id] = int(self._waiting[row])
             self._waiting[row] = _CLEAN
+            self._named[row] = False
             taken.append((item_id, self._message(item_id, row)))
         return taken
 
@@ -318,6 +339,7 @@ class FactorLearner:
             if row is not None:
                 held = int(self._waiting[row])
                 self._waiting[row] = stamp if held < 0 else min(held, stamp)
+                self._named[row] = True
         for item_id, stamp in self._gone_in_flight.items():
             self._gone[item_id] = min(stamp, self._gone.get(item_id, stamp))
         self.taken_are_durable()

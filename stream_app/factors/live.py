@@ -213,8 +213,9 @@ class LiveFactors:
         if self._learner is not None:
             self._learner.skip(offset)
 
-    def take(self, limit: int) -> list[tuple[str, ItemFactors | None]]:
-        """Messages to broadcast, at most ``limit``; None says that the item has none any more.
+    def take(self, limit: int, *, named: bool = False) -> list[tuple[str, ItemFactors | None]]:
+        """Messages to broadcast, at most ``limit``; None says that the item has none any more. With ``named`` only what
+        moved far, see :meth:`FactorLearner.take`.
 
         Until :meth:`taken_are_durable` is called they hold :meth:`commit_offset` back.
         """
@@ -222,7 +223,7 @@ class LiveFactors:
             # Alone: a new row of the same item must not overtake the record that ends the old one.
             self._orphans_taken = min(limit, len(self._orphans))
             return [(item_id, None) for item_id in self._orphans[:limit]]
-        return [] if self._learner is None else self._learner.take(limit)
+        return [] if self._learner is None else self._learner.take(limit, named=named)
 
     def taken_are_durable(self) -> None:
         """What :meth:`take` gave last is acknowledged by the broker."""

@@ -86,7 +86,7 @@ class Choice:
     Attributes:
         request: the user as known at the choice; ``before`` cuts the basket off.
         row: the taken item.
-        seed: decides which negatives are drawn; the event's offset.
+        seed: decides which negatives are drawn; a hash of the event.
         seen: the ranking the user chose from; None: it is made again.
         shown: rows the user saw and did not take before this one, int32; they come first among the negatives.
         weight: how much the choice says.

@@ -23,7 +23,7 @@ from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.users.fold import Fold, Folder
 from stream_app.users.profiles import LIKED, fold_profile, with_profile
-from stream_app.users.state import HistoryEntry, Profile, UserState
+from stream_app.users.state import HistoryEntry, Profile, UserState, id_hash
 
 __all__ = ["NewSlate", "SourcedEvent", "SourcedProfile", "StageResult", "UserStage"]
 
@@ -412,7 +412,8 @@ class UserStage:
         return Choice(
             request=self._request(known, at, now, texts, before=at),
             row=row,
-            seed=sourced.offset,
+            # Of the event and not of its place, so that a replay compares with the same.
+            seed=id_hash(event.user_id) ^ id_hash(event.event_id),
             seen=self._seen_before(event.user_id, at),
             shown=self._passed_over(event, fold.passed),
             weight=fold.share,

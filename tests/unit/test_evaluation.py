@@ -110,6 +110,14 @@ def test_a_basket_is_predicted_before_any_of_it_is_learned() -> None:
     assert "i1" in {quiet.serving.catalogue.item_id(row) for row in learned.rows.tolist()}
 
 
+def test_a_visit_announces_each_basket_and_teaches_nothing() -> None:
+    quiet = replay(catalogue(30), events(("u", "i1", 0.0), ("u", "i2", 0.0), ("u", "i3", 5.0)))
+    state = quiet.state("u")
+    assert state.events == 5, "two visits, three purchases"
+    assert [entry.item_id for entry in state.history] == ["i1", "i2", "i3"]
+    assert quiet.outcome().events == 3
+
+
 def test_it_finds_what_follows_what() -> None:
     outcome = replay(catalogue(100), pairs_log(), train_share=0.6).outcome()
     assert counted(outcome) == 60

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from schemas.messages import TrainingExample
@@ -39,7 +40,13 @@ def _learner() -> FactorLearner:
 
 def _example(offset: int, item: int, previous: list[int]) -> TrainingExample:
     return TrainingExample(
-        offset=offset, at=0.0, weight=1.0, rows=0, features="", item_id=IDS[item], previous=[IDS[p] for p in previous]
+        offset=offset,
+        at=float(offset),
+        weight=1.0,
+        rows=0,
+        features="",
+        item_id=IDS[item],
+        previous=[IDS[p] for p in previous],
     )
 
 
@@ -100,7 +107,7 @@ def test_a_restored_learner_takes_every_offset_once() -> None:
     )
 
 
-def test_examples_of_neighbouring_offsets_draw_different_negatives() -> None:
+def test_examples_of_neighbouring_times_draw_different_negatives() -> None:
     learner = _learner()
     learner.learn([_example(7, 1, [0])], partition=0, offset=0)
     first = set(learner.take_rows(100).tolist())
@@ -203,17 +210,32 @@ def test_the_scan_finds_what_sorting_finds() -> None:
     assert rows.tolist() == free[np.argsort(hashes[free])][:20].tolist()
 
 
-def test_draws_depend_on_the_source_partition_and_not_on_which_was_heard_of_first() -> None:
+def test_draws_depend_on_what_was_taken_when_and_not_on_its_place_in_a_topic() -> None:
     drawn = []
-    for first in (3, 5):
+    for partition, offset in ((0, 3), (5, 700)):
         learner = _learner()
-        learner.learn([_example(0, 1, [0])], partition=first, offset=0)
-        learner.take_rows(100)
-        learner.learn([_example(1, 1, [0])], partition=3 if first == 5 else 5, offset=1)
-        learner.take_rows(100)
-        learner.learn([_example(2, 1, [0])], partition=3, offset=2)
+        learner.learn([replace(_example(offset, 1, [0]), at=60.0)], partition=partition, offset=offset)
         drawn.append(learner.take_rows(100).tolist())
     assert drawn[0] == drawn[1]
+
+
+def test_what_examples_name_can_be_broadcast_before_what_it_was_compared_with() -> None:
+    learner = _learner()
+    learner.learn([_example(0, 7, [2, 4])], partition=0, offset=0)
+    changed = learner.waiting
+    assert {item_id for item_id, _ in learner.take(100, named=True)} == {"item-7", "item-2", "item-4"}
+    assert learner.commit_offset() == 0, "the others are not broadcast yet"
+    learner.taken_are_durable()
+    assert learner.take(100, named=True) == []
+    assert len(learner.take(100)) == changed - 3
+
+
+def test_what_examples_named_is_named_still_when_its_broadcast_was_lost() -> None:
+    learner = _learner()
+    learner.learn([_example(0, 7, [2])], partition=0, offset=0)
+    learner.take(100, named=True)
+    learner.taken_are_lost()
+    assert {item_id for item_id, _ in learner.take(100, named=True)} == {"item-7", "item-2"}
 
 
 @given(
