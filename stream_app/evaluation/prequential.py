@@ -240,16 +240,10 @@ class Prequential:
         return self._states.get(user_id) or UserState(user_id)
 
     def _visit(self, first: Interaction) -> None:
-        """The user of a basket comes, as live: an event more, of which nothing is learned."""
+        """The user of a basket comes, as live (decision 0007): what folding a visit does is count one event more, and
+        this is that alone, without a copy of the state."""
         if _VISIT in self.settings.event_types:
-            visit = Interaction(
-                event_id=f"{_VISIT}-{first.event_id}",
-                user_id=first.user_id,
-                type=_VISIT,
-                occurred_at=first.occurred_at,
-                session_id=first.session_id,
-            )
-            self._states.update(self._process([visit]).states)
+            self._states.setdefault(first.user_id, UserState(first.user_id)).events += 1
 
     def _process(self, events: Sequence[Interaction]) -> StageResult:
         """Events of one user at one time, through the user stage."""
