@@ -79,12 +79,10 @@ def tune(
                 bars[what] = progress.add_task(what, total=total)
             progress.update(bars[what], completed=done, total=total)
 
-        vectors = encode_log(
-            log, settings, cache=cache, on_progress=lambda done: advance("texts", done, len(log.items))
-        )
+        encoded = encode_log(log, settings, cache=cache, on_progress=lambda done, total: advance("texts", done, total))
         tuned = search.tune(
             log,
-            vectors,
+            encoded,
             settings,
             trials=trials,
             share=share,

@@ -2,7 +2,7 @@
 
 For every basket, in order of time: the user's visit is sent, the slate it causes is awaited, the basket is tested
 against that slate, then its events are sent. A visit says only that the user is there now, which is what a replay in
-process knows when it ranks. The next basket follows when what was learned of this one has been broadcast, as in process.
+process knows when it ranks. The next basket follows when what was learned of this one has been broadcast.
 
 Broker, Redis and processes run on this machine and end with the evaluation.
 """

@@ -108,6 +108,8 @@ class Prequential:
         vectors: unit vectors by item id, float32; an item without one is served without its text.
         space: the vectors' space.
         options: how to replay.
+        texts: vectors of what events say, by text as ``stream_app.textify.said`` gives it, of the same space; what has
+            none counts like an event without words.
         baselines: simple methods that are told the same and tested on the same; made for this catalogue, its rows
             in the order of ``items``.
     """
@@ -121,6 +123,7 @@ class Prequential:
         space: str,
         options: Options,
         baselines: Sequence[Baseline] = (),
+        texts: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> None:
         self.settings = settings
         self.options = options
@@ -138,6 +141,9 @@ class Prequential:
         if self.serving.space_due():
             self.serving.apply_space(self.serving.fit_space()())
             self.serving.advance_space(wait=True)
+        # The space stays what it is now, so what is said is brought into it once.
+        self._texts = texts or {}
+        self._said = self.serving.to_space(self._texts)
         self.recommender = Recommender(settings, self.serving)
         self._stage = UserStage(settings, self.serving, self.recommender)
         self._statistics = ItemStatistics(0, 1, settings.items)
@@ -251,7 +257,15 @@ class Prequential:
         self._place += len(events)
         user_id = events[0].user_id
         states = {user_id: self._states.get(user_id) or UserState(user_id)}
-        return self._stage.process(sourced, states, now=events[0].occurred_at.timestamp(), refresh=False)
+        now = events[0].occurred_at.timestamp()
+        return self._stage.process(sourced, states, now=now, text_vectors=self._of(states[user_id]), refresh=False)
+
+    def _of(self, state: UserState) -> Mapping[str, NDArray[np.float32]]:
+        """The vectors of what the user said; as live, of the whole history. Those of the basket say nothing of it."""
+        if not self._texts:
+            return self._texts
+        said = {entry.text for entry in state.history if entry.text}
+        return {text: self._texts[text] for text in said if text in self._texts}
 
     def _test(self, basket: Sequence[Interaction], *, counted: bool = True, at: float | None = None) -> None:
         """Rank the user of the basket, and count its new items as tests."""
@@ -259,7 +273,8 @@ class Prequential:
         tests = self._ledger.tests(basket, at=at, counted=counted)
         if tests is None:
             return
-        request = RankRequest(user=self._states[basket[0].user_id], at=at, now=at, n=tests.depth)
+        state = self._states[basket[0].user_id]
+        request = RankRequest(user=state, at=at, now=at, n=tests.depth, extra_vectors=self._said)
         ranking = self.recommender.rank([request])[0]
         # As live, where a visit comes before the basket: what is taken is taken from this ranking.
         self._stage.ranked(request, ranking)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,62 @@ from stream_app.evaluation.baselines import make_baselines
 from stream_app.evaluation.files import Log
 from stream_app.evaluation.prequential import Options, Prequential, Protocol
 from stream_app.evaluation.report import Run, report
-from stream_app.evaluation.vectors import default_cache, item_vectors
+from stream_app.evaluation.vectors import default_cache, text_vectors
 from stream_app.settings import Settings
+from stream_app.textify import said
+from stream_app.textify.items import item_text
 
-__all__ = ["encode_log", "evaluate_log"]
+__all__ = ["Encoded", "encode_log", "evaluate_log"]
 
 Vectors = Mapping[str, NDArray[np.float32]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """The texts of a log as vectors of one space; unit length, float32.
+
+    Attributes:
+        space: of the vectors.
+        items: by item id, of the items that have text.
+        texts: by text, of what events say (searches, reviews, the context of visits).
+    """
+
+    space: str = "none"
+    items: Vectors = field(default_factory=dict)
+    texts: Vectors = field(default_factory=dict)
+
+
 def encode_log(
-    log: Log, settings: Settings, *, cache: Path | None, on_progress: Callable[[int], None] = lambda _: None
-) -> tuple[str, Vectors]:
-    """The vector space, and unit vectors of the items that have text, by id."""
-    with_text = [item for item in log.items if item.item_id not in log.without_text]
-    if not with_text:
-        return "none", {}
-    return item_vectors(with_text, settings.encoder, cache=cache or default_cache(), on_progress=on_progress)
+    log: Log,
+    settings: Settings,
+    *,
+    cache: Path | None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Encoded:
+    """Vectors of the items that have text, and of what events say, as live processes encode them.
+
+    Args:
+        log: the data.
+        settings: the encoder, and how much of an event's text is kept.
+        cache: folder for vectors; None: one in the system's folder for temporary files.
+        on_progress: told how many texts are encoded, and of how many.
+    """
+    of_items = {item.item_id: item_text(item) for item in log.items if item.item_id not in log.without_text}
+    kept = settings.users.text_history_chars
+    of_events = {said(event, max_chars=kept) for event in log.interactions} - {""}
+    if not of_items and not of_events:
+        return Encoded()
+    space, vectors = text_vectors(
+        chain(of_items.values(), sorted(of_events)),
+        settings.encoder,
+        cache=cache or default_cache(),
+        on_progress=on_progress,
+    )
+    return Encoded(
+        space=space,
+        items={item_id: vectors[text] for item_id, text in of_items.items()},
+        texts={text: vectors[text] for text in of_events},
+    )
 
 
 def evaluate_log(
@@ -67,11 +108,17 @@ def evaluate_log(
         on_progress: told what is being done (``texts``, ``interactions``), how much of it is done, and of how much.
     """
     events = files.first_only(log.interactions) if first_only else log.interactions
-    total = len(log.items)
-    space, vectors = encode_log(log, settings, cache=cache, on_progress=lambda done: on_progress("texts", done, total))
-    on_progress("texts", total, total)
-    baselines = make_baselines(compare, _matrix(log, vectors), seed=options.seed) if compare else ()
-    replay = Prequential(settings, log.items, vectors, space=space, options=options, baselines=baselines)
+    encoded = encode_log(log, settings, cache=cache, on_progress=lambda done, total: on_progress("texts", done, total))
+    baselines = make_baselines(compare, _matrix(log, encoded.items), seed=options.seed) if compare else ()
+    replay = Prequential(
+        settings,
+        log.items,
+        encoded.items,
+        space=encoded.space,
+        options=options,
+        baselines=baselines,
+        texts=encoded.texts,
+    )
     started = time.perf_counter()
 
     def advance(done: int) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from stream_app.evaluation.files import Log
 from stream_app.evaluation.metrics import Ranks, gains, hit_rate, mean
 from stream_app.evaluation.prequential import Options, Outcome, Prequential
-from stream_app.evaluation.run import Vectors
+from stream_app.evaluation.run import Encoded
 from stream_app.settings import Settings
 
 __all__ = ["SPACE", "Score", "Trial", "Tuned", "draw", "to_toml", "tune", "with_values"]
@@ -152,7 +152,7 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
 
 def tune(
     log: Log,
-    vectors: tuple[str, Vectors],
+    encoded: Encoded,
     settings: Settings,
     *,
     trials: int,
@@ -165,7 +165,7 @@ def tune(
 
     Args:
         log: the data, in order of time.
-        vectors: the vector space, and vectors by item id.
+        encoded: its texts (``stream_app.evaluation.run.encode_log``).
         settings: the defaults to start from and compare with.
         trials: sets of values that are drawn.
         share: of the interactions, from the first, that are searched on.
@@ -190,13 +190,13 @@ def tune(
                 raise _TimeIsOver
             on_progress(what, done + now, total)
 
-        space, known = vectors
         replayed = Prequential(
             with_values(settings, trial.values),
             log.items,
-            known,
-            space=space,
+            encoded.items,
+            space=encoded.space,
             options=Options(train_share=train_share, seed=seed),
+            texts=encoded.texts,
         )
         return replayed.run(log.interactions, events, on_progress=advance)
 

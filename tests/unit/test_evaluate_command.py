@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ START = 1e9
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def vectors(items: list[Item], *_: object, **__: object) -> tuple[str, dict[str, NDArray[np.float32]]]:
-        return "test", {item.item_id: np.eye(8, dtype=np.float32)[place % 8] for place, item in enumerate(items)}
+    def vectors(texts: Iterable[str], *_: object, **__: object) -> tuple[str, dict[str, NDArray[np.float32]]]:
+        return "test", {text: np.eye(8, dtype=np.float32)[place % 8] for place, text in enumerate(dict.fromkeys(texts))}
 
-    monkeypatch.setattr(run, "item_vectors", vectors)  # the model has tests of its own
+    monkeypatch.setattr(run, "text_vectors", vectors)  # the model has tests of its own
     monkeypatch.chdir(tmp_path)
 
 

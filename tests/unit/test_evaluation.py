@@ -189,3 +189,27 @@ def test_logs_that_hold_no_test_give_an_empty_outcome(count: int) -> None:
     outcome = replay(catalogue(1), events(("u", "i0", 1.0))[:count]).outcome()
     assert counted(outcome) == 0
     assert hit_rate(outcome.slates.values, 10).value is None
+
+
+def test_what_a_user_searches_for_is_known_to_the_next_ranking() -> None:
+    items = catalogue(200)
+    vectors = np.random.default_rng(0).normal(size=(200, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    known = {item.item_id: vector for item, vector in zip(items, vectors, strict=True)}
+    happened = []
+    for number in range(60):
+        wanted, user, at = f"i{number * 3}", f"u{number % 6}", 100.0 * number
+        happened += [
+            buy(2 * number, user, None, at, "search", text=f"the one called {wanted}"),
+            buy(2 * number + 1, user, wanted, at + 1.0, "click"),
+        ]
+    texts = {f"the one called {item_id}": vector for item_id, vector in known.items()}
+
+    def found(texts: dict[str, Any]) -> tuple[int, int]:
+        options = Options(train_share=0.0)
+        replayed = Prequential(PLAIN, items, known, space="test", options=options, texts=texts)
+        outcome = replayed.run(happened, len(happened))
+        return hits(outcome, 1), counted(outcome)
+
+    assert found(texts) == (60, 60), "a search counts as an event before: every click is a test"
+    assert found({})[0] < 10

@@ -12,6 +12,7 @@ from schemas.messages import Interaction
 from stream_app.cli import main
 from stream_app.evaluation.files import Log
 from stream_app.evaluation.prequential import Prequential
+from stream_app.evaluation.run import Encoded
 from stream_app.evaluation.tune import SPACE, Score, Tuned, draw, to_toml, tune, with_values
 from stream_app.settings import Settings, load_settings
 from tests.logs import catalogue, events, pairs_log, write_lines
@@ -32,8 +33,8 @@ def test_whatever_is_drawn_is_a_valid_settings_file(tmp_path: Path, monkeypatch:
 
 def test_the_search_is_decided_by_its_seed_and_compares_on_the_rest() -> None:
     seen: list[tuple[str, int, int]] = []
-    first = tune(log(), ("none", {}), Settings(), trials=4, seed=1, on_progress=lambda *told: seen.append(told))
-    again = tune(log(), ("none", {}), Settings(), trials=4, seed=1)
+    first = tune(log(), Encoded(), Settings(), trials=4, seed=1, on_progress=lambda *told: seen.append(told))
+    again = tune(log(), Encoded(), Settings(), trials=4, seed=1)
     assert first.chosen == again.chosen
     assert first.rest == again.rest
     assert not first.defaults_search.beats(first.search)
@@ -49,7 +50,7 @@ def test_the_search_is_decided_by_its_seed_and_compares_on_the_rest() -> None:
 
 
 def test_the_time_bounds_the_search() -> None:
-    found = tune(log(40), ("none", {}), Settings(), trials=1_000, minutes=1e-9)
+    found = tune(log(40), Encoded(), Settings(), trials=1_000, minutes=1e-9)
     assert found.stopped
     assert found.chosen == {}
     assert found.rest == found.defaults_rest
@@ -66,7 +67,7 @@ def test_when_the_time_is_over_the_last_share_that_can_be_compared_decides(monke
     run = Prequential.run
     monkeypatch.setattr(Prequential, "run", counting)
     monkeypatch.setattr("stream_app.evaluation.tune.time.monotonic", lambda: 1e9 if len(replays) > 6 else 0.0)
-    found = tune(log(), ("none", {}), Settings(), trials=4, seed=1, minutes=1.0)
+    found = tune(log(), Encoded(), Settings(), trials=4, seed=1, minutes=1.0)
     assert found.stopped
     assert [sorted(trial.scores) for trial in found.trials] == [[0.25, 0.5], [0.25], [0.25], [0.25], [0.25]]
     assert found.search.tests == found.defaults_search.tests == found.trials[0].scores[0.25].tests
