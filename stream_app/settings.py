@@ -410,8 +410,8 @@ class SlateSettings(_Group):
         0.3,
         ge=0,
         le=1,
-        description="Share of slates in which one place goes to the item close to the user's interests that was shown "
-        "least: without it most of a catalogue is never seen.",
+        description="Share of slates in which one place goes to the item that was shown least, of those that something "
+        "about the user proposes: without it most of a catalogue is never seen.",
     )
     explore_rank: int = Field(10, ge=1, le=200, description="The rank of that place.")
     cold_trials: float = Field(

@@ -18,8 +18,8 @@ from schemas.messages import Reason
 __all__ = ["KINDS", "evidence_signs", "kind_columns", "phrase", "strongest_kind"]
 
 KINDS = ("similar", "taken_together", "taken_after", "similar_taste", "unlike", "trending", "popular", "new", "again")
-"""Kinds of evidence, also the codes of reasons; ``pinned``, ``boosted``, ``new_for_you``, ``less_known`` and
-``recommended`` come on top."""
+"""Kinds of evidence, also the codes of reasons; ``pinned``, ``boosted``, ``new_for_you``, ``less_known``,
+``less_known_for_you`` and ``recommended`` come on top."""
 
 _TEMPLATES: dict[str, dict[str, str]] = {
     "en": {
@@ -36,7 +36,8 @@ _TEMPLATES: dict[str, dict[str, str]] = {
         "pinned": "Featured",
         "boosted": "Promoted",
         "new_for_you": "New, and close to your interests",
-        "less_known": "Less known, and close to your interests",
+        "less_known": "Less known",
+        "less_known_for_you": "Less known, and close to your interests",
         "recommended": "Recommended for you",
     },
     "zh": {
@@ -53,7 +54,8 @@ _TEMPLATES: dict[str, dict[str, str]] = {
         "pinned": "精选置顶",
         "boosted": "推广",
         "new_for_you": "新品，符合您的兴趣",
-        "less_known": "小众之选，符合您的兴趣",
+        "less_known": "小众之选",
+        "less_known_for_you": "小众之选，符合您的兴趣",
         "recommended": "为您推荐",
     },
 }

@@ -1,8 +1,10 @@
 """From a user's state to a slate: retrieve candidates, score them, pick. And from a choice to a training example.
 
-Everything is an array operation over a batch of requests or over one request's candidates; nothing depends on the
-size of the catalogue. Results depend only on what the serving state holds: candidates are ordered by id hash before
-anything is computed, so replicas that number their rows differently agree.
+Everything is an array operation over a batch of requests or over one request's candidates; only the scores by learned
+factors, and searches of an index small enough to be scanned, look at the whole catalogue. Candidates are ordered by id
+hash before anything is computed, so replicas that number their rows differently agree. Results depend on what the
+serving state holds, and for the place of less known items also on what this process has published
+(:meth:`Recommender.published`).
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ _TAKEN_OUT = 200
 """Neighbours of a search looked at beyond those wanted, because they may be the user's already."""
 _SEARCHED = slice(SLOW, FAST + 1)
 """The interest vectors whose neighbours are looked for."""
+_NEARER = 1e-6
+"""Standard deviations: rounding is no difference."""
 _NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
 _TIE_RESERVE = 8
 """Neighbours searched beyond those wanted, so that ties at the end are decided by id and not by the index."""
@@ -215,6 +219,7 @@ class Recommender:
         self._personal = np.uint32(sum(1 << bit for bit, own in enumerate(personal) if own))
         self._kinds = kind_columns(self.feature_names)
         self._signs = evidence_signs(self.feature_names)
+        self._closeness = [self.feature_names.index(name) for name in ("text_slow", "text_fast")]
         self._scratch = Scratch()
         # Of the half-lives the one nearest to a week says what rises.
         days = settings.items.half_lives_days
@@ -565,9 +570,10 @@ class Recommender:
 
     def _reasons(self, ranking: Ranking) -> list[Any]:
         language = ranking.language
+        median = _median(ranking.candidate_values)
         contributions = self._serving.ranker.contributions(
             ranking.values,
-            _median(ranking.candidate_values),
+            median,
             ranking.context,
             self._kinds,
             self._signs,
@@ -576,21 +582,23 @@ class Recommender:
         codes = strongest_kind(contributions, boosts=ranking.boosts)
         together, after = ranking.links.strongest_origin(ranking.rows, self._scratch)
         likest = _likest(self._serving.index.vectors(ranking.rows), ranking.interests.recent_vectors)
+        # "Close to your interests" is said of what is closer than the middle candidate, and of nothing else.
+        near = (ranking.values[:, self._closeness] - median[self._closeness]).sum(axis=1) > _NEARER
         reasons = []
         kept = zip(
-            codes, ranking.reserved.tolist(), ranking.pinned.tolist(), ranking.searched.tolist(),
+            codes, near.tolist(), ranking.reserved.tolist(), ranking.pinned.tolist(), ranking.searched.tolist(),
             ranking.explored.tolist(), strict=True,
         )  # fmt: skip
-        for place, (code, reserved, pinned, searched, explored) in enumerate(kept):
+        for place, (code, close, reserved, pinned, searched, explored) in enumerate(kept):
             params: dict[str, Any] = {}
             if pinned:
                 code = "pinned"
             elif searched:
                 code = "similar"
             elif reserved:
-                code = "new_for_you"
+                code = "new_for_you" if close else "new"
             elif explored:
-                code = "less_known"
+                code = "less_known_for_you" if close else "less_known"
             elif code == "taken_together":
                 params = self._named(ranking.interests, together[place])
             elif code == "taken_after":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -621,7 +622,7 @@ def test_every_feature_belongs_to_one_kind() -> None:
 
 
 def test_every_reason_has_a_sentence_in_every_language() -> None:
-    for code in (*KINDS, "new_for_you", "recommended"):
+    for code in (*KINDS, "new_for_you", "less_known", "less_known_for_you", "recommended"):
         english = phrase(code, {"title": "A {b}"}, "en-GB").text
         chinese = phrase(code, {"title": "A {b}"}, "zh-Hans").text
         assert english
@@ -763,7 +764,43 @@ def test_a_user_without_history_gets_what_trends_and_something_new(recommender: 
     assert any(source.startswith("trending") for source in items[0].sources)
     reserved = items[SlateSettings().cold_from_rank - 1]
     assert reserved.sources == ["new"]
-    assert reserved.reason.code in {"new_for_you", "new"}
+    assert reserved.reason.code == "new", "of somebody nothing is known of, nothing is close"
+
+
+@pytest.mark.parametrize("kind", ["reserved", "explored"])
+def test_only_what_is_closer_than_the_middle_candidate_is_said_to_be_close(recommender: Recommender, kind: str) -> None:
+    near = [recommender.feature_names.index(name) for name in ("text_slow", "text_fast")]
+    closer = {"reserved": "new_for_you", "explored": "less_known_for_you"}[kind]
+    plain = {"reserved": "new", "explored": "less_known"}[kind]
+    told = set()
+    for start in range(40):
+        (ranking,) = recommender.rank([request(user(start, start + 1, start + 2, name=f"u{start}"))])
+        middle = np.sort(ranking.candidate_values, axis=0)[len(ranking.candidates) // 2]
+        # Each place in turn, as if it had been given away: what is said must follow from the features alone.
+        none: dict[str, Any] = {"reserved": np.zeros(20, np.bool_), "explored": np.zeros(20, np.bool_)}
+        given = replace(ranking, **(none | {kind: np.ones(20, np.bool_)}))
+        for place, item in enumerate(recommender.slate_items(given)):
+            above = (ranking.values[place, near] - middle[near]).sum() > 1e-6
+            assert item.reason.code == (closer if above else plain)
+            told.add(item.reason.code)
+    assert told == {closer, plain}
+
+
+def test_a_reason_compares_with_the_middle_candidate(recommender: Recommender) -> None:
+    names = recommender.feature_names
+    said = set()
+    for start in range(20):
+        (ranking,) = recommender.rank([request(user(start, start + 1, name=f"u{start}"))])
+        middle = np.sort(ranking.candidate_values, axis=0)[len(ranking.candidates) // 2]
+        found = recommender._serving.ranker.contributions(
+            ranking.values, middle, ranking.context, kind_columns(names), evidence_signs(names), len(KINDS)
+        )
+        codes = strongest_kind(found)
+        for place, item in enumerate(recommender.slate_items(ranking)):
+            if not (ranking.reserved[place] or ranking.explored[place]):
+                assert item.reason.code == codes[place]
+                said.add(item.reason.code)
+    assert len(said) > 2
 
 
 def test_a_slate_never_holds_what_must_not_be_shown() -> None:
