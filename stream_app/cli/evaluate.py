@@ -158,13 +158,12 @@ def writable(file: Path | None) -> None:
     if file is None:
         return
     try:
-        # Of a link that leads nowhere what it leads to is created, and the link stays.
-        target = file.resolve()
-        new = not target.exists()
-        with target.open("ab"):
+        new = not file.exists()
+        with file.open("ab"):
             pass
         if new:
-            target.unlink()
+            # Of a link that led nowhere what it leads to is new, and the link stays.
+            file.resolve().unlink()
     except OSError as error:
         raise click.UsageError(f"{file} cannot be written: {error.strerror or error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -361,6 +362,17 @@ def test_a_result_that_cannot_be_written_is_named_and_the_other_is_there(
     assert "/dev/full was not written: No space left on device" in captured.err
     assert "HR@10" in captured.out
     assert file.stat().st_size > 1_000
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no names of open files")
+def test_a_result_may_go_into_a_pipe(tmp_path: Path) -> None:
+    """As ``--json >(jq .tests)`` of a shell."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as end:
+        with os.fdopen(writing, "wb"):
+            arguments = ["--interactions", log_file(tmp_path), "--json", f"/dev/fd/{writing}", "--no-sources"]
+            assert main(["evaluate", *arguments]) == 0
+        assert json.loads(end.read())["tests"] > 0
 
 
 def test_two_results_in_one_file_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
