@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from stream_app.evaluation.files import Log
     from stream_app.settings import Settings
 
-__all__ = ["evaluate", "load_log", "open_progress", "say_what_is_wrong", "writable"]
+__all__ = ["evaluate", "load_log", "open_progress", "say_what_is_wrong", "writable", "written"]
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -66,7 +67,13 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.Choice(["kafka", "embedded"]),
     help="Which broker --via starts: Apache Kafka (the default where it is installed) or the embedded one.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the baselines that draw random numbers; slates do not.",
+)
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Folder for vectors between runs.")
 @click.option("--json", "json_file", type=_FILE, help="Also write everything to this file.")
 @click.option("--html", "html_file", type=_FILE, help="Also write a page with plots to this file.")
@@ -77,7 +84,7 @@ def evaluate(
     json_file: Path | None,
     html_file: Path | None,
     **options: Any,
-) -> None:
+) -> int:
     """Replay a log in order of time: rank for the user before every basket, compare, then learn from it.
 
     The log is two files in the contract (schemas/v1/items.json, schemas/v1/interactions.json), or the shop that ships
@@ -85,8 +92,10 @@ def evaluate(
     out. docs/evaluation.md says how things are counted.
     """
     options["via"] = _broker(options["via"], options.pop("broker"), options["protocol"])
-    writable(json_file)
-    writable(html_file)
+    if json_file is not None and html_file is not None and json_file.resolve() == html_file.resolve():
+        raise click.UsageError(f"--json and --html both name {json_file}; one would overwrite the other")
+    writable(json_file, read=(items, interactions))
+    writable(html_file, read=(items, interactions))
     from stream_app.cli.console import errors, output
     from stream_app.evaluation.tables import tables
     from stream_app.settings import load_settings
@@ -98,15 +107,18 @@ def evaluate(
     say_what_is_wrong(console, log)
     with open_progress(console) as progress:
         found = _evaluate(log, settings, progress, **options)
+    # Before anything is printed: whoever reads our output may be gone by then (``| head``).
+    status = 0
+    if json_file is not None:
+        status |= not written(console, json_file, lambda: _json(found))
+    if html_file is not None:
+        status |= not written(console, html_file, lambda: _page(found))
     screen = output()
-    for table in tables(found):
+    for table in tables(found, width=screen.width):
         screen.print(table)
     for warning in found["warnings"][len(log.warnings) :]:
         console.print(f"warning: {warning}", style="yellow", markup=False)
-    if json_file is not None:
-        _write_json(json_file, found)
-    if html_file is not None:
-        _write_page(html_file, found)
+    return status
 
 
 def _baselines(given: str | None) -> tuple[str, ...]:
@@ -141,28 +153,50 @@ def _broker(via: str | None, broker: str | None, protocol: str) -> str | None:
     return broker
 
 
-def writable(file: Path | None) -> None:
-    """Say before an hour's work that its result cannot be written."""
+def writable(file: Path | None, *, read: Iterable[Path | None] = ()) -> None:
+    """Say before an hour's work that its result cannot be written; a file that was not there is not there after it.
+
+    Args:
+        file: the result; None: there will be none.
+        read: what is read, and must not be written over.
+    """
     if file is None:
         return
+    if file.resolve() in {other.resolve() for other in read if other is not None}:
+        raise click.UsageError(f"{file} is what is read; its contents would be lost")
     try:
+        new = not file.exists()
         with file.open("ab"):
             pass
+        if new:
+            # Of a link that led nowhere what it leads to is new, and the link stays.
+            file.resolve().unlink()
     except OSError as error:
         raise click.UsageError(f"{file} cannot be written: {error.strerror or error}") from error
 
 
-def _write_json(file: Path, found: dict[str, Any]) -> None:
+def written(console: Console, file: Path, content: Callable[[], bytes]) -> bool:
+    """Write ``file``; where that fails say why, so that what was found is still shown and other files are written."""
+    data = content()
+    try:
+        file.write_bytes(data)
+    except OSError as error:
+        console.print(f"{file} was not written: {error.strerror or error}", style="red", markup=False)
+        return False
+    return True
+
+
+def _json(found: dict[str, Any]) -> bytes:
     import msgspec
 
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+    return msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n"
 
 
-def _write_page(file: Path, found: dict[str, Any]) -> None:
+def _page(found: dict[str, Any]) -> bytes:
     from stream_app import __version__
     from stream_app.evaluation.page import page
 
-    file.write_text(page(found, made_by=f"Tailrace {__version__}"), encoding="utf-8")
+    return page(found, made_by=f"Tailrace {__version__}").encode()
 
 
 def open_progress(console: Console) -> AbstractContextManager[Progress]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from stream_app.cli.evaluate import load_log, open_progress, say_what_is_wrong, writable
+from stream_app.cli.evaluate import load_log, open_progress, say_what_is_wrong, writable, written
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["tune"]
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_REASONS = {"training part": "in the part searched on; a smaller --share or a longer log leaves some for the rest"}
+"""What an evaluation calls otherwise."""
 
 
 @click.command()
@@ -54,16 +55,18 @@ def tune(
     seed: int,
     cache: Path | None,
     out: Path,
-) -> None:
+) -> int:
     """Search settings on the first part of a log, and compare them with the defaults on the rest.
 
     Settings drawn at random are replayed over more and more of the first part; the worse half drops out each time.
     docs/evaluation.md lists what is searched.
     """
-    writable(out)
+    writable(out, read=(items, interactions))
     from stream_app.cli.console import errors, output
     from stream_app.evaluation import tune as search
+    from stream_app.evaluation.metrics import FEW_TESTS
     from stream_app.evaluation.run import encode_log
+    from stream_app.evaluation.wording import number_of, reasons
     from stream_app.settings import load_settings
 
     settings = load_settings()
@@ -92,46 +95,63 @@ def tune(
         )
     better = tuned.chosen and tuned.rest.beats(tuned.defaults_rest)
     comments = [
-        f"tailrace tune: {log.name}, {len(log.interactions):,} interactions, {trials} trials, seed {seed}",
+        f"tailrace tune: {log.name}, {number_of(len(log.interactions), 'interaction')}, "
+        f"{number_of(trials, 'trial')}, seed {seed}",
         f"HR@10 {_said(tuned.rest)} on the rest of the log, defaults {_said(tuned.defaults_rest)}",
     ]
     # What did not help on the rest is not worth having: then the file holds no setting.
-    out.write_text(search.to_toml(tuned.chosen if better else {}, comments=comments), encoding="utf-8")
+    text = search.to_toml(tuned.chosen if better else {}, comments=comments)
+    done = written(console, out, text.encode)
     screen = output()
     screen.print(_table(tuned, share))
     if tuned.stopped:
         console.print("warning: the time was over before the search was", style="yellow")
     if not tuned.rest.tests:
-        console.print("warning: the rest of the log holds no test; use a longer log", style="yellow")
-    elif better and tuned.by_chance:
+        why = reasons({_REASONS.get(reason, reason): count for reason, count in tuned.untested.items()})
+        console.print(f"warning: the rest of the log holds no test (of the whole log: {why})", style="yellow")
+    elif tuned.rest.tests < FEW_TESTS:
         console.print(
-            f"warning: of {tuned.rest.tests:,} tests {tuned.won:,} are hits only with the chosen settings and "
-            f"{tuned.lost:,} only with the defaults: that may be chance; search on more interactions",
+            f"warning: the rest of the log holds only {number_of(tuned.rest.tests, 'test')}: look at the intervals, "
+            "the figures alone say little",
             style="yellow",
         )
+    if tuned.rest.tests and better and tuned.by_chance:
+        console.print(
+            f"warning: of {number_of(tuned.rest.tests, 'test')} {number_of(tuned.won, 'is a hit', 'are hits')} only "
+            f"with the chosen settings and {tuned.lost:,} only with the defaults: that may be chance; search on more "
+            "interactions",
+            style="yellow",
+        )
+    if not done:
+        return 1
     if better:
         screen.print(f"{out} holds the settings; use them with: tailrace --config {out} ...", markup=False)
     else:
         screen.print(f"nothing beat the defaults on the rest of the log: {out} holds none", markup=False)
+    return 0
 
 
 def _table(tuned: Tuned, share: float) -> object:
     from rich.table import Table
 
     table = Table(title=f"searched on the first {share:.0%}, judged on the rest")
-    for column in ("settings", "searched: HR@10", "NDCG@10", "tests", "rest: HR@10", "NDCG@10", "tests"):
-        table.add_column(column, justify="left" if column == "settings" else "right")
-    rows = {"defaults": (tuned.defaults_search, tuned.defaults_rest), "chosen": (tuned.search, tuned.rest)}
-    for name, (searched, rest) in rows.items():
-        cells = ([_shown(score.hr), _shown(score.ndcg), f"{score.tests:,}"] for score in (searched, rest))
-        table.add_row(name, *chain.from_iterable(cells))
+    for column in ("settings", "part", "tests", "HR@10", "95 %", "NDCG@10"):
+        table.add_column(column, justify="left" if column in ("settings", "part") else "right", no_wrap=True)
+    parts = {"searched": (tuned.defaults_search, tuned.search), "rest": (tuned.defaults_rest, tuned.rest)}
+    for part, scores in parts.items():
+        for name, score in zip(("defaults", "chosen"), scores, strict=True):
+            interval = "–" if score.low is None else f"{score.low:.3f}-{score.high:.3f}"
+            table.add_row(name, part, f"{score.tests:,}", _shown(score.hr), interval, _shown(score.ndcg))
+        table.add_section()
     if tuned.chosen:
         table.caption = ", ".join(f"{name} = {value}" for name, value in tuned.chosen.items())
     return table
 
 
 def _said(score: Score) -> str:
-    return f"{_shown(score.hr)} (NDCG@10 {_shown(score.ndcg)}, {score.tests:,} tests)"
+    from stream_app.evaluation.wording import number_of
+
+    return f"{_shown(score.hr)} (NDCG@10 {_shown(score.ndcg)}, {number_of(score.tests, 'test')})"
 
 
 def _shown(value: float | None) -> str:

@@ -11,12 +11,13 @@ marked unavailable today.
 from __future__ import annotations
 
 import gzip
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -28,6 +29,7 @@ from schemas.decode import MAX_VALUE_BYTES, parse_interaction, parse_item
 from schemas.messages import MAX_ID, Interaction, Item
 from stream_app.datasets.dataset import Dataset
 from stream_app.errors import DatasetError, InvalidMessage
+from stream_app.evaluation.wording import number_of
 from stream_app.settings import Settings
 
 __all__ = ["SHOWN_BAD_LINES", "Log", "first_only", "from_dataset", "read_log"]
@@ -40,6 +42,8 @@ _PIECE_BYTES: Final = 1_024
 _REPORT_EVERY: Final = 2_000
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _TITLE_CHARS: Final = 200
+_NEARLY_ALL: Final = 0.9
+"""From this share of interactions on that have another user's time, the order of the file is worth a warning."""
 
 
 @dataclass(slots=True)
@@ -111,21 +115,33 @@ def read_log(
         catalogue = _read_items(items, log, on_progress)
     events = _sorted(_read_interactions(interactions, log, settings.event_types, on_progress), log)
     log.interactions = events[:limit]
+    _say_what_one_time_hides(log)
     _complete(catalogue, log, from_file=items is not None)
     log.items = [_as_it_was(item) for item in catalogue.values()]
     unavailable = sum(not item.available for item in catalogue.values())
     if unavailable:
         log.warnings.append(
-            f"{unavailable:,} items are marked as not available today; the replay recommends them, as they were then"
+            f"{number_of(unavailable, 'item is', 'items are')} marked as not available today; the replay recommends "
+            f"{'it, as it was' if unavailable == 1 else 'them, as they were'} then"
         )
     oldest = datetime.fromisoformat(settings.events.oldest)
     too_old = sum(event.occurred_at < oldest for event in log.interactions)
     if too_old:
-        log.warnings.append(
-            f"{too_old:,} interactions are older than {settings.events.oldest}; they are replayed here, but live "
-            "processes refuse them (setting events.oldest)"
-        )
+        log.warnings.append(_refused_live(too_old, f"older than {settings.events.oldest}", "events.oldest"))
+    latest = time.time() + settings.events.future_tolerance_s
+    too_new = sum(event.occurred_at.timestamp() > latest for event in log.interactions)
+    if too_new:
+        ahead = f"more than {settings.events.future_tolerance_s:,.0f} s in the future"
+        log.warnings.append(_refused_live(too_new, ahead, "events.future_tolerance_s"))
     return log
+
+
+def _refused_live(count: int, what: str, setting: str) -> str:
+    they, them = ("it is", "it") if count == 1 else ("they are", "them")
+    return (
+        f"{number_of(count, 'interaction is', 'interactions are')} {what}; {they} replayed here, but live processes "
+        f"refuse {them} (setting {setting})"
+    )
 
 
 def first_only(events: Iterable[Interaction]) -> list[Interaction]:
@@ -161,9 +177,14 @@ def _read_items(path: Path, log: Log, on_progress: Callable[[int], None]) -> dic
     if not catalogue:
         raise DatasetError(_nothing(path, "item", log))
     if again:
-        log.warnings.append(f"{again:,} lines of {path.name} repeat an item id; the last line of each counts")
+        repeat = "repeats" if again == 1 else "repeat"
+        log.warnings.append(
+            f"{number_of(again, 'line')} of {path.name} {repeat} an item id; the last line of each counts"
+        )
     if log.without_text:
-        log.warnings.append(f"{len(log.without_text):,} items have no text; they are ranked without it")
+        they = "it is" if len(log.without_text) == 1 else "they are"
+        count = number_of(len(log.without_text), "item has", "items have")
+        log.warnings.append(f"{count} no text; {they} ranked without it")
     return catalogue
 
 
@@ -227,7 +248,8 @@ def _take_lines(path: Path, take: Callable[[bytes], None], log: Log, on_progress
         log.rejected[reason] = log.rejected.get(reason, 0) + count
     if refused:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in refused.most_common())
-        log.warnings.append(f"{refused.total():,} lines of {path.name} are left out: {reasons}")
+        are = "is" if refused.total() == 1 else "are"
+        log.warnings.append(f"{number_of(refused.total(), 'line')} of {path.name} {are} left out: {reasons}")
 
 
 def _nothing(path: Path, what: str, log: Log) -> str:
@@ -245,9 +267,23 @@ def _sorted(events: list[Interaction], log: Log) -> list[Interaction]:
         else:
             back += 1
     if back:
-        log.warnings.append(f"{back:,} interactions are earlier than one before them; all were sorted by occurred_at")
+        them = "interaction is earlier than one before it", "interactions are earlier than one before them"
+        log.warnings.append(f"{number_of(back, *them)}; all were sorted by occurred_at")
         events.sort(key=lambda event: event.occurred_at)
     return events
+
+
+def _say_what_one_time_hides(log: Log) -> None:
+    """Warn where time does not say who came first, as in a log with days instead of times."""
+    tied = 0
+    for _, group in groupby(log.interactions, key=lambda event: event.occurred_at):
+        together = list(group)
+        tied += len(together) if any(event.user_id != together[0].user_id for event in together) else 0
+    if tied and tied >= _NEARLY_ALL * len(log.interactions):
+        log.warnings.append(
+            f"{tied:,} of {number_of(len(log.interactions), 'interaction')} happen at the same time as another user's; "
+            "the order among users at one time is that of the file, and the figures depend on it"
+        )
 
 
 def _complete(catalogue: dict[str, Item], log: Log, *, from_file: bool) -> None:
@@ -259,9 +295,14 @@ def _complete(catalogue: dict[str, Item], log: Log, *, from_file: bool) -> None:
             log.without_text.add(event.item_id)
             made += 1
     if made and from_file:
-        log.warnings.append(f"{made:,} item ids of interactions are not in the catalogue; they are items without text")
+        they = (
+            "item id of interactions is not in the catalogue; it is an item without text",
+            "item ids of interactions are not in the catalogue; they are items without text",
+        )
+        log.warnings.append(number_of(made, *they))
     elif not from_file:
-        log.warnings.append(f"no items were given: {made:,} items without text were made of the ids in interactions")
+        were = number_of(made, "item without text was", "items without text were")
+        log.warnings.append(f"no items were given: {were} made of the ids in interactions")
     if not catalogue:
         raise DatasetError(
             f"{log.name}: no interaction names an item; there is nothing to rank. Name items in item_id, "

@@ -12,6 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 from stream_app.evaluation.metrics import FEW_TESTS
+from stream_app.evaluation.wording import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,8 +65,9 @@ def _parts(report: Mapping[str, Any], made_by: str) -> Iterator[str]:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n"
         f"<h1>{escape(str(data['name']))}: what Tailrace would have recommended</h1>\n"
-        f'<p class="about">{report["tests"]:,} tests ({report["cold"]["tests"]:,} cold) from '
-        f"{data['interactions']:,} interactions of {data['users']:,} users with {data['items']:,} items, "
+        f'<p class="about">{number_of(report["tests"], "test")} ({report["cold"]["tests"]:,} cold) from '
+        f"{number_of(data['interactions'], 'interaction')} of {number_of(data['users'], 'user')} with "
+        f"{number_of(data['items'], 'item')}, "
         f"{escape(str(data['from'] or '')[:10])} to {escape(str(data['to'] or '')[:10])}. Protocol: "
         f"{escape(report['protocol'])}. Seed {report['seed']}. {report['seconds']:,.0f} s. "
         f"Settings: {escape(changed.removesuffix(' settings'))}. {escape(made_by)}.</p>\n"
@@ -99,8 +101,7 @@ def _summary(report: Mapping[str, Any]) -> str:
         rows.append((escape(name), *cells))
     caption = "Small figures: 95 % intervals."
     if report["tests"] < FEW_TESTS:
-        number = "1 test" if report["tests"] == 1 else f"{report['tests']} tests"
-        caption += f" Only {number}: look at the intervals, the figures alone say little."
+        caption += f" Only {number_of(report['tests'], 'test')}: look at the intervals, the figures alone say little."
     return "<h2>Summary</h2>\n" + _rows(head, rows, caption=caption, first_class="slates")
 
 
@@ -254,7 +255,9 @@ def _ranks(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.bar(range(len(counts)), list(counts.values()), color=_SLATES)
     axes.set_xticks(range(len(counts)), list(counts))
     axes.set_ylabel("tests")
-    axes.set_xlabel(f"rank, in steps that grow; {report['ranks']['miss']:,} of {report['tests']:,} tests beyond 50")
+    axes.set_xlabel(
+        f"rank, in steps that grow; {report['ranks']['miss']:,} of {number_of(report['tests'], 'test')} beyond 50"
+    )
 
 
 def _weights(axes: Axes, report: Mapping[str, Any]) -> None:

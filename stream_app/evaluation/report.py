@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stream_app.evaluation.metrics import FEW_TESTS, Estimate, Ranks, gains, hit_rate, mean
 from stream_app.evaluation.prequential import Outcome
+from stream_app.evaluation.wording import number_of, reasons
 
 __all__ = ["MATURITY", "Run", "report"]
 
@@ -31,7 +32,7 @@ class Run:
         data: facts of the log.
         protocol: ``streaming`` or ``leave-one-out``.
         seconds: the replay took, reading files and encoding texts apart.
-        seed: of everything random.
+        seed: of baselines that draw random numbers.
         options: how it was replayed.
         settings: those that differ from their defaults.
         warnings: for people.
@@ -150,20 +151,16 @@ def _histogram(ranks: NDArray[np.float32]) -> dict[str, int]:
 def _warnings(outcome: Outcome) -> Iterator[str]:
     tests, cold = len(outcome.slates), int(outcome.cold.sum())
     if not tests:
-        why = "; ".join(f"{count:,} {reason}" for reason, count in outcome.untested.items())
+        why = reasons(outcome.untested)
         # Leave-one-out takes the tests out of the log beforehand, and counts no others.
         why = why or "no user wanted an item of the catalogue that was new to the user, after a first event"
         yield f"there was no test, so nothing is measured ({why})"
     elif tests < FEW_TESTS:
-        yield f"only {_tests(tests)}: look at the intervals, the figures alone say little"
+        yield f"only {number_of(tests, 'test')}: look at the intervals, the figures alone say little"
     if tests and not cold:
         yield "no test had a cold item"
     elif cold < FEW_TESTS and tests >= FEW_TESTS:
-        yield f"only {_tests(cold)} had a cold item: look at the intervals of the cold figures"
-
-
-def _tests(count: int) -> str:
-    return "1 test" if count == 1 else f"{count} tests"
+        yield f"only {number_of(cold, 'test')} had a cold item: look at the intervals of the cold figures"
 
 
 def _rounded(value: float | None) -> float | None:

@@ -71,11 +71,13 @@ SPACE: Final[dict[str, Draw]] = {
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """NDCG@10 and HR@10 over some tests; None without tests."""
+    """NDCG@10 and HR@10, this with its 95 % interval, over some tests; None without tests."""
 
     tests: int
     ndcg: float | None
     hr: float | None
+    low: float | None = None
+    high: float | None = None
 
     def beats(self, other: Score) -> bool:
         """Whether it is better: NDCG@10 decides, then HR@10."""
@@ -109,6 +111,7 @@ class Tuned:
         lost: the other way round.
         trials: every trial, in the order they were drawn.
         stopped: the time was over before every trial had its turn.
+        untested: events of the whole log that named an item and were no test of the rest, by why.
     """
 
     chosen: dict[str, Any]
@@ -120,6 +123,7 @@ class Tuned:
     lost: int
     trials: list[Trial]
     stopped: bool
+    untested: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def by_chance(self) -> bool:
@@ -234,6 +238,7 @@ def tune(
         lost=int(np.count_nonzero(defaults_hits & ~hits)),
         trials=everything,
         stopped=stopped,
+        untested=outcome.untested,
     )
 
 
@@ -244,7 +249,8 @@ def _order(trial: Trial) -> tuple[float, float]:
 
 def _score(slates: Ranks) -> Score:
     ranks = slates.values
-    return Score(len(ranks), mean(gains(ranks, _DEPTH)).value, hit_rate(ranks, _DEPTH).value)
+    hits = hit_rate(ranks, _DEPTH)
+    return Score(len(ranks), mean(gains(ranks, _DEPTH)).value, hits.value, hits.low, hits.high)
 
 
 def to_toml(values: Mapping[str, Any], *, comments: Sequence[str] = ()) -> str:

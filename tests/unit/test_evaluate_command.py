@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import time
 from collections.abc import Callable, Iterable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -47,7 +49,7 @@ def evaluate(tmp_path: Path) -> Evaluate:
             arguments += ["--items", str(write_lines(tmp_path / "items.jsonl", items))]
         report = tmp_path / "report.json"
         assert main([*arguments, "--json", str(report), *options]) == status
-        text = report.read_text()
+        text = report.read_text() if status == 0 else ""
         assert "NaN" not in text
         assert "Infinity" not in text
         return json.loads(text) if text else {}
@@ -242,10 +244,22 @@ def test_one_item_or_one_event_each_is_no_test_and_said(evaluate: Evaluate, caps
 def test_everything_at_one_time_is_replayed_in_the_order_of_the_file(evaluate: Evaluate) -> None:
     report = evaluate(events(*[(f"u{number % 6}", f"i{number % 11}", START) for number in range(66)]), catalogue(11))
     assert report["tests"] > 0
+    assert said(report, "66 of 66 interactions happen at the same time as another user's")
     assert len(report["over_time"]) == 10
     one_by_one = evaluate(events(*[("u", f"i{number}", START) for number in range(50)]), catalogue(50))
     assert one_by_one["tests"] == 0
     assert said(one_by_one, "first events of a user")
+    assert not said(one_by_one, "at the same time"), "a basket, and nobody else is there"
+
+
+def test_only_nearly_all_at_one_time_is_worth_a_warning(evaluate: Evaluate) -> None:
+    one_time = [(f"u{number % 6}", f"i{number % 11}", START) for number in range(90)]
+    apart = [(f"u{number % 6}", f"i{number % 11}", START + 1 + number) for number in range(10)]
+    assert said(evaluate(events(*one_time, *apart)), "90 of 100 interactions happen at the same time")
+    assert not said(evaluate(events(*one_time[1:], *apart)), "at the same time")
+    # Days instead of times: on each the order is that of the file.
+    days = [(f"u{number % 6}", f"i{number % 11}", START + 86_400 * (number // 12)) for number in range(60)]
+    assert said(evaluate(events(*days)), "60 of 60 interactions happen at the same time")
 
 
 def test_a_user_with_more_events_than_are_remembered_is_ranked_to_the_end(
@@ -267,6 +281,105 @@ def test_old_events_and_unavailable_items_are_replayed_and_said(evaluate: Evalua
     assert said(report, "60 interactions are older than")
     assert said(report, "5 items are marked as not available")
     assert report["overall"]["coverage@10"] == 1.0
+
+
+def test_events_of_the_future_are_replayed_and_said(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    ahead = [("u0", "i3", now + 200.0), ("u1", "i4", now + 4_000.0), ("u2", "i4", now + 1e9)]
+    happened = [*some_purchases(), *(buy(1_000 + place, *event) for place, event in enumerate(ahead))]
+    report = evaluate(happened, catalogue(15))
+    assert report["data"]["interactions"] == 123
+    assert said(report, "2 interactions are more than 300 s in the future; they are replayed here, but live processes")
+    monkeypatch.setenv("TAILRACE_EVENTS__FUTURE_TOLERANCE_S", "5000")
+    assert said(evaluate(happened, catalogue(15)), "1 interaction is more than 5,000 s in the future; it is replayed")
+    assert not said(evaluate(some_purchases(), catalogue(15)), "in the future")
+
+
+def test_one_of_a_kind_is_said_as_one(evaluate: Evaluate, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    happened: list[Any] = [buy(1, "u", "i1", START + 5), buy(0, "u", "i0", 1_000.0), buy(3, "u", "i2", START + 9), b"{"]
+    items = [{"item_id": "i0"}, {"item_id": "i0"}, Item(item_id="i1", title="Mug", available=False)]
+    report = evaluate(happened, items, "--html", str(tmp_path / "page.html"))
+    for warning in (
+        "1 item is marked as not available today; the replay recommends it, as it was then",
+        "1 interaction is older than",
+        "1 line of items.jsonl repeats an item id",
+        "1 line of interactions.jsonl is left out: 1 not_json",
+        "1 item has no text; it is ranked without it",
+        "1 interaction is earlier than one before it",
+        "1 item id of interactions is not in the catalogue; it is an item without text",
+    ):
+        assert said(report, warning), warning
+    alone = evaluate(events(("u", "i0", START)), None, "--html", str(tmp_path / "page.html"))
+    assert said(alone, "no items were given: 1 item without text was made of the ids in interactions")
+    assert said(alone, "(1 first event of a user)")
+    assert "1 interaction of 1 user, 1 item;" in capsys.readouterr().out
+    assert "1 interaction of 1 user with 1 item," in (tmp_path / "page.html").read_text()
+
+
+def log_file(tmp_path: Path) -> str:
+    return str(write_lines(tmp_path / "log.jsonl", some_purchases(6, 5)))
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_after_an_error_no_result_is_left_and_an_old_one_stays(tmp_path: Path, was_there: bool) -> None:
+    empty = str(write_lines(tmp_path / "log.jsonl", []))
+    results = [tmp_path / "a.json", tmp_path / "a.html", tmp_path / "tuned.toml"]
+    (tmp_path / "link.json").symlink_to("nowhere.json")
+    if was_there:
+        for file in results:
+            file.write_text("old")
+    assert main(["evaluate", "--interactions", empty, "--json", "a.json", "--html", "a.html"]) == 2
+    assert main(["evaluate", "--interactions", empty, "--json", "link.json"]) == 2
+    assert main(["tune", "--interactions", empty]) == 2
+    assert [file.read_text() if file.exists() else None for file in results] == 3 * ["old" if was_there else None]
+    assert (tmp_path / "link.json").is_symlink()
+    assert not (tmp_path / "nowhere.json").exists()
+
+
+def test_results_are_written_before_anything_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with ``| head``: nobody reads what is printed."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("stream_app.evaluation.tables.tables", gone)
+    monkeypatch.setattr("stream_app.cli.os.dup2", lambda *_: None)
+    monkeypatch.setattr("sys.stdout.fileno", lambda: 1, raising=False)
+    arguments = ["--interactions", log_file(tmp_path), "--json", "a.json", "--html", "a.html"]
+    assert main(["evaluate", *arguments]) == 0
+    assert json.loads(Path("a.json").read_bytes())["tests"] > 0
+    assert "<svg" in Path("a.html").read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(("full", "other"), [("--json", "--html"), ("--html", "--json")])
+def test_a_result_that_cannot_be_written_is_named_and_the_other_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], full: str, other: str
+) -> None:
+    file = tmp_path / "other"
+    assert main(["evaluate", "--interactions", log_file(tmp_path), full, "/dev/full", other, str(file)]) == 1
+    captured = capsys.readouterr()
+    assert "/dev/full was not written: No space left on device" in captured.err
+    assert "HR@10" in captured.out
+    assert file.stat().st_size > 1_000
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no names of open files")
+def test_a_result_may_go_into_a_pipe(tmp_path: Path) -> None:
+    """As ``--json >(jq .tests)`` of a shell."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as end:
+        with os.fdopen(writing, "wb"):
+            arguments = ["--interactions", log_file(tmp_path), "--json", f"/dev/fd/{writing}", "--no-sources"]
+            assert main(["evaluate", *arguments]) == 0
+        assert json.loads(end.read())["tests"] > 0
+
+
+def test_two_results_in_one_file_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "link").symlink_to("a.out")
+    for name in ("a.out", str(tmp_path / "a.out"), "link"):
+        assert main(["evaluate", "online-retail", "--json", "a.out", "--html", name]) == 2
+        assert "--json and --html both name a.out" in capsys.readouterr().err
 
 
 def test_only_visits_are_nothing_to_rank(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
@@ -424,3 +537,11 @@ def test_the_page_stands_alone_and_shows_every_plot(evaluate: Evaluate, tmp_path
 )
 def test_options_of_the_live_run_that_do_not_go_together_are_refused(options: list[str]) -> None:
     assert main(["evaluate", "online-retail", *options]) == 2
+
+
+def test_what_is_read_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = write_lines(tmp_path / "interactions.jsonl", pairs_log(10))
+    before = log.read_bytes()
+    assert main(["evaluate", "--interactions", str(log), "--html", str(log)]) == 2
+    assert "its contents would be lost" in capsys.readouterr().err
+    assert log.read_bytes() == before

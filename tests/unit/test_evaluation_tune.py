@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from stream_app.evaluation.prequential import Prequential
 from stream_app.evaluation.run import Encoded
 from stream_app.evaluation.tune import SPACE, Score, Tuned, draw, to_toml, tune, with_values
 from stream_app.settings import Settings, load_settings
-from tests.logs import catalogue, events, pairs_log, write_lines
+from tests.logs import buy, catalogue, events, pairs_log, write_lines
 
 
 def log(users: int = 120) -> Log:
@@ -84,6 +85,44 @@ def test_a_difference_that_may_be_chance_is_known(won: int, lost: int, chance: b
     assert tuned.by_chance == chance
 
 
+def tuned(tmp_path: Path, happened: list[Interaction], *options: str) -> int:
+    file = write_lines(tmp_path / "log.jsonl", happened)
+    out = tmp_path / "tuned.toml"
+    return main(["tune", "--interactions", str(file), "--trials", "1", "--out", str(out), *options])
+
+
+def test_few_tests_in_the_rest_are_said_with_an_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tuned(tmp_path, pairs_log(60, 40)) == 0
+    captured = capsys.readouterr()
+    assert "the rest of the log holds only 30 tests: look at the intervals" in captured.err
+    assert "95 %" in captured.out
+    lines = [line for line in captured.out.splitlines() if "│ rest " in line]
+    assert len(lines) == 2
+    assert all(re.search(r"0\.\d{3}-[01]\.\d{3}", line) for line in lines)
+    assert max(map(len, captured.out.splitlines()[:9])) <= 80
+
+
+def test_why_the_rest_holds_no_test_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    low = [buy(number, f"u{number % 4}", f"i{number % 9}", 1e9 + number, "rating", value=1.0) for number in range(36)]
+    assert tuned(tmp_path, low) == 0
+    assert "no test (of the whole log: 36 not wanted, or not in the catalogue)" in capsys.readouterr().err
+    early = [("u", "i0", 1e9), ("u", "i1", 1e9 + 1), ("u", "i0", 1e9 + 2), ("u", "i1", 1e9 + 3)]
+    assert tuned(tmp_path, events(*early)) == 0
+    said = capsys.readouterr().err
+    assert "1 first event of a user" in said
+    assert "2 not new to the user" in said
+    assert "1 in the part searched on; a smaller --share or a longer log" in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_settings_that_cannot_be_written_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tuned(tmp_path, pairs_log(30, 20), "--out", "/dev/full") == 1
+    captured = capsys.readouterr()
+    assert "/dev/full was not written: No space left on device" in captured.err
+    assert "judged on the rest" in captured.out
+    assert "holds" not in captured.out
+
+
 def test_the_command_writes_a_file_that_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +136,6 @@ def test_the_command_writes_a_file_that_is_taken(
     short = write_lines(tmp_path / "short.jsonl", events(("u", "i0", 1e9)))
     assert main(["tune", "--interactions", str(short), "--trials", "2"]) == 0
     captured = capsys.readouterr()
-    assert "the rest of the log holds no test" in captured.err
+    assert "the rest of the log holds no test (of the whole log: 1 first event of a user)" in captured.err
     assert "nothing beat the defaults" in captured.out
     assert main(["tune"]) == 2
