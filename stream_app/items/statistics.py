@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
@@ -189,18 +189,19 @@ class ItemStatistics:
         except OverflowError as error:
             raise InvalidMessage("invalid_field", "rows: an offset is no 64-bit integer") from error
         number_of = self._number_of
-        for row in rows:
-            for item_id in (row.item_id, *row.previous):
-                if item_id not in number_of:
-                    self._intern(item_id)
-        items = np.array([number_of[row.item_id] for row in rows], np.int32)
-        previous = np.array([number_of[other] for row in rows for other in row.previous], np.int32)
+        named = [row.item_id for row in rows]
+        linked = list(chain.from_iterable([row.previous for row in rows]))
+        for item_id in dict.fromkeys(chain(named, linked)):
+            if item_id not in number_of:
+                self._intern(item_id)
+        items = np.array([number_of[item_id] for item_id in named], np.int32)
+        previous = np.array([number_of[item_id] for item_id in linked], np.int32)
         ends = np.cumsum(np.array([len(row.previous) for row in rows], np.int64))
         at = np.array([row.at for row in rows], np.float64)
         counts = np.array([row.count for row in rows], np.float64)
         shown = np.array([row.shown for row in rows], np.float64)
-        symmetric = np.array([weight for row in rows for weight in row.symmetric], np.float64)
-        directed = np.array([weight for row in rows for weight in row.directed], np.float64)
+        symmetric = np.array(list(chain.from_iterable([row.symmetric for row in rows])), np.float64)
+        directed = np.array(list(chain.from_iterable([row.directed for row in rows])), np.float64)
         column = self._column(message.source_partition)
         touched = np.empty(len(items) + len(previous), np.int32)
         state = self._state

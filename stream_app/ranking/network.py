@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stream_app.compiled import compiled_sums
 
-__all__ = ["contributions", "linear_step", "network_step", "score_linear", "score_network"]
+__all__ = ["both_steps", "contributions", "linear_step", "network_step", "score_linear", "score_network"]
 
 
 @compiled_sums
@@ -225,6 +225,56 @@ def network_step(
             moved = inner[unit, column] - learning_rate * step / np.sqrt(inner_sums[unit, column])
             inner[unit, column] = min(max(moved, -bound), bound)
     return missed
+
+
+@compiled_sums
+def both_steps(
+    values: NDArray[np.float32],
+    context: NDArray[np.float32],
+    weights: NDArray[np.float64],
+    start: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    skip: NDArray[np.float64],
+    inner: NDArray[np.float64],
+    outer: NDArray[np.float64],
+    skip_sums: NDArray[np.float64],
+    inner_sums: NDArray[np.float64],
+    outer_sums: NDArray[np.float64],
+    memory: NDArray[np.float32],
+    memory_rows: NDArray[np.int64],
+    memory_context: NDArray[np.float32],
+    memory_weights: NDArray[np.float64],
+    again: NDArray[np.int64],
+    weight: float,
+    learning_rate: float,
+    network_rate: float,
+    l2: float,
+    limit: float,
+    bound: float,
+) -> tuple[float, float]:
+    """:func:`linear_step`, :func:`network_step`, and the network's steps of remembered examples, in one call.
+
+    Args:
+        memory: float32 [kept, rows, features], remembered examples.
+        memory_rows: int64 [kept], how many rows each has.
+        memory_context: float32 [kept, c].
+        memory_weights: float64 [kept].
+        again: int64 [n], which of them are taken again.
+
+    Returns:
+        what :func:`linear_step` and :func:`network_step` return of ``values``.
+    """
+    linear = linear_step(values, weights, start, sums, weight, learning_rate, l2, limit, bound)
+    missed = network_step(
+        values, context, skip, start, inner, outer, skip_sums, inner_sums, outer_sums, weight, network_rate, l2, limit,
+        bound,
+    )  # fmt: skip
+    for place in again:
+        network_step(
+            memory[place, : memory_rows[place]], memory_context[place], skip, start, inner, outer, skip_sums,
+            inner_sums, outer_sums, memory_weights[place], network_rate, l2, limit, bound,
+        )  # fmt: skip
+    return linear, missed
 
 
 @compiled_sums

@@ -30,7 +30,7 @@ from schemas.arrays import pack_float64, unpack_float32, unpack_float64
 from schemas.messages import RankerWeights, TrainingExample, TrainingExamples
 from stream_app.compiled import compiled
 from stream_app.ranking.features import CONTEXT, FEATURE_LIMIT, start_weights
-from stream_app.ranking.network import contributions, linear_step, network_step, score_network
+from stream_app.ranking.network import both_steps, contributions, linear_step, score_network
 from stream_app.settings import RankerSettings
 
 __all__ = ["SoftmaxRanker"]
@@ -180,31 +180,25 @@ class SoftmaxRanker:
         weight = min(weight, _WEIGHT_LIMIT) if settings.learning_rate > 0.0 else 0.0
         if weight <= 0.0:
             return 0.0
-        linear = linear_step(
-            features, self.weights, self._start, self._sums, weight, settings.learning_rate, settings.l2,
-            _GRADIENT_LIMIT, _WEIGHT_LIMIT,
+        if not settings.hidden:
+            return linear_step(
+                features, self.weights, self._start, self._sums, weight, settings.learning_rate, settings.l2,
+                _GRADIENT_LIMIT, _WEIGHT_LIMIT,
+            )  # fmt: skip
+        # Remembered examples with their own weights: what says little must not say more because of what came after it.
+        again = np.array(self._remember(features, context, weight), np.int64)
+        linear, missed = both_steps(
+            features, context, self.weights, self._start, self._sums, network.skip, network.inner, network.outer,
+            network.skip_sums, network.inner_sums, network.outer_sums, self._memory, self._memory_rows,
+            self._memory_context, self._memory_weights, again, weight, settings.learning_rate, settings.network_rate,
+            settings.l2, _GRADIENT_LIMIT, _WEIGHT_LIMIT,
         )  # fmt: skip
-        if settings.hidden:
-            missed = self._network_step(features, context, weight)
-            for place in self._remember(features, context, weight):
-                rows = self._memory_rows[place]
-                # With its own weight: what says little must not say more because of what came after it.
-                held_weight = float(self._memory_weights[place])
-                self._network_step(self._memory[place, :rows], self._memory_context[place], held_weight)
-            # Of examples that both were asked about: from the first of the network's on.
-            held = self.losses if network.examples else [linear, missed]
-            pairs = zip(held, (linear, missed), strict=True)
-            self.losses = [mean * _LOSS_DECAY + loss * (1.0 - _LOSS_DECAY) for mean, loss in pairs]
-            network.examples += 1
+        # Of examples that both were asked about: from the first of the network's on.
+        held = self.losses if network.examples else [linear, missed]
+        pairs = zip(held, (linear, missed), strict=True)
+        self.losses = [mean * _LOSS_DECAY + loss * (1.0 - _LOSS_DECAY) for mean, loss in pairs]
+        network.examples += 1
         return linear
-
-    def _network_step(self, features: NDArray[np.float32], context: NDArray[np.float32], weight: float) -> float:
-        settings, network = self._settings, self._network
-        return network_step(
-            features, context, network.skip, self._start, network.inner, network.outer, network.skip_sums,
-            network.inner_sums, network.outer_sums, weight, settings.network_rate, settings.l2, _GRADIENT_LIMIT,
-            _WEIGHT_LIMIT,
-        )  # fmt: skip
 
     def _remember(self, features: NDArray[np.float32], context: NDArray[np.float32], weight: float) -> list[int]:
         """Keep an example, and say which of the kept ones to take again."""

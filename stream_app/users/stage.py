@@ -162,6 +162,7 @@ class UserStage:
         result = StageResult()
         refreshed: dict[str, SourcedEvent | SourcedProfile] = {}
         choices: list[tuple[SourcedEvent, Choice]] = []
+        requests: dict[tuple[str, float], RankRequest] = {}
         for sourced in events:
             event = sourced.event
             user_id = event.user_id
@@ -182,15 +183,19 @@ class UserStage:
                 result.transitions[sourced.partition].append(fold.transition)
             if fold.shown:
                 result.transitions[sourced.partition] += self._shown(sourced, fold.shown)
-            if fold.teaches:
-                # What was excluded is taken as of the batch: a copy per event would cost more than it teaches.
-                before = states[user_id]
-                known = UserState(
-                    user_id, history, before.consumed, before.hidden, events=before.events, profile=state.profile
-                )
-                choice = self._choice(sourced, known, fold, now, texts)
-                if choice is not None:
-                    choices.append((sourced, choice))
+            row = self._serving.catalogue.row(event.item_id or "") if fold.teaches else -1
+            if row >= 0:
+                at = event.occurred_at.timestamp()
+                request = requests.get((user_id, at))
+                if request is None:
+                    # Of a basket the first event says what was known. What was excluded is taken as of the batch: a
+                    # copy per event would cost more than it teaches.
+                    before = states[user_id]
+                    known = UserState(
+                        user_id, history, before.consumed, before.hidden, events=before.events, profile=state.profile
+                    )
+                    request = requests[user_id, at] = self._request(known, at, now, texts, before=at)
+                choices.append((sourced, self._choice(sourced, request, row, fold)))
             if fold.refreshes:
                 refreshed.pop(user_id, None)
                 refreshed[user_id] = sourced
@@ -395,26 +400,15 @@ class UserStage:
             if noted
         ]
 
-    def _choice(
-        self,
-        sourced: SourcedEvent,
-        known: UserState,
-        fold: Fold,
-        now: float,
-        texts: Mapping[str, NDArray[np.float32]],
-    ) -> Choice | None:
-        """What the event teaches; None when the catalogue does not know the item."""
+    def _choice(self, sourced: SourcedEvent, request: RankRequest, row: int, fold: Fold) -> Choice:
+        """What the event teaches."""
         event = sourced.event
-        row = self._serving.catalogue.row(event.item_id or "")
-        if row < 0:
-            return None
-        at = event.occurred_at.timestamp()
         return Choice(
-            request=self._request(known, at, now, texts, before=at),
+            request=request,
             row=row,
             # Of the event and not of its place, so that a replay compares with the same.
             seed=id_hash(event.user_id) ^ id_hash(event.event_id),
-            seen=self._seen_before(event.user_id, at),
+            seen=self._seen_before(event.user_id, request.at),
             shown=self._passed_over(event, fold.passed),
             weight=fold.share,
         )
