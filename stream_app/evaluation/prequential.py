@@ -37,7 +37,7 @@ from stream_app.ranking.recommender import RankRequest, Recommender
 from stream_app.ranking.softmax import SoftmaxRanker
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
-from stream_app.users.stage import SourcedEvent, StageResult, UserStage
+from stream_app.users.stage import SourcedEvent, UserStage
 from stream_app.users.state import UserState
 
 __all__ = ["SLATES", "Options", "Outcome", "Prequential", "Protocol", "baskets", "leave_one_out"]
@@ -158,7 +158,6 @@ class Prequential:
         self._of_source = {source.name: Ranks(rows) for source in self.recommender.sources} if options.sources else {}
         self._of_baseline = {name: Ranks(rows) for name in self._baselines}
         self._offset = 0
-        self._place = 0
         self._unpublished = 0
 
     def _factor_learner(
@@ -251,15 +250,6 @@ class Prequential:
         if _VISIT in self.settings.event_types:
             self._states.setdefault(first.user_id, UserState(first.user_id)).events += 1
 
-    def _process(self, events: Sequence[Interaction]) -> StageResult:
-        """Events of one user at one time, through the user stage."""
-        sourced = [SourcedEvent(event, _PARTITION, place) for place, event in enumerate(events, start=self._place)]
-        self._place += len(events)
-        user_id = events[0].user_id
-        states = {user_id: self._states.get(user_id) or UserState(user_id)}
-        now = events[0].occurred_at.timestamp()
-        return self._stage.process(sourced, states, now=now, text_vectors=self._of(states[user_id]), refresh=False)
-
     def _of(self, state: UserState) -> Mapping[str, NDArray[np.float32]]:
         """The vectors of what the user said; as live, of the whole history. Those of the basket say nothing of it."""
         if not self._texts:
@@ -297,15 +287,18 @@ class Prequential:
                 baseline.learn(told)
 
     def _learn(self, basket: Sequence[Interaction]) -> None:
-        place = self._place
-        result = self._process(basket)
+        events = [SourcedEvent(event, _PARTITION, offset) for offset, event in enumerate(basket, start=self._offset)]
+        user_id, now = basket[0].user_id, basket[0].occurred_at.timestamp()
+        state = self._states.get(user_id) or UserState(user_id)
+        texts = self._of(state)
+        result = self._stage.process(events, {user_id: state}, now=now, text_vectors=texts, refresh=False)
         self._states.update(result.states)
         for transitions in result.transitions.values():
             self._statistics.apply(
-                Transitions(source_topic=_TOPIC, source_partition=_PARTITION, rows=transitions), offset=place
+                Transitions(source_topic=_TOPIC, source_partition=_PARTITION, rows=transitions), offset=self._offset
             )
         for examples in result.examples.values():
-            self._learner.learn(examples, partition=_PARTITION, offset=place)
+            self._learner.learn(examples, partition=_PARTITION, offset=self._offset)
             self._ranker.learn(
                 TrainingExamples(
                     source_topic=_TOPIC,
