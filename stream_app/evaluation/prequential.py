@@ -315,7 +315,9 @@ class Prequential:
     def _publish(self) -> None:
         self.serving.apply_statistics(self._statistics)
         changed = self._learner.take_rows(len(self._learner))
-        if not self._shared_factors:
+        if self._shared_factors:
+            self.serving.factors.changed(changed)
+        else:
             self._learner.copy_to(self.serving.factors, self._factor_rows, changed)
         self.serving.ranker.follow(self._ranker)
         self._unpublished = 0

@@ -9,7 +9,7 @@ from stream_app.compiled import compiled, compiled_sums
 from stream_app.heap import drain, keep_best, largest
 from stream_app.mixing import GOLDEN, below, mixed
 
-__all__ = ["best_scored", "learn_examples", "score_targets", "user_factors"]
+__all__ = ["best_scored", "learn_examples", "score_rows", "user_factors"]
 
 
 @compiled_sums
@@ -192,7 +192,32 @@ def _moved(
 
 
 @compiled_sums
-def score_targets(
+def score_rows(
+    users: NDArray[np.float32],
+    target: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    rows: NDArray[np.int32],
+    scores: NDArray[np.float32],
+) -> None:
+    """``user . target + bias`` of rows: float32 [users, len(rows) or more], overwritten as far as there are rows.
+
+    Args:
+        users: float32 [users, k].
+        target: float32 [any, k].
+        bias: float32 [any].
+        rows: int32 [n].
+    """
+    for place, row in enumerate(rows):
+        for user in range(len(users)):
+            score = bias[row]
+            for column in range(target.shape[1]):
+                score += users[user, column] * target[row, column]
+            scores[user, place] = score
+
+
+@compiled
+def best_scored(
+    products: NDArray[np.float32],
     users: NDArray[np.float32],
     target: NDArray[np.float32],
     bias: NDArray[np.float32],
@@ -200,46 +225,40 @@ def score_targets(
     has: NDArray[np.bool_],
     blocked: NDArray[np.int64],
     request: int,
-    scores: NDArray[np.float32],
+    hashes: NDArray[np.int64],
+    spare: int,
+    rows: NDArray[np.int32],
 ) -> None:
-    """``user . target + bias`` of two users' vectors with every row, in one pass.
+    """The rows with the largest ``user . target + bias`` for each of two users' vectors, best first.
 
     Args:
+        products: float32 [2, n], about the products; overwritten.
         users: float32 [2, k].
         target: float32 [n, k].
         bias: float32 [n].
         allowed, has: bool [n], rows that may be proposed, and that have factors.
         blocked: int64 [>= n], rows holding ``request`` are left out.
-        scores: float32 [2, n], overwritten; -inf for what is left out.
+        hashes: int64 [n], distinct; of equal scores the smaller goes first.
+        spare: how many beyond those wanted are compared in full precision.
+        rows: int32 [2, wanted], overwritten; -1 where there are fewer.
     """
     for row in range(len(bias)):
-        scores[0, row] = scores[1, row] = -np.inf
         if allowed[row] and has[row] and blocked[row] != request:
-            one = two = bias[row]
-            for column in range(users.shape[1]):
-                value = target[row, column]
-                one += users[0, column] * value
-                two += users[1, column] * value
-            scores[0, row], scores[1, row] = one, two
-
-
-@compiled
-def best_scored(scores: NDArray[np.float32], hashes: NDArray[np.int64], rows: NDArray[np.int32]) -> int:
-    """The rows with the largest scores, best first; how many there are.
-
-    Args:
-        scores: float32 [n], -inf for what is left out.
-        hashes: int64 [n], distinct; of equal scores the smaller goes first.
-        rows: int32 [count], overwritten; its length is how many are wanted.
-    """
-    if not len(rows):
-        return 0
-    kept = np.empty(len(rows), np.float32)
-    ties = np.empty(len(rows), np.int64)
-    near = np.empty(len(scores), np.int32)
-    found = 0
-    for place in range(largest(scores, len(rows), near)):
-        row = near[place]
-        found = keep_best(rows, kept, ties, found, row, scores[row], hashes[row])
-    drain(rows, kept, ties, found)
-    return found
+            products[0, row] += bias[row]
+            products[1, row] += bias[row]
+        else:
+            products[0, row] = products[1, row] = -np.inf
+    wanted = rows.shape[1]
+    near = np.empty(len(bias), np.int32)
+    exact = np.empty((1, len(bias)), np.float32)
+    kept = np.empty(wanted, np.float32)
+    ties = np.empty(wanted, np.int64)
+    for user in range(2):
+        found = 0
+        count = largest(products[user], wanted + spare, near)
+        score_rows(users[user : user + 1], target, bias, near[:count], exact)
+        for place in range(count):
+            row = near[place]
+            found = keep_best(rows[user], kept, ties, found, row, exact[0, place], hashes[row])
+        drain(rows[user], kept, ties, found)
+        rows[user, found:] = -1

@@ -9,29 +9,19 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.codes import SPARE, Codes, scan_codes
 from stream_app.errors import SnapshotError
 from stream_app.factors.basis import FactorBasis
-from stream_app.factors.kernels import best_scored, score_targets, user_factors
+from stream_app.factors.kernels import best_scored, score_rows, user_factors
 from stream_app.settings import FactorSettings
 
-__all__ = ["Factors", "best_by_factors"]
-
-
-def best_by_factors(scores: NDArray[np.float32], count: int, hashes: NDArray[np.int64]) -> NDArray[np.int32]:
-    """The ``count`` rows with the largest scores, best first: int32.
-
-    Args:
-        scores: float32 [n] of :meth:`Factors.score_all`; rows at -inf are left out.
-        hashes: int64 [n], of the items' ids; of equal scores the smaller goes first.
-    """
-    rows = np.empty(count, np.int32)
-    return rows[: best_scored(scores, hashes, rows)]
+__all__ = ["Factors"]
 
 
 class Factors:
     """Context and target factors by row; rows that were never learned hold what their text says.
 
-    Memory: ``8 * dimensions + 6`` bytes per row.
+    Memory: ``9 * dimensions + 10`` bytes per row.
 
     Args:
         settings: dimensions, decay.
@@ -51,6 +41,7 @@ class Factors:
         self.context = np.zeros((rows, self.settings.dimensions), np.float32)
         self.target = np.zeros((rows, self.settings.dimensions), np.float32)
         self.bias = np.zeros(rows, np.float32)
+        self._codes = Codes(self.settings.dimensions, rows)
         self.learned = np.zeros(rows, np.bool_)
         self.has = np.zeros(rows, np.bool_)
 
@@ -63,6 +54,7 @@ class Factors:
         fresh: tuple[NDArray[Any], ...] = (self.context, self.target, self.bias, self.learned, self.has)
         for old, new in zip(held, fresh, strict=True):
             new[: len(old)] = old
+        self._codes.take(np.flatnonzero(self.has), self.target)
 
     def start(self, rows: NDArray[np.int32], vectors: NDArray[np.float32]) -> None:
         """Encoder vectors (float32 [n, dimensions]) of rows arrived: rows not learned yet start there."""
@@ -76,6 +68,11 @@ class Factors:
         self.target[rows] = started
         self.bias[rows] = 0.0
         self.has[rows] = True
+        self.changed(rows)
+
+    def changed(self, rows: NDArray[np.integer[Any]]) -> None:
+        """The targets of rows are other ones; to be told of what a learner changes in shared arrays."""
+        self._codes.take(rows, self.target)
         self.version += 1
 
     def apply(
@@ -92,25 +89,28 @@ class Factors:
         self.context[rows], self.target[rows], self.bias[rows] = context, target, bias
         self.learned[rows] = True
         self.has[rows] = True
-        self.version += 1
+        self.changed(rows)
 
     def share(
         self, context: NDArray[np.float32], target: NDArray[np.float32], bias: NDArray[np.float32], rows: int
     ) -> None:
         """Read a learner's arrays themselves from now on: its first ``rows`` rows are ours, and all are learned.
 
-        For one process that learns and ranks in turns, with the same numbering, and no new rows afterwards.
+        For one process that learns and ranks in turns, with the same numbering, and no new rows afterwards; it says
+        what it :meth:`changed`.
         """
         self.context, self.target, self.bias = context, target, bias
         self.learned = np.arange(len(bias)) < rows
         self.has = self.learned.copy()
+        self._codes.reserve(len(bias))
+        self.changed(np.arange(rows))
 
     def put(self, row: int, context: NDArray[np.float32], target: NDArray[np.float32], bias: float) -> None:
         """Learned factors of one row: float32 [k] twice. Half the time of :meth:`apply`."""
         self.reserve(row + 1)
         self.context[row], self.target[row], self.bias[row] = context, target, bias
         self.learned[row] = self.has[row] = True
-        self.version += 1
+        self.changed(np.array([row]))
 
     def forget(self, rows: NDArray[np.int32]) -> None:
         """Rows whose items are gone."""
@@ -142,28 +142,44 @@ class Factors:
             user_factors(rows, self.context, settings.fast_decay, settings.norm, out[1])
         return out
 
-    def score_all(
-        self, users: NDArray[np.float32], allowed: NDArray[np.bool_], blocked: NDArray[np.int64], request: int
-    ) -> NDArray[np.float32]:
-        """``user . target + bias`` of every row: float32 [2, rows]; -inf for rows without factors, and left out ones.
+    def best(
+        self,
+        users: NDArray[np.float32],
+        count: int,
+        allowed: NDArray[np.bool_],
+        blocked: NDArray[np.int64],
+        request: int,
+        hashes: NDArray[np.int64],
+    ) -> NDArray[np.int32]:
+        """The allowed rows with the largest ``user . target + bias``, best first: int32 [2, count], -1 where there are
+        fewer.
 
         Args:
             users: float32 [2, k].
+            count: how many.
             allowed: bool [rows].
             blocked: int64 by row; rows that hold ``request`` are left out.
+            hashes: int64 by row, of the items' ids; of equal scores the smaller goes first.
         """
         size = len(allowed)
         self.reserve(size)
-        scores = np.empty((2, size), np.float32)
-        score_targets(users, self.target[:size], self.bias[:size], allowed, self.has[:size], blocked, request, scores)
-        return scores
+        rows = np.full((2, count), -1, np.int32)
+        if not count:
+            return rows
+        products = np.empty((2, size), np.float32)
+        scan_codes(users, self._codes.values, self._codes.steps, products)
+        best_scored(
+            products, users, self.target, self.bias[:size], allowed, self.has[:size], blocked, request, hashes, SPARE,
+            rows,
+        )  # fmt: skip
+        return rows
 
     def scores(self, users: NDArray[np.float32], rows: NDArray[np.int32]) -> NDArray[np.float32]:
         """``user . target + bias`` of rows: float32 [2, n]; NaN for rows without factors, and for users without."""
         found = np.full((2, len(rows)), np.nan, np.float32)
         if len(rows) and users.any():
             self.reserve(int(rows.max()) + 1)
-            found[:] = users @ self.target[rows].T + self.bias[rows]
+            score_rows(users, self.target, self.bias, rows, found)
             found[:, ~self.has[rows]] = np.nan
         return found
 
@@ -197,6 +213,7 @@ class Factors:
                 factors.reserve(rows)
                 for name in ("context", "target", "bias", "learned", "has"):
                     getattr(factors, name)[:rows] = arrays[name]
+                factors.changed(np.arange(rows))
                 if "mean" in arrays:
                     factors.basis = FactorBasis(str(arrays["space"]), arrays["mean"], arrays["matrix"])
         except (OSError, KeyError, ValueError, BadZipFile) as error:

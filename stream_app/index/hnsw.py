@@ -25,6 +25,7 @@ import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.codes import MAX_COLUMNS, SPARE, Codes, scan_codes
 from stream_app.compiled import compiled, compiled_sums
 from stream_app.errors import SnapshotError
 from stream_app.heap import drain, keep_best, largest
@@ -34,12 +35,6 @@ __all__ = ["VectorIndex"]
 
 _START_CAPACITY = 1_024
 _NO_LABEL = -1
-_CODE = 127
-_CODED_DIMENSIONS = 100_000
-"""Sums of products of two codes over so many dimensions stay within 32 bits."""
-_SPARE = 64
-"""Rows beyond those wanted that a scan of codes compares in full precision: far more than rounding can misplace (a
-product of codes is off by .001, and of 10,000 vectors of MiniLM some 5 lie within .001 of the hundredth)."""
 _SAME = np.float32(1e-5)
 """Vectors that differ by no more than this in any component are one vector computed twice."""
 
@@ -58,8 +53,7 @@ class VectorIndex:
         self.dimensions = dimensions
         self._settings = settings
         self._matrix = np.zeros((_START_CAPACITY, dimensions), np.float32)
-        self._codes = np.zeros((_START_CAPACITY, dimensions), np.int8)
-        self._steps = np.zeros(_START_CAPACITY, np.float32)
+        self._codes = Codes(dimensions, _START_CAPACITY)
         self._present = np.zeros(_START_CAPACITY, np.bool_)
         self._end = 0
         self._live = 0
@@ -145,7 +139,7 @@ class VectorIndex:
     def _set(self, rows: NDArray[np.int32], vectors: NDArray[np.float32]) -> None:
         replaced = int(np.count_nonzero(self._present[rows]))
         self._matrix[rows] = vectors
-        self._codes[rows], self._steps[rows] = _coded(vectors)
+        self._codes.set(rows, np.ascontiguousarray(vectors, np.float32))
         self._present[rows] = True
         self._live += len(rows) - replaced
         self._end = max(self._end, int(rows.max()) + 1)
@@ -185,16 +179,52 @@ class VectorIndex:
             rows[:, :found], similarities[:, :found] = result
         return rows, similarities
 
+    def scan(
+        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_], blocked: NDArray[np.int64], request: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+        """The ``k`` allowed rows nearest to each of two queries, by a pass over everything; see :attr:`exact`.
+
+        Args:
+            queries: float32 [2, dimensions].
+            k: how many.
+            allowed: bool by row.
+            blocked: int64 by row; rows that hold ``request`` are left out.
+
+        Returns:
+            rows int32 [2, k] and similarities float32 [2, k], best first, -1 and -inf where there are fewer than ``k``;
+            and similarities to all rows, float32 [2, rows], to about .002 at 384 dimensions, -inf of what was left out.
+        """
+        products = self._products(queries, k)
+        _leave_out(products, allowed, blocked, request)
+        return *self._nearest(products, queries, k), products
+
     def _search_exact(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         rows = np.empty((len(queries), k), np.int32)
         similarities = np.empty((len(queries), k), np.float32)
+        for start in range(0, len(queries), 2):
+            two = queries[[start, min(start + 1, len(queries) - 1)]]
+            found = self._nearest(self._products(two, k), two, k)
+            for held, part in zip((rows, similarities), found, strict=True):
+                held[start : start + 2] = part[: len(queries) - start]
+        return rows, similarities
+
+    def _products(self, queries: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+        """Of two queries with all rows, -inf where there is no vector: float32 [2, rows]."""
+        products = np.zeros((2, self._end), np.float32)
         # Codes pay where they leave something out.
-        coded = self.dimensions <= _CODED_DIMENSIONS and k + _SPARE < self._live
-        codes = _coded(queries)[0] if coded else np.zeros((len(queries), 0), np.int8)
-        _scan(
-            queries, codes, self._codes[: self._end], self._steps, self._matrix, self._present,
-            k + _SPARE if coded else 0, rows, similarities,
-        )  # fmt: skip
+        if self.dimensions <= MAX_COLUMNS and k + SPARE < self._live:
+            scan_codes(queries, self._codes.values, self._codes.steps, products)
+        else:
+            np.matmul(queries, self._matrix[: self._end].T, out=products)
+        products[:, ~self._present[: self._end]] = -np.inf
+        return products
+
+    def _nearest(
+        self, products: NDArray[np.float32], queries: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        rows = np.empty((2, k), np.int32)
+        similarities = np.empty((2, k), np.float32)
+        _nearest(products, queries, self._matrix, k + SPARE, rows, similarities)
         return rows, similarities
 
     def _search_graph(
@@ -239,10 +269,7 @@ class VectorIndex:
         matrix = np.zeros((size, self.dimensions), np.float32)
         matrix[: self._end] = self._matrix[: self._end]
         self._matrix = matrix
-        codes = np.zeros((size, self.dimensions), np.int8)
-        codes[: self._end] = self._codes[: self._end]
-        self._codes = codes
-        self._steps = np.concatenate([self._steps, np.zeros(size - len(self._steps), np.float32)])
+        self._codes.reserve(size)
         self._present = np.concatenate([self._present, np.zeros(size - len(self._present), np.bool_)])
         self._label_of = np.concatenate([self._label_of, np.full(size - len(self._label_of), _NO_LABEL)])
 
@@ -368,7 +395,7 @@ class VectorIndex:
             if len(rows):
                 index._reserve(int(rows.max()) + 1)
                 index._matrix[rows] = vectors
-                index._codes[rows], index._steps[rows] = _coded(vectors)
+                index._codes.set(rows, vectors)
                 index._present[rows] = True
                 index._live = len(rows)
                 index._end = int(rows.max()) + 1
@@ -415,88 +442,44 @@ class _Build:
             self.error = error
 
 
-def _coded(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Vectors in whole numbers of a step of their own: int8 [n, dimensions], float32 [n]."""
-    codes = np.empty(vectors.shape, np.int8)
-    steps = np.empty(len(vectors), np.float32)
-    _code(np.ascontiguousarray(vectors, np.float32), codes, steps)
-    return codes, steps
-
-
 @compiled
-def _code(vectors: NDArray[np.float32], codes: NDArray[np.int8], steps: NDArray[np.float32]) -> None:
-    for row in range(len(vectors)):
-        largest = np.float32(0.0)
-        for value in vectors[row]:
-            largest = max(largest, abs(value))
-        steps[row] = largest / np.float32(_CODE)
-        scale = np.float32(_CODE) / largest if largest > 0.0 else np.float32(0.0)
-        for column in range(vectors.shape[1]):
-            codes[row, column] = np.int8(np.rint(vectors[row, column] * scale))
+def _leave_out(
+    products: NDArray[np.float32], allowed: NDArray[np.bool_], blocked: NDArray[np.int64], request: int
+) -> None:
+    for row in range(products.shape[1]):
+        if not allowed[row] or blocked[row] == request:
+            products[0, row] = products[1, row] = -np.inf
 
 
 @compiled_sums
-def _products(
-    queries: NDArray[np.int8], first: int, second: int, codes: NDArray[np.int8], row: int
-) -> tuple[np.int32, np.int32]:
-    """Products of two queries with one row. Sums are cut to 32 bits at each step, or they would take twice as long."""
-    one = two = np.int32(0)
-    for column in range(codes.shape[1]):
-        code = np.int32(codes[row, column])
-        one = np.int32(one + np.int32(np.int32(queries[first, column]) * code))
-        two = np.int32(two + np.int32(np.int32(queries[second, column]) * code))
-    return one, two
-
-
-@compiled_sums
-def _scan(
+def _nearest(
+    products: NDArray[np.float32],
     queries: NDArray[np.float32],
-    query_codes: NDArray[np.int8],
-    codes: NDArray[np.int8],
-    steps: NDArray[np.float32],
     matrix: NDArray[np.float32],
-    present: NDArray[np.bool_],
     looked_at: int,
     rows: NDArray[np.int32],
     similarities: NDArray[np.float32],
 ) -> None:
-    """The present rows with the largest products with each query, best first, of equal ones the smaller row.
+    """The rows nearest to each of two queries, best first, of equal ones the smaller row.
 
     Args:
-        queries: float32 [q, dimensions].
-        query_codes: int8 [q, dimensions].
-        codes, steps: of the rows, see ``_coded``.
-        matrix: float32 [rows, dimensions].
-        present: bool [rows]; as many as are wanted, or more, are.
-        looked_at: how many of the best by codes are compared in full precision; 0: every row is.
-        rows, similarities: int32, float32 [q, wanted], overwritten.
+        products: float32 [2, n], about the similarities; -inf leaves a row out.
+        queries: float32 [2, dimensions].
+        matrix: float32 [n or more, dimensions].
+        looked_at: how many of the best are compared in full precision.
+        rows, similarities: int32, float32 [2, wanted], overwritten; -1 and -inf where there are fewer.
     """
-    wanted = rows.shape[1]
-    count = len(codes)
-    scores = np.full((2, count), -np.inf, np.float32)
-    near = np.empty(count, np.int32)
-    best = np.empty(wanted, np.int64)
-    for query in range(0, len(queries), 2):
-        other = min(query + 1, len(queries) - 1)
-        if looked_at:
-            for row in range(count):
-                if present[row]:
-                    one, two = _products(query_codes, query, other, codes, row)
-                    scores[0, row] = np.float32(one) * steps[row]
-                    scores[1, row] = np.float32(two) * steps[row]
-        for of in range(query, other + 1):
-            found = count
-            if looked_at:
-                found = largest(scores[of - query], looked_at, near)
-            else:
-                near[:] = np.arange(count)
-            kept = 0
-            kept_rows, kept_similarities, asked = rows[of], similarities[of], queries[of]
-            for place in range(found):
-                row = near[place]
-                if present[row]:
-                    similarity = np.float32(0.0)
-                    for column in range(matrix.shape[1]):
-                        similarity += asked[column] * matrix[row, column]
-                    kept = keep_best(kept_rows, kept_similarities, best, kept, row, similarity, row)
-            drain(kept_rows, kept_similarities, best, kept)
+    near = np.empty(products.shape[1], np.int32)
+    ties = np.empty(rows.shape[1], np.int64)
+    for query in range(2):
+        kept_rows, kept, asked = rows[query], similarities[query], queries[query]
+        found = 0
+        for place in range(largest(products[query], looked_at, near)):
+            row = near[place]
+            similarity = np.float32(0.0)
+            for column in range(matrix.shape[1]):
+                similarity += asked[column] * matrix[row, column]
+            found = keep_best(kept_rows, kept, ties, found, row, similarity, row)
+        drain(kept_rows, kept, ties, found)
+        kept_rows[found:] = -1
+        kept[found:] = -np.inf

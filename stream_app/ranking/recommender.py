@@ -26,7 +26,7 @@ from stream_app.ranking.slate import SlateRules, choose
 from stream_app.retrieval.cold import promise
 from stream_app.retrieval.interests import FAST, SLOW, Interests, derive_interests, history_view
 from stream_app.retrieval.links import Links, Scratch, link_scores
-from stream_app.retrieval.source import Context
+from stream_app.retrieval.source import Context, Near
 from stream_app.retrieval.sources import default_sources
 from stream_app.retrieval.trending import Trending
 from stream_app.rules.book import Cap
@@ -293,12 +293,12 @@ class Recommender:
         self._scratch.reserve(serving.catalogue.rows)
         views = [history_view(request.user.history, request.before) for request in requests]
         interests = [self._interests(request, view) for request, view in zip(requests, views, strict=True)]
-        near, similarity = self._near(requests, interests)
+        near = self._near(requests, interests)
         searched = [self._searched(request, view) for request, view in zip(requests, views, strict=True)]
         cold_rows = serving.cold.rows(serving.catalogue, serving.signals.momentum(self._rising))
         return [
-            self._candidates(request, view, part, near[place], similarity[place], cold_rows, searched[place])
-            for place, (request, view, part) in enumerate(zip(requests, views, interests, strict=True))
+            self._candidates(*parts, cold_rows)
+            for parts in zip(requests, views, interests, near, searched, strict=True)
         ]
 
     def _interests(self, request: RankRequest, history: tuple[HistoryEntry, ...]) -> Interests:
@@ -313,26 +313,35 @@ class Recommender:
             self._serving.factors,
         )
 
-    def _near(
-        self, requests: Sequence[RankRequest], interests: Sequence[Interests]
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Neighbours of all slow and fast vectors in one search: rows and similarities [requests, 2, k]."""
-        retrieval = self._settings.retrieval
+    def _near(self, requests: Sequence[RankRequest], interests: Sequence[Interests]) -> list[Near | None]:
+        """Neighbours of the slow and fast vectors of all requests, by one search of the graph; None for each where
+        there is none: an index that is scanned leaves out what may not be recommended, which is not known yet."""
+        retrieval, index = self._settings.retrieval, self._serving.index
         wanted = max(retrieval.slow, retrieval.fast)
+        if index.exact or not wanted:
+            return [None] * len(requests)
         # What the user consumed lies around the interest vectors and is taken out afterwards.
         spare = max(min(self._taken_out(request), wanted) for request in requests)
-        count = wanted + spare + _TIE_RESERVE if wanted else 0
-        shape = (len(interests), 2, count)
+        count = wanted + spare + _TIE_RESERVE
         queries = np.concatenate([part.vectors[_SEARCHED] for part in interests])
         asked = queries.any(axis=1)
-        if asked.all() and count:
-            rows, similarity = self._serving.index.search(queries, count)
-        else:
-            rows = np.full((len(queries), count), -1, np.int32)
-            similarity = np.full((len(queries), count), -np.inf, np.float32)
-            if asked.any() and count:
-                rows[asked], similarity[asked] = self._serving.index.search(queries[asked], count)
-        return rows.reshape(shape), similarity.reshape(shape)
+        rows = np.full((len(queries), count), -1, np.int32)
+        similarity = np.full((len(queries), count), -np.inf, np.float32)
+        if asked.any():
+            rows[asked], similarity[asked] = index.search(queries[asked], count)
+        return [Near(rows[place : place + 2], similarity[place : place + 2]) for place in range(0, len(queries), 2)]
+
+    def _scanned(self, interests: Interests, servable: NDArray[np.bool_]) -> Near:
+        """The same for one request by a scan, of what may be recommended."""
+        retrieval, scratch = self._settings.retrieval, self._scratch
+        queries, wanted = interests.vectors[_SEARCHED], max(retrieval.slow, retrieval.fast)
+        asked = queries.any(axis=1)
+        if not wanted or not asked.any():
+            return Near(np.zeros((2, 0), np.int32), np.zeros((2, 0), np.float32))
+        count = wanted + _TIE_RESERVE
+        near = Near(*self._serving.index.scan(queries, count, servable, scratch.blocked, scratch.request))
+        near.rows[~asked] = -1
+        return near
 
     def _searched(self, request: RankRequest, history: tuple[HistoryEntry, ...]) -> NDArray[np.int32]:
         """Rows close to what the user searched for, nearest first, int32; none unless that was the last thing done.
@@ -359,10 +368,9 @@ class Recommender:
         request: RankRequest,
         history: tuple[HistoryEntry, ...],
         interests: Interests,
-        near: NDArray[np.int32],
-        similarity: NDArray[np.float32],
-        cold_rows: NDArray[np.int32],
+        near: Near | None,
         searched: NDArray[np.int32],
+        cold_rows: NDArray[np.int32],
     ) -> _Prepared:
         serving, settings, scratch = self._serving, self._settings, self._scratch
         catalogue = serving.catalogue
@@ -372,14 +380,13 @@ class Recommender:
         context = Context(
             interests=interests,
             links=links,
-            near=near,
-            near_similarity=similarity,
+            near=self._scanned(interests, servable) if near is None else near,
             cold_rows=cold_rows,
             cold_counts=serving.signals.decayed(request.at, cold_rows, self._rising),
             vectors=serving.index.table(catalogue.rows),
             catalogue=catalogue,
             signals=serving.signals,
-            factor_scores=serving.factors.score_all(interests.factors, servable, scratch.blocked, scratch.request),
+            by_factors=self._by_factors(interests, servable),
             settings=settings.retrieval,
             servable=servable,
             scratch=scratch,
@@ -400,14 +407,18 @@ class Recommender:
             found = (sources & bit).astype(np.bool_)
             sources[found] = (sources[found] & ~bit) | np.uint32(1 << self._by_text)
         distinct, sources = self._permitted(distinct[:count], sources[:count], request)
-        # Without a user's factors they say nothing: what comes of zeros is the items' biases.
-        known = interests.factors.any()
-        factors = (
-            context.factor_scores.take(distinct, axis=1) if known else np.full((2, len(distinct)), np.nan, np.float32)
-        )
+        factors = serving.factors.scores(interests.factors, distinct)
         prepared = self._prepared(request, history, interests, links, distinct, sources, factors)
         prepared.proposed, prepared.searched = proposed, searched
         return prepared
+
+    def _by_factors(self, interests: Interests, servable: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """Of each memory the rows with the largest scores; see ``Context.by_factors``."""
+        retrieval, scratch, serving = self._settings.retrieval, self._scratch, self._serving
+        # Without a user's factors they say nothing: what comes of zeros is the items' biases.
+        count = max(retrieval.factors, retrieval.factors_fast) if interests.factors.any() else 0
+        hashes = serving.catalogue.id_hash
+        return serving.factors.best(interests.factors, count, servable, scratch.blocked, scratch.request, hashes)
 
     def _block(self, request: RankRequest) -> None:
         """Number the request and mark what the user consumed or hid, and what is the user's own."""

@@ -25,4 +25,4 @@ class NearInterests:
 
     def propose(self, context: Context) -> NDArray[np.int32]:
         count = context.settings.slow if self.vector == SLOW else context.settings.fast
-        return context.best(context.near[self.vector], context.near_similarity[self.vector], count)
+        return context.best(context.near.rows[self.vector], context.near.similarity[self.vector], count)

@@ -20,6 +20,9 @@ _RISING = 2.0
 20 % by counts alone, 4 % by text alone)."""
 
 
+_NONE: NDArray[np.float32] = np.zeros(0, np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class NewItems:
     """Cold items by closeness to the slow interest vector and recent counts; without either the newest, then a sample
@@ -32,9 +35,11 @@ class NewItems:
         if not len(rows) or not count:
             return rows[:0]
         promising = np.empty(len(rows))
+        # Not exact, where everything was looked at anyway: what promises more is a guess to begin with.
+        products = context.near.products
         known = _promising(
-            rows, context.interests.vectors[SLOW], context.vectors, context.cold_counts, context.servable,
-            context.scratch.blocked, context.request, promising,
+            rows, context.interests.vectors[SLOW], context.vectors, _NONE if products is None else products[SLOW],
+            context.cold_counts, context.servable, context.scratch.blocked, context.request, promising,
         )  # fmt: skip
         if known:
             return context.best(rows, promising, count)
@@ -61,6 +66,7 @@ def _promising(
     rows: NDArray[np.int32],
     slow: NDArray[np.float32],
     vectors: NDArray[np.float32],
+    products: NDArray[np.float32],
     counts: NDArray[np.float64],
     servable: NDArray[np.bool_],
     blocked: NDArray[np.int64],
@@ -68,6 +74,10 @@ def _promising(
     promising: NDArray[np.float64],
 ) -> bool:
     """:func:`promise` of the rows that may be recommended, compared with each other; of the others anything.
+
+    Args:
+        products: float32 by row, which may end early, products with ``slow``, -inf where there is no vector; empty:
+            they are computed.
 
     Returns:
         whether there is something to go by: any of them was taken lately, or ``slow`` is not zero.
@@ -79,8 +89,14 @@ def _promising(
             places[found] = place
             found += 1
     places = places[:found]
-    closeness = np.empty(found, np.float32)
-    _products(rows, places, vectors, slow, closeness)
+    closeness = np.zeros(found, np.float32)
+    if len(products):
+        for place in range(found):
+            row = rows[places[place]]
+            if row < len(products) and products[row] > -np.inf:
+                closeness[place] = products[row]
+    else:
+        _products(rows, places, vectors, slow, closeness)
     of_them = np.empty(found)
     _promise(closeness, np.log1p(counts[places]), of_them)
     known = False

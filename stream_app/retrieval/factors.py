@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.factors.table import best_by_factors
 from stream_app.retrieval.interests import FAST, SLOW
 from stream_app.retrieval.source import Context
 
@@ -30,4 +29,5 @@ class SimilarTaste:
         count = settings.factors if self.memory == SLOW else settings.factors_fast
         if not count or not context.interests.factors.any():
             return np.zeros(0, np.int32)
-        return best_by_factors(context.factor_scores[self.memory], count, context.catalogue.id_hash)
+        found = context.by_factors[self.memory, :count]
+        return found[found >= 0]

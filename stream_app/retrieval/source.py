@@ -19,7 +19,23 @@ from stream_app.retrieval.interests import Interests
 from stream_app.retrieval.links import Links, Scratch
 from stream_app.settings import RetrievalSettings
 
-__all__ = ["Context", "Source", "best"]
+__all__ = ["Context", "Near", "Source", "best"]
+
+
+@dataclass(slots=True)
+class Near:
+    """Neighbours of the slow and of the fast interest vector.
+
+    Attributes:
+        rows: int32 [2, k], best first, -1 where there are none.
+        similarity: float32 [2, k], their cosines.
+        products: float32 [2, rows], cosines to everything, to about .002, -inf of what may not be recommended; None
+            where nothing looked at everything.
+    """
+
+    rows: NDArray[np.int32]
+    similarity: NDArray[np.float32]
+    products: NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True)
@@ -28,27 +44,25 @@ class Context:
     long).
 
     Attributes:
-        near: int32 [2, k], rows nearest to the slow and to the fast vector, best first, -1 where there are none.
-        near_similarity: float32 [2, k], their cosines.
+        near: what is nearest to the slow and to the fast vector.
         cold_rows: int32 [c], cold items.
         cold_counts: float64 [c], their decayed counts.
         vectors: float32 [rows or more, dimensions], unit vectors by row, zeros where there is none.
-        factor_scores: float32 [2, rows], by learned factors with a long and a short memory; -inf for what may not be
-            recommended.
+        by_factors: int32 [2, k], allowed rows with the largest scores by learned factors, with a long and with a short
+            memory, best first, -1 where there are none.
         seed: a hash of the user, for choices that are random but the same every time.
         columns: popularity columns (half-lives and all time).
     """
 
     interests: Interests
     links: Links
-    near: NDArray[np.int32]
-    near_similarity: NDArray[np.float32]
+    near: Near
     cold_rows: NDArray[np.int32]
     cold_counts: NDArray[np.float64]
     vectors: NDArray[np.float32]
     catalogue: Catalogue
     signals: Signals
-    factor_scores: NDArray[np.float32]
+    by_factors: NDArray[np.int32]
     settings: RetrievalSettings
     servable: NDArray[np.bool_]
     scratch: Scratch

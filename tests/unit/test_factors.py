@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from schemas.messages import TrainingExample
 from stream_app.factors.basis import FactorBasis, fit_basis, without_text
-from stream_app.factors.kernels import best_scored, score_targets, user_factors
+from stream_app.factors.kernels import user_factors
 from stream_app.factors.learner import FactorLearner
-from stream_app.factors.table import Factors, best_by_factors
+from stream_app.factors.table import Factors
 from stream_app.heap import drain, keep_best, largest
 from stream_app.settings import FactorSettings
 
@@ -68,8 +68,8 @@ def _table(learner: FactorLearner) -> Factors:
 
 def _top(table: Factors, recent: list[int], count: int) -> list[int]:
     users = table.users(np.array(recent, np.int32))
-    scores = table.score_all(users, np.ones(40, np.bool_), np.zeros(40, np.int64), 1)
-    return [int(row) for row in best_by_factors(scores[0], count, np.arange(40))]
+    found = table.best(users, count, np.ones(40, np.bool_), np.zeros(40, np.int64), 1, np.arange(40))
+    return [int(row) for row in found[0]]
 
 
 def test_what_follows_what_is_learned() -> None:
@@ -189,25 +189,62 @@ def test_learned_rows_are_not_started_again() -> None:
     assert not table.has[row]
 
 
+def _full(size: int, *, seed: int) -> Factors:
+    rng = np.random.default_rng(seed)
+    table = Factors(FactorSettings(dimensions=12))
+    target, bias = rng.normal(size=(size, 12)).astype(np.float32), rng.normal(size=size).astype(np.float32)
+    table.apply(np.arange(size, dtype=np.int32), target, target, bias)
+    return table
+
+
 def test_the_scan_finds_what_sorting_finds() -> None:
     rng = np.random.default_rng(1)
-    target, bias = rng.normal(size=(500, 8)).astype(np.float32), rng.normal(size=500).astype(np.float32)
-    users = rng.normal(size=(2, 8)).astype(np.float32)
+    table = _full(500, seed=1)
+    users = rng.normal(size=(2, 12)).astype(np.float32)
     allowed, blocked = rng.random(500) < 0.7, np.where(rng.random(500) < 0.1, 9, 0)
     # Many of the best are the same: of these the smaller hashes.
-    best = np.argsort(-(target @ users[1] + bias))[:60]
-    target[best], bias[best] = target[best[0]], bias[best[0]]
+    best = np.argsort(-(table.target[:500] @ users[1] + table.bias[:500]))[:60]
+    table.put(0, table.context[0], table.target[0], table.bias[0])
+    for row in best.tolist():
+        table.put(row, table.context[row], table.target[best[0]], float(table.bias[best[0]]))
+    table.forget(rng.choice(500, 50, replace=False))
     hashes = rng.permutation(500)
-    has = rng.random(500) < 0.9
-    scores, rows = np.empty((2, 500), np.float32), np.empty(20, np.int32)
-    score_targets(users, target, bias, allowed, has, blocked, 9, scores)
-    there = allowed & has & (blocked != 9)
-    assert np.array_equal(np.isneginf(scores), np.stack([~there, ~there]))
-    np.testing.assert_allclose(scores[:, there], users @ target[there].T + bias[there], rtol=1e-4, atol=1e-5)
-    assert best_scored(scores[1], hashes, rows) == 20
-    free = best[allowed[best] & has[best] & (blocked[best] != 9)]
+    rows = table.best(users, 20, allowed, blocked, 9, hashes)
+    there = np.flatnonzero(allowed & table.has[:500] & (blocked != 9))
+    free = np.intersect1d(best, there)
     assert len(free) > 20
-    assert rows.tolist() == free[np.argsort(hashes[free])][:20].tolist()
+    assert rows[1].tolist() == free[np.argsort(hashes[free])][:20].tolist()
+    scores = table.scores(users, there.astype(np.int32))
+    np.testing.assert_allclose(scores, users @ table.target[there].T + table.bias[there], rtol=1e-4, atol=1e-5)
+    few = np.zeros(500, np.bool_)
+    few[there[:7]] = True
+    rows = table.best(users, 20, few, blocked, 9, hashes)
+    assert rows[0].tolist() == [*there[:7][np.argsort(-scores[0, :7])].tolist(), *[-1] * 13]
+
+
+def test_a_table_finds_what_changed_since() -> None:
+    """Codes of the targets follow every way in which a target changes."""
+    table = _full(300, seed=2)
+    users = np.zeros((2, 12), np.float32)
+    users[:, 0] = 1.0
+    far = np.zeros(12, np.float32)
+
+    def top() -> int:
+        found = table.best(users, 1, np.ones(300, np.bool_), np.zeros(300, np.int64), 1, np.arange(300))
+        return int(found[0, 0])
+
+    far[0] = 100.0
+    table.put(17, far, far, 0.0)
+    assert top() == 17
+    table.apply(np.array([18], np.int32), 2 * far[None, :], 2 * far[None, :], np.zeros(1, np.float32))
+    assert top() == 18
+    table.reserve(5_000)
+    assert top() == 18
+    learner = _full(300, seed=3)
+    table.share(learner.context, learner.target, learner.bias, 300)
+    learner.target[42] = 3 * far
+    table.changed(np.array([42]))
+    assert top() == 42
 
 
 def test_draws_depend_on_what_was_taken_when_and_not_on_its_place_in_a_topic() -> None:
