@@ -21,7 +21,7 @@ from stream_app.compiled import compiled
 
 types: Any = numba_types
 
-__all__ = ["MAX_COLUMNS", "SPARE", "Codes", "scan_codes"]
+__all__ = ["MAX_COLUMNS", "SPARE", "Codes", "in_words", "scan_codes", "two_products"]
 
 MAX_COLUMNS = 100_000
 """Sums of products of two codes over so many columns stay within 32 bits."""
@@ -101,7 +101,7 @@ def _take(
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _two_products(_context: Any, codes: Any, row: Any, one: Any, two: Any) -> Any:
+def two_products(_context: Any, codes: Any, row: Any, one: Any, two: Any) -> Any:
     """Products of two queries (int16 [columns]) with a row of codes (int8 [rows, columns]): two int32.
 
     In vector instructions, because no loop is turned into the one that multiplies sixteen pairs of 16-bit numbers and
@@ -159,6 +159,24 @@ def _generate_two_products(context: Any, builder: Any, signature: Any, args: Any
 
 
 @compiled
+def in_words(queries: NDArray[np.float32], width: int) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    """Codes of queries: int16 [q, width], filled up with zeros, and their steps, float32 [q].
+
+    Args:
+        queries: float32 [q, columns].
+        width: of the rows of codes they are compared with.
+    """
+    words = np.zeros((len(queries), width), np.int16)
+    steps = np.empty(len(queries), np.float32)
+    codes = np.empty(queries.shape[1], np.int8)
+    for query in range(len(queries)):
+        steps[query] = _code(queries[query], codes)
+        for column in range(len(codes)):
+            words[query, column] = codes[column]
+    return words, steps
+
+
+@compiled
 def scan_codes(
     queries: NDArray[np.float32], values: NDArray[np.int8], steps: NDArray[np.float32], products: NDArray[np.float32]
 ) -> None:
@@ -169,15 +187,9 @@ def scan_codes(
         values, steps: of the rows, see :class:`Codes`.
         products: float32 [2, n], overwritten; ``n`` is how many of the rows are looked at.
     """
-    asked = np.zeros((2, values.shape[1]), np.int16)
-    scale = np.empty(2, np.float32)
-    coded = np.empty(queries.shape[1], np.int8)
-    for query in range(2):
-        scale[query] = _code(queries[query], coded)
-        for column in range(len(coded)):
-            asked[query, column] = coded[column]
-    one, two = asked[0], asked[1]
+    words, scale = in_words(queries, values.shape[1])
+    one, two = words[0], words[1]
     for row in range(products.shape[1]):
-        first, second = _two_products(values, row, one, two)
+        first, second = two_products(values, row, one, two)
         products[0, row] = np.float32(first) * steps[row] * scale[0]
         products[1, row] = np.float32(second) * steps[row] * scale[1]

@@ -277,6 +277,12 @@ class IndexSettings(_Group):
         description="Up to this many vectors everything is scanned, exact and as fast (count); 0: always HNSW.",
     )
     m: int = Field(16, ge=4, le=128, description="Links per node.")
+    neighbours: int = Field(
+        64,
+        ge=4,
+        le=1_000,
+        description="Nearest items kept per item, once somebody who took it is ranked; 8 bytes each (count).",
+    )
     ef_construction: int = Field(120, ge=16, le=2_000, description="Breadth while building.")
     ef_search: int = Field(120, ge=16, le=2_000, description="Breadth while searching.")
     rebuild_churn: float = Field(
@@ -304,8 +310,16 @@ class SpaceSettings(_Group):
 class RetrievalSettings(_Group):
     """How many candidates each source may propose (count)."""
 
-    slow: int = Field(60, ge=0, le=1_000, description="ANN around the slow interest vector.")
-    fast: int = Field(60, ge=0, le=1_000, description="ANN around the fast interest vector.")
+    whole_below: int = Field(
+        2_000,
+        ge=0,
+        le=1_000_000,
+        description="Up to this many vectors everything is looked at; beyond, what lies near to the last items, what "
+        "was taken together with them, and what is popular.",
+    )
+    neighbour_items: int = Field(20, ge=1, le=100, description="Last items whose nearest items are looked at.")
+    slow: int = Field(60, ge=0, le=1_000, description="Nearest to the slow interest vector.")
+    fast: int = Field(60, ge=0, le=1_000, description="Nearest to the fast interest vector.")
     transitions: int = Field(120, ge=0, le=1_000, description="Neighbours of the last items.")
     recent_items: int = Field(40, ge=1, le=100, description="Last items whose neighbours are looked at.")
     trending: int = Field(30, ge=0, le=1_000, description="Per half-life, and of all time.")

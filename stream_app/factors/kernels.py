@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.compiled import compiled, compiled_sums
-from stream_app.heap import drain, keep_best, largest
+from stream_app.compiled import compiled_sums
 from stream_app.mixing import GOLDEN, below, mixed
 
-__all__ = ["best_scored", "learn_examples", "score_rows", "user_factors"]
+__all__ = ["learn_examples", "score_rows", "user_factors"]
 
 
 @compiled_sums
@@ -213,52 +212,3 @@ def score_rows(
             for column in range(target.shape[1]):
                 score += users[user, column] * target[row, column]
             scores[user, place] = score
-
-
-@compiled
-def best_scored(
-    products: NDArray[np.float32],
-    users: NDArray[np.float32],
-    target: NDArray[np.float32],
-    bias: NDArray[np.float32],
-    allowed: NDArray[np.bool_],
-    has: NDArray[np.bool_],
-    blocked: NDArray[np.int64],
-    request: int,
-    hashes: NDArray[np.int64],
-    spare: int,
-    rows: NDArray[np.int32],
-) -> None:
-    """The rows with the largest ``user . target + bias`` for each of two users' vectors, best first.
-
-    Args:
-        products: float32 [2, n], about the products; overwritten.
-        users: float32 [2, k].
-        target: float32 [n, k].
-        bias: float32 [n].
-        allowed, has: bool [n], rows that may be proposed, and that have factors.
-        blocked: int64 [>= n], rows holding ``request`` are left out.
-        hashes: int64 [n], distinct; of equal scores the smaller goes first.
-        spare: how many beyond those wanted are compared in full precision.
-        rows: int32 [2, wanted], overwritten; -1 where there are fewer.
-    """
-    for row in range(len(bias)):
-        if allowed[row] and has[row] and blocked[row] != request:
-            products[0, row] += bias[row]
-            products[1, row] += bias[row]
-        else:
-            products[0, row] = products[1, row] = -np.inf
-    wanted = rows.shape[1]
-    near = np.empty(len(bias), np.int32)
-    exact = np.empty((1, len(bias)), np.float32)
-    kept = np.empty(wanted, np.float32)
-    ties = np.empty(wanted, np.int64)
-    for user in range(2):
-        found = 0
-        count = largest(products[user], wanted + spare, near)
-        score_rows(users[user : user + 1], target, bias, near[:count], exact)
-        for place in range(count):
-            row = near[place]
-            found = keep_best(rows[user], kept, ties, found, row, exact[0, place], hashes[row])
-        drain(rows[user], kept, ties, found)
-        rows[user, found:] = -1

@@ -9,10 +9,10 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.codes import SPARE, Codes, scan_codes
+from stream_app.codes import Codes
 from stream_app.errors import SnapshotError
 from stream_app.factors.basis import FactorBasis
-from stream_app.factors.kernels import best_scored, score_rows, user_factors
+from stream_app.factors.kernels import score_rows, user_factors
 from stream_app.settings import FactorSettings
 
 __all__ = ["Factors"]
@@ -142,37 +142,10 @@ class Factors:
             user_factors(rows, self.context, settings.fast_decay, settings.norm, out[1])
         return out
 
-    def best(
-        self,
-        users: NDArray[np.float32],
-        count: int,
-        allowed: NDArray[np.bool_],
-        blocked: NDArray[np.int64],
-        request: int,
-        hashes: NDArray[np.int64],
-    ) -> NDArray[np.int32]:
-        """The allowed rows with the largest ``user . target + bias``, best first: int32 [2, count], -1 where there are
-        fewer.
-
-        Args:
-            users: float32 [2, k].
-            count: how many.
-            allowed: bool [rows].
-            blocked: int64 by row; rows that hold ``request`` are left out.
-            hashes: int64 by row, of the items' ids; of equal scores the smaller goes first.
-        """
-        size = len(allowed)
-        self.reserve(size)
-        rows = np.full((2, count), -1, np.int32)
-        if not count:
-            return rows
-        products = np.empty((2, size), np.float32)
-        scan_codes(users, self._codes.values, self._codes.steps, products)
-        best_scored(
-            products, users, self.target, self.bias[:size], allowed, self.has[:size], blocked, request, hashes, SPARE,
-            rows,
-        )  # fmt: skip
-        return rows
+    @property
+    def codes(self) -> Codes:
+        """The targets by row in whole numbers; read-only, and good until the next change."""
+        return self._codes
 
     def scores(self, users: NDArray[np.float32], rows: NDArray[np.int32]) -> NDArray[np.float32]:
         """``user . target + bias`` of rows: float32 [2, n]; NaN for rows without factors, and for users without."""

@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.codes import MAX_COLUMNS, SPARE, Codes, scan_codes
-from stream_app.compiled import compiled, compiled_sums
+from stream_app.compiled import compiled_sums
 from stream_app.errors import SnapshotError
 from stream_app.heap import drain, keep_best, largest
+from stream_app.index.neighbours import NeighbourLists
 from stream_app.settings import IndexSettings
 
 __all__ = ["VectorIndex"]
@@ -64,6 +65,7 @@ class VectorIndex:
         self._build: _Build | None = None
         self._held = False
         self._changes: set[int] | None = None
+        self._lists = NeighbourLists(settings.neighbours)
         self.rebuilds = 0
         self.version = 0
 
@@ -97,6 +99,12 @@ class VectorIndex:
         until the next change."""
         self._reserve(rows)
         return self._matrix
+
+    @property
+    def codes(self) -> Codes:
+        """The vectors by row in whole numbers, as many rows as :meth:`table` has; read-only, and good until the next
+        change."""
+        return self._codes
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -179,24 +187,14 @@ class VectorIndex:
             rows[:, :found], similarities[:, :found] = result
         return rows, similarities
 
-    def scan(
-        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_], blocked: NDArray[np.int64], request: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
-        """The ``k`` allowed rows nearest to each of two queries, by a pass over everything; see :attr:`exact`.
+    def neighbours(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The nearest others of each of ``rows`` (distinct): int32 [rows that have a vector, ``index.neighbours``],
+        nearest first, -1 where there are fewer. Kept, see :mod:`stream_app.index.neighbours`."""
+        return self._lists.of(rows[self.has(rows)], self._around, capacity=len(self._matrix))
 
-        Args:
-            queries: float32 [2, dimensions].
-            k: how many.
-            allowed: bool by row.
-            blocked: int64 by row; rows that hold ``request`` are left out.
-
-        Returns:
-            rows int32 [2, k] and similarities float32 [2, k], best first, -1 and -inf where there are fewer than ``k``;
-            and similarities to all rows, float32 [2, rows], to about .002 at 384 dimensions, -inf of what was left out.
-        """
-        products = self._products(queries, k)
-        _leave_out(products, allowed, blocked, request)
-        return *self._nearest(products, queries, k), products
+    def _around(self, rows: NDArray[np.integer[Any]], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """What is nearest to each of ``rows``, for the lists."""
+        return self.search(self._matrix[rows], k)
 
     def _search_exact(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         rows = np.empty((len(queries), k), np.int32)
@@ -278,6 +276,7 @@ class VectorIndex:
         self._cut_over()
         if self._changes is not None:
             self._changes.update(rows.tolist())
+        self._lists.changed(rows[self._present[rows]].tolist(), live=self._live)
         if self._build is not None:
             self._build.touched.update(rows.tolist())
         if self._graph is not None:
@@ -440,15 +439,6 @@ class _Build:
             self.graph = graph
         except BaseException as error:  # handed to the owner at cut-over
             self.error = error
-
-
-@compiled
-def _leave_out(
-    products: NDArray[np.float32], allowed: NDArray[np.bool_], blocked: NDArray[np.int64], request: int
-) -> None:
-    for row in range(products.shape[1]):
-        if not allowed[row] or blocked[row] == request:
-            products[0, row] = products[1, row] = -np.inf
 
 
 @compiled_sums

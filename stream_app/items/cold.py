@@ -122,12 +122,15 @@ def _choose(
     for row in members:
         if row < len(momentum) and momentum[row] > -np.inf:
             # In steps: the last bits differ between processors, and the order must not.
-            found = keep_best(rising, keys, ties, found, row, np.rint(momentum[row] * 1e6), hashes[row])
+            key = np.rint(momentum[row] * 1e6)
+            # Asked here too, because a call takes longer than the answer.
+            if found < len(rising) or (found and key >= keys[0]):
+                found = keep_best(rising, keys, ties, found, row, key, hashes[row])
     drain(rising, keys, ties, found)
     held = set(rising[:found])
     newest = rows[found:]
     count = 0
     for row in members:
-        if row not in held:
+        if row not in held and (count < len(newest) or (count and published[row] >= keys[0])):
             count = keep_best(newest, keys, ties, count, row, published[row], hashes[row])
     drain(newest, keys, ties, count)

@@ -25,7 +25,7 @@ from stream_app.items.catalogue import Catalogue
 from stream_app.items.trending import TopRows
 from stream_app.settings import ItemSettings
 
-__all__ = ["Arena", "Neighbours", "Signals"]
+__all__ = ["Arena", "Neighbours", "Signals", "decayed_counts"]
 
 _DAY = 86_400.0
 _START_CAPACITY = 1_024
@@ -106,6 +106,16 @@ class Signals:
         return self._transition_rate
 
     @property
+    def counts(self) -> NDArray[np.float64]:
+        """Counts by row as they were stated: float64 [capacity, columns]; read-only, good until the next change."""
+        return self._counts
+
+    @property
+    def rates(self) -> NDArray[np.float64]:
+        """Half-lives of each column of counts per second: float64 [columns], read-only."""
+        return self._rates
+
+    @property
     def columns(self) -> int:
         """Counts per item: one per half-life, and the one that never decays (the last)."""
         return len(self._rates)
@@ -131,7 +141,7 @@ class Signals:
         """Counts of rows decayed to ``at`` (event time, seconds): float64 [len(rows), columns]."""
         self.reserve(int(rows.max()) + 1 if len(rows) else 0)
         found = np.empty((len(rows), len(self._rates)))
-        _decayed(at, rows.astype(np.int32, copy=False), self._counts, self.arena.stated, self._rates, found)
+        decayed_counts(at, rows.astype(np.int32, copy=False), self._counts, self.arena.stated, self._rates, found)
         return found
 
     def decayed(self, at: float, rows: NDArray[np.int32], column: int) -> NDArray[np.float64]:
@@ -398,7 +408,7 @@ class Signals:
 
 
 @compiled
-def _decayed(
+def decayed_counts(
     at: float,
     rows: NDArray[np.int32],
     counts: NDArray[np.float64],
@@ -406,6 +416,7 @@ def _decayed(
     rates: NDArray[np.float64],
     found: NDArray[np.float64],
 ) -> None:
+    """:meth:`Signals.popularity` over plain arrays: :attr:`Signals.counts`, ``arena.stated``, :attr:`Signals.rates`."""
     for place, row in enumerate(rows):
         elapsed = max(at - stated[row], 0.0)
         for column, rate in enumerate(rates):

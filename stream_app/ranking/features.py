@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled, compiled_sums
+from stream_app.factors.kernels import score_rows
+from stream_app.items.signals import decayed_counts
 from stream_app.retrieval.interests import VECTORS
-from stream_app.retrieval.links import SCORES
+from stream_app.retrieval.links import SCORES, Links, pick
 from stream_app.settings import ItemSettings
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "FEATURE_LIMIT",
     "TEXT",
     "Features",
+    "candidate_features",
     "context_values",
     "cosines",
     "feature_names",
@@ -168,6 +171,120 @@ def cosines(
                 four += also * next_value
             found[place, query], found[place, other] = one, two
             found[following, query], found[following, other] = three, four
+
+
+def candidate_features(
+    rows: NDArray[np.int32],
+    *,
+    table: NDArray[np.float32],
+    has_vector: NDArray[np.bool_],
+    queries: NDArray[np.float32],
+    links: Links,
+    counts: NDArray[np.float64],
+    stated: NDArray[np.float64],
+    rates: NDArray[np.float64],
+    users: NDArray[np.float32],
+    target: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    has_factors: NDArray[np.bool_],
+    own: NDArray[np.int32],
+    own_weights: NDArray[np.float64],
+    published_at: NDArray[np.float64],
+    slot: NDArray[np.int32],
+    at: float,
+    now: float,
+    cold_events: float,
+) -> Features:
+    """Features of the candidates ``rows`` (int32 [k]) from what is known by row, in one compiled call.
+
+    Args:
+        table, has_vector: the vectors by row, and which rows have one (``VectorIndex.table``, ``present``).
+        queries: float32 [5 + recent items, dimensions], what they are compared with (``Interests.queries``).
+        links: transition scores.
+        counts, stated, rates: see ``Signals.counts``, ``arena``, ``rates``.
+        users: float32 [2, factors], of the user; zeros: nothing is known.
+        target, bias, has_factors: see ``Factors``.
+        own, own_weights: what the user did with which rows before (``Interests``).
+        published_at: float64 by row, seconds since 1970, -inf where unknown.
+        slot: int32 by row, -1 everywhere; and again afterwards.
+        at, now, cold_events: see :func:`scaled_features`.
+    """
+    values = np.empty((len(rows), len(TEXT) + len(_LINKS) + len(rates) + len(_OWN)), np.float32)
+    cold = np.empty(len(rows), np.bool_)
+    closeness = np.empty(len(rows))
+    _compute(
+        rows, table, has_vector, queries, links.rows, links.scores, counts, stated, rates, users, target, bias,
+        has_factors, own, own_weights, published_at, slot, at, now, cold_events, values, cold, closeness,
+    )  # fmt: skip
+    return Features(values, cold, closeness)
+
+
+@compiled
+def _compute(
+    rows: NDArray[np.int32],
+    table: NDArray[np.float32],
+    has_vector: NDArray[np.bool_],
+    queries: NDArray[np.float32],
+    link_rows: NDArray[np.int32],
+    link_scores: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    stated: NDArray[np.float64],
+    rates: NDArray[np.float64],
+    users: NDArray[np.float32],
+    target: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    has_factors: NDArray[np.bool_],
+    own: NDArray[np.int32],
+    own_weights: NDArray[np.float64],
+    published_at: NDArray[np.float64],
+    slot: NDArray[np.int32],
+    at: float,
+    now: float,
+    cold_events: float,
+    values: NDArray[np.float32],
+    cold: NDArray[np.bool_],
+    closeness: NDArray[np.float64],
+) -> None:
+    count = len(rows)
+    products = np.empty((count, len(queries)), np.float32)
+    cosines(rows, table, queries, products)
+    links = np.zeros((len(link_scores), count))
+    pick(link_rows, link_scores, rows, slot, links)
+    decayed = np.empty((count, len(rates)))
+    decayed_counts(at, rows, counts, stated, rates, decayed)
+    factors = np.empty((2, count), np.float32)
+    known = False
+    for user in users:
+        for value in user:
+            known = known or value != 0.0
+    if known:
+        score_rows(users, target, bias, rows, factors)
+    for place, row in enumerate(rows):
+        if not known or not has_factors[row]:
+            factors[:, place] = np.nan
+    done = _looked_up(own, own_weights, rows, slot)
+    _fill(
+        products, has_vector[rows], links, decayed, stated[rows], factors, done, published_at[rows], at, now,
+        cold_events, values, cold, closeness,
+    )  # fmt: skip
+    _scale(values)
+
+
+@compiled
+def _looked_up(
+    held: NDArray[np.int32], values: NDArray[np.float64], rows: NDArray[np.int32], slot: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """Values of ``rows`` among those of ``held`` rows, 0 of others: float64 [len(rows)]; ``slot`` is -1 everywhere,
+    and again afterwards."""
+    found = np.zeros(len(rows))
+    for place, row in enumerate(held):
+        slot[row] = place
+    for place, row in enumerate(rows):
+        if slot[row] >= 0:
+            found[place] = values[slot[row]]
+    for row in held:
+        slot[row] = -1
+    return found
 
 
 def scaled_features(

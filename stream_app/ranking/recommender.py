@@ -20,12 +20,13 @@ from schemas.messages import SlateItem
 from stream_app.compiled import compiled
 from stream_app.mixing import GOLDEN, below, mixed
 from stream_app.ranking.exploration import explores, least_shown, thompson_order
-from stream_app.ranking.features import Features, context_values, cosines, feature_names, in_units, scaled_features
+from stream_app.ranking.features import Features, candidate_features, context_values, feature_names, in_units
 from stream_app.ranking.reasons import KINDS, evidence_signs, kind_columns, phrase, strongest_kind
 from stream_app.ranking.slate import SlateRules, choose
 from stream_app.retrieval.cold import promise
 from stream_app.retrieval.interests import FAST, SLOW, Interests, derive_interests, history_view
 from stream_app.retrieval.links import Links, Scratch, link_scores
+from stream_app.retrieval.pool import best_of_pool, gather
 from stream_app.retrieval.source import Context, Near
 from stream_app.retrieval.sources import default_sources
 from stream_app.retrieval.trending import Trending
@@ -49,6 +50,7 @@ _SEARCHED = slice(SLOW, FAST + 1)
 _NEARER = 1e-6
 """Standard deviations: rounding is no difference."""
 _NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
+_NO_BIAS: NDArray[np.float32] = np.zeros(0, np.float32)
 _TIE_RESERVE = 8
 """Neighbours searched beyond those wanted, so that ties at the end are decided by id and not by the index."""
 
@@ -293,13 +295,9 @@ class Recommender:
         self._scratch.reserve(serving.catalogue.rows)
         views = [history_view(request.user.history, request.before) for request in requests]
         interests = [self._interests(request, view) for request, view in zip(requests, views, strict=True)]
-        near = self._near(requests, interests)
         searched = [self._searched(request, view) for request, view in zip(requests, views, strict=True)]
         cold_rows = serving.cold.rows(serving.catalogue, serving.signals.momentum(self._rising))
-        return [
-            self._candidates(*parts, cold_rows)
-            for parts in zip(requests, views, interests, near, searched, strict=True)
-        ]
+        return [self._candidates(*parts, cold_rows) for parts in zip(requests, views, interests, searched, strict=True)]
 
     def _interests(self, request: RankRequest, history: tuple[HistoryEntry, ...]) -> Interests:
         return derive_interests(
@@ -313,35 +311,53 @@ class Recommender:
             self._serving.factors,
         )
 
-    def _near(self, requests: Sequence[RankRequest], interests: Sequence[Interests]) -> list[Near | None]:
-        """Neighbours of the slow and fast vectors of all requests, by one search of the graph; None for each where
-        there is none: an index that is scanned leaves out what may not be recommended, which is not known yet."""
-        retrieval, index = self._settings.retrieval, self._serving.index
-        wanted = max(retrieval.slow, retrieval.fast)
-        if index.exact or not wanted:
-            return [None] * len(requests)
-        # What the user consumed lies around the interest vectors and is taken out afterwards.
-        spare = max(min(self._taken_out(request), wanted) for request in requests)
-        count = wanted + spare + _TIE_RESERVE
-        queries = np.concatenate([part.vectors[_SEARCHED] for part in interests])
+    def _looked_at(
+        self, request: RankRequest, interests: Interests, links: Links, servable: NDArray[np.bool_]
+    ) -> tuple[Near, NDArray[np.int32]]:
+        """What of the pool (:mod:`stream_app.retrieval.pool`) is nearest to the interest vectors, and what has the
+        largest scores by learned factors; see :class:`Context`."""
+        retrieval, scratch, serving = self._settings.retrieval, self._scratch, self._serving
+        index, factors, hashes = serving.index, serving.factors, serving.catalogue.id_hash
+        queries = interests.vectors[_SEARCHED]
         asked = queries.any(axis=1)
-        rows = np.full((len(queries), count), -1, np.int32)
-        similarity = np.full((len(queries), count), -np.inf, np.float32)
-        if asked.any():
-            rows[asked], similarity[asked] = index.search(queries[asked], count)
-        return [Near(rows[place : place + 2], similarity[place : place + 2]) for place in range(0, len(queries), 2)]
+        if len(index) <= retrieval.whole_below:
+            near, others = np.arange(len(servable), dtype=np.int32), _NOTHING
+        else:
+            near = index.neighbours(interests.own[: retrieval.neighbour_items]).ravel()
+            if asked.any() and (interests.words or not len(near)):
+                # Words are not near to an item that has a list.
+                near = np.concatenate([near, self._searched_for(request, queries[asked])])
+            others = np.concatenate([links.rows, *self._popular()])
+        pool = np.empty(len(near) + len(others), np.int32)
+        first, count = gather(near, others, servable, scratch.blocked, scratch.request, scratch.slot, pool)
+        found = max(retrieval.slow, retrieval.fast) + _TIE_RESERVE
+        rows, scores = np.empty((2, found), np.int32), np.empty((2, found))
+        codes = index.codes
+        best_of_pool(pool[:first], queries, codes.values, codes.steps, _NO_BIAS, index.present, hashes, rows, scores)
+        rows[~asked] = -1
+        by_factors = np.full((2, max(retrieval.factors, retrieval.factors_fast)), -1, np.int32)
+        # Without a user's factors they say nothing: what comes of zeros is the items' biases.
+        if by_factors.size and interests.factors.any():
+            factors.reserve(len(servable))
+            codes = factors.codes
+            best_of_pool(
+                pool[:count], interests.factors, codes.values, codes.steps, factors.bias, factors.has, hashes,
+                by_factors, np.empty(by_factors.shape),
+            )  # fmt: skip
+        return Near(rows, scores), by_factors
 
-    def _scanned(self, interests: Interests, servable: NDArray[np.bool_]) -> Near:
-        """The same for one request by a scan, of what may be recommended."""
-        retrieval, scratch = self._settings.retrieval, self._scratch
-        queries, wanted = interests.vectors[_SEARCHED], max(retrieval.slow, retrieval.fast)
-        asked = queries.any(axis=1)
-        if not wanted or not asked.any():
-            return Near(np.zeros((2, 0), np.int32), np.zeros((2, 0), np.float32))
-        count = wanted + _TIE_RESERVE
-        near = Near(*self._serving.index.scan(queries, count, servable, scratch.blocked, scratch.request))
-        near.rows[~asked] = -1
-        return near
+    def _searched_for(self, request: RankRequest, queries: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Neighbours of interest vectors in the whole index, int32, some of them twice."""
+        retrieval = self._settings.retrieval
+        wanted = max(retrieval.slow, retrieval.fast)
+        # What the user consumed lies around the interest vectors and is taken out afterwards.
+        spare = min(self._taken_out(request), wanted)
+        return self._serving.index.search(queries, wanted + spare + _TIE_RESERVE)[0].ravel()
+
+    def _popular(self) -> list[NDArray[np.int32]]:
+        """What is taken most lately, and of all time."""
+        signals, hashes = self._serving.signals, self._serving.catalogue.id_hash
+        return [signals.trending(column, hashes) for column in (self._rising, signals.columns - 1)]
 
     def _searched(self, request: RankRequest, history: tuple[HistoryEntry, ...]) -> NDArray[np.int32]:
         """Rows close to what the user searched for, nearest first, int32; none unless that was the last thing done.
@@ -368,7 +384,6 @@ class Recommender:
         request: RankRequest,
         history: tuple[HistoryEntry, ...],
         interests: Interests,
-        near: Near | None,
         searched: NDArray[np.int32],
         cold_rows: NDArray[np.int32],
     ) -> _Prepared:
@@ -377,16 +392,19 @@ class Recommender:
         self._block(request)
         links = link_scores(interests, serving.signals, settings, at=request.at, scratch=scratch)
         servable = serving.servable(request.now)
+        # There is room for every row of the catalogue from here on.
+        serving.index.table(catalogue.rows)
+        near, by_factors = self._looked_at(request, interests, links, servable)
         context = Context(
             interests=interests,
             links=links,
-            near=self._scanned(interests, servable) if near is None else near,
+            near=near,
             cold_rows=cold_rows,
             cold_counts=serving.signals.decayed(request.at, cold_rows, self._rising),
-            vectors=serving.index.table(catalogue.rows),
+            codes=serving.index.codes,
             catalogue=catalogue,
             signals=serving.signals,
-            by_factors=self._by_factors(interests, servable),
+            by_factors=by_factors,
             settings=settings.retrieval,
             servable=servable,
             scratch=scratch,
@@ -407,18 +425,9 @@ class Recommender:
             found = (sources & bit).astype(np.bool_)
             sources[found] = (sources[found] & ~bit) | np.uint32(1 << self._by_text)
         distinct, sources = self._permitted(distinct[:count], sources[:count], request)
-        factors = serving.factors.scores(interests.factors, distinct)
-        prepared = self._prepared(request, history, interests, links, distinct, sources, factors)
+        prepared = self._prepared(request, history, interests, links, distinct, sources)
         prepared.proposed, prepared.searched = proposed, searched
         return prepared
-
-    def _by_factors(self, interests: Interests, servable: NDArray[np.bool_]) -> NDArray[np.int32]:
-        """Of each memory the rows with the largest scores; see ``Context.by_factors``."""
-        retrieval, scratch, serving = self._settings.retrieval, self._scratch, self._serving
-        # Without a user's factors they say nothing: what comes of zeros is the items' biases.
-        count = max(retrieval.factors, retrieval.factors_fast) if interests.factors.any() else 0
-        hashes = serving.catalogue.id_hash
-        return serving.factors.best(interests.factors, count, servable, scratch.blocked, scratch.request, hashes)
 
     def _block(self, request: RankRequest) -> None:
         """Number the request and mark what the user consumed or hid, and what is the user's own."""
@@ -455,22 +464,30 @@ class Recommender:
         links: Links,
         rows: NDArray[np.int32],
         sources: NDArray[np.uint32],
-        factors: NDArray[np.float32],
     ) -> _Prepared:
         serving = self._serving
         user = request.user
-        table = serving.index.table(int(rows.max(initial=0)) + 1)
-        found = np.empty((len(rows), len(interests.queries)), np.float32)
-        cosines(rows, table, interests.queries, found)
-        features = scaled_features(
-            cosines=found,
-            has_vector=serving.index.present[rows],
-            links=links.at(rows, self._scratch),
-            counts=serving.signals.popularity(request.at, rows),
-            last_event_at=serving.signals.arena.stated[rows],
-            factors=factors,
-            own=_looked_up(interests.own, interests.own_weights, rows, self._scratch.slot),
-            published_at=serving.catalogue.published_at[rows],
+        # There is room for every row of the catalogue in what is read by row.
+        signals, factors, count = serving.signals, serving.factors, serving.catalogue.rows
+        signals.reserve(count)
+        factors.reserve(count)
+        features = candidate_features(
+            rows,
+            table=serving.index.table(count),
+            has_vector=serving.index.present,
+            queries=interests.queries,
+            links=links,
+            counts=signals.counts,
+            stated=signals.arena.stated,
+            rates=signals.rates,
+            users=interests.factors,
+            target=factors.target,
+            bias=factors.bias,
+            has_factors=factors.has,
+            own=interests.own,
+            own_weights=interests.own_weights,
+            published_at=serving.catalogue.published_at,
+            slot=self._scratch.slot,
             at=request.at,
             now=request.now,
             cold_events=self._settings.retrieval.cold_events,
@@ -657,8 +674,7 @@ class Recommender:
         rows = rows[serving.servable(request.now)[rows] & (self._scratch.blocked[rows] != self._scratch.request)]
         rows, _ = self._permitted(rows, np.zeros(len(rows), np.uint32), request)
         rows = rows[np.argsort(serving.catalogue.id_hash[rows])]
-        factors = serving.factors.scores(interests.factors, rows)
-        return self._prepared(request, history, interests, links, rows, np.zeros(len(rows), np.uint32), factors)
+        return self._prepared(request, history, interests, links, rows, np.zeros(len(rows), np.uint32))
 
     def _example(self, choice: Choice, seen: SeenRanking, taken: NDArray[np.int32]) -> Example | None:
         if seen.values is None:
@@ -710,23 +726,6 @@ def _merge(
         sources[place] = bits[held]
         slot[met[held]] = -1
     return count
-
-
-@compiled
-def _looked_up(
-    held: NDArray[np.int32], values: NDArray[np.float64], rows: NDArray[np.int32], slot: NDArray[np.int32]
-) -> NDArray[np.float64]:
-    """Values of ``rows`` among those of ``held`` rows, 0 of others: float64 [len(rows)]; ``slot`` is -1 everywhere,
-    and again afterwards."""
-    found = np.zeros(len(rows))
-    for place, row in enumerate(held):
-        slot[row] = place
-    for place, row in enumerate(rows):
-        if slot[row] >= 0:
-            found[place] = values[slot[row]]
-    for row in held:
-        slot[row] = -1
-    return found
 
 
 @compiled

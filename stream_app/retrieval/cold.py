@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.compiled import compiled, compiled_sums
+from stream_app.codes import in_words, two_products
+from stream_app.compiled import compiled
 from stream_app.mixing import shuffled
 from stream_app.retrieval.interests import SLOW
 from stream_app.retrieval.source import Context
@@ -18,9 +19,6 @@ __all__ = ["NewItems", "promise"]
 _RISING = 2.0
 """Weight of recent counts against closeness in text (measured: 21 % of the right cold items in the first ten with 2,
 20 % by counts alone, 4 % by text alone)."""
-
-
-_NONE: NDArray[np.float32] = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +33,9 @@ class NewItems:
         if not len(rows) or not count:
             return rows[:0]
         promising = np.empty(len(rows))
-        # Not exact, where everything was looked at anyway: what promises more is a guess to begin with.
-        products = context.near.products
         known = _promising(
-            rows, context.interests.vectors[SLOW], context.vectors, _NONE if products is None else products[SLOW],
-            context.cold_counts, context.servable, context.scratch.blocked, context.request, promising,
+            rows, context.interests.vectors[SLOW], context.codes.values, context.codes.steps, context.cold_counts,
+            context.servable, context.scratch.blocked, context.request, promising,
         )  # fmt: skip
         if known:
             return context.best(rows, promising, count)
@@ -65,8 +61,8 @@ def promise(closeness: NDArray[np.floating[Any]], rising: NDArray[np.floating[An
 def _promising(
     rows: NDArray[np.int32],
     slow: NDArray[np.float32],
-    vectors: NDArray[np.float32],
-    products: NDArray[np.float32],
+    values: NDArray[np.int8],
+    steps: NDArray[np.float32],
     counts: NDArray[np.float64],
     servable: NDArray[np.bool_],
     blocked: NDArray[np.int64],
@@ -76,8 +72,7 @@ def _promising(
     """:func:`promise` of the rows that may be recommended, compared with each other; of the others anything.
 
     Args:
-        products: float32 by row, which may end early, products with ``slow``, -inf where there is no vector; empty:
-            they are computed.
+        values, steps: codes by row (:class:`stream_app.codes.Codes`).
 
     Returns:
         whether there is something to go by: any of them was taken lately, or ``slow`` is not zero.
@@ -89,14 +84,13 @@ def _promising(
             places[found] = place
             found += 1
     places = places[:found]
-    closeness = np.zeros(found, np.float32)
-    if len(products):
-        for place in range(found):
-            row = rows[places[place]]
-            if row < len(products) and products[row] > -np.inf:
-                closeness[place] = products[row]
-    else:
-        _products(rows, places, vectors, slow, closeness)
+    # Not exact: what promises more is a guess to begin with.
+    words, scale = in_words(slow.reshape(1, -1), values.shape[1])
+    closeness = np.empty(found, np.float32)
+    for place in range(found):
+        row = rows[places[place]]
+        product, _ = two_products(values, row, words[0], words[0])
+        closeness[place] = np.float32(product) * steps[row] * scale[0]
     of_them = np.empty(found)
     _promise(closeness, np.log1p(counts[places]), of_them)
     known = False
@@ -106,22 +100,6 @@ def _promising(
     for value in slow:
         known = known or value != 0.0
     return known
-
-
-@compiled_sums
-def _products(
-    rows: NDArray[np.int32],
-    places: NDArray[np.int32],
-    vectors: NDArray[np.float32],
-    asked: NDArray[np.float32],
-    products: NDArray[np.float32],
-) -> None:
-    for place in range(len(places)):
-        row = rows[places[place]]
-        total = np.float32(0.0)
-        for column in range(len(asked)):
-            total += asked[column] * vectors[row, column]
-        products[place] = total
 
 
 @compiled

@@ -43,6 +43,7 @@ class Interests:
         own: int32 [o], distinct rows of the items of positive events, newest first.
         own_weights: float64 [o], how much was done with each: ``slow_decay`` per event since, summed up.
         factors: float32 [2, k], the user's learned factors by a long and a short memory; zeros where nothing is known.
+        words: whether texts say something of the vectors, and not items alone.
     """
 
     queries: NDArray[np.float32]
@@ -52,6 +53,7 @@ class Interests:
     own: NDArray[np.int32]
     own_weights: NDArray[np.float64]
     factors: NDArray[np.float32]
+    words: bool
 
     @property
     def vectors(self) -> NDArray[np.float32]:
@@ -109,7 +111,7 @@ def derive_interests(
     if not count:
         vectors = np.stack([before, before, before, np.zeros_like(before), before])
         rows, weights = np.zeros(0, np.int32), np.zeros(0)
-        return Interests(vectors, rows, weights, known, rows, weights, _factors(factors, rows))
+        return Interests(vectors, rows, weights, known, rows, weights, _factors(factors, rows), known > 0)
     row_of = catalogue.row
     newest_first = history[::-1]
     entry_rows = [row_of(entry.item_id) for entry in newest_first]
@@ -143,6 +145,7 @@ def derive_interests(
         liked,
         np.fromiter(own.values(), np.float64, len(own)),
         _factors(factors, liked),
+        known > 0 or bool(len(said)),
     )
 
 

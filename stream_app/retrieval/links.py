@@ -44,7 +44,7 @@ from stream_app.items.signals import Arena, Signals
 from stream_app.retrieval.interests import Interests
 from stream_app.settings import Settings
 
-__all__ = ["SCORES", "Links", "Scratch", "add_links", "finish_links", "link_scores", "links_of"]
+__all__ = ["SCORES", "Links", "Scratch", "add_links", "finish_links", "link_scores", "links_of", "pick"]
 
 SCORES = ("symmetric", "recent", "best", "directed", "share", "last", "count")
 """Columns of :attr:`Links.scores`."""
@@ -106,7 +106,7 @@ class Links:
     def at(self, rows: NDArray[np.int32], scratch: Scratch) -> NDArray[np.float64]:
         """Scores of ``rows``, float64 [7, len(rows)]; zero where nothing points to them."""
         found = np.zeros((_COLUMNS, len(rows)))
-        _pick(self.rows, self.scores, rows, scratch.slot, found)
+        pick(self.rows, self.scores, rows, scratch.slot, found)
         return found
 
     def strongest_origin(self, rows: NDArray[np.int32], scratch: Scratch) -> tuple[list[int], list[int]]:
@@ -235,13 +235,14 @@ def finish_links(
 
 
 @compiled
-def _pick(
+def pick(
     held: NDArray[np.int32],
     scores: NDArray[np.float64],
     rows: NDArray[np.int32],
     slot: NDArray[np.int32],
     found: NDArray[np.float64],
 ) -> None:
+    """:meth:`Links.at` over plain arrays; ``found`` float64 [7, len(rows)] is zero before."""
     for place, row in enumerate(held):
         slot[row] = place
     for target, row in enumerate(rows):

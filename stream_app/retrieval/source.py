@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.codes import Codes
 from stream_app.compiled import compiled
 from stream_app.heap import drain, keep_best
 from stream_app.items.catalogue import Catalogue
@@ -28,14 +29,11 @@ class Near:
 
     Attributes:
         rows: int32 [2, k], best first, -1 where there are none.
-        similarity: float32 [2, k], their cosines.
-        products: float32 [2, rows], cosines to everything, to about .002, -inf of what may not be recommended; None
-            where nothing looked at everything.
+        similarity: float64 [2, k], their cosines, to about .002.
     """
 
     rows: NDArray[np.int32]
-    similarity: NDArray[np.float32]
-    products: NDArray[np.float32] | None = None
+    similarity: NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -47,7 +45,7 @@ class Context:
         near: what is nearest to the slow and to the fast vector.
         cold_rows: int32 [c], cold items.
         cold_counts: float64 [c], their decayed counts.
-        vectors: float32 [rows or more, dimensions], unit vectors by row, zeros where there is none.
+        codes: unit vectors by row, in whole numbers.
         by_factors: int32 [2, k], allowed rows with the largest scores by learned factors, with a long and with a short
             memory, best first, -1 where there are none.
         seed: a hash of the user, for choices that are random but the same every time.
@@ -59,7 +57,7 @@ class Context:
     near: Near
     cold_rows: NDArray[np.int32]
     cold_counts: NDArray[np.float64]
-    vectors: NDArray[np.float32]
+    codes: Codes
     catalogue: Catalogue
     signals: Signals
     by_factors: NDArray[np.int32]
@@ -119,7 +117,10 @@ def best(
     found = 0
     for place, row in enumerate(rows):
         if row >= 0 and servable[row] and blocked[row] != request:
-            found = keep_best(kept, kept_scores, ties, found, row, np.rint(scores[place] * 1e6), hashes[row])
+            score = np.rint(scores[place] * 1e6)
+            # Asked here too, because a call takes longer than the answer.
+            if found < len(kept) or score >= kept_scores[0]:
+                found = keep_best(kept, kept_scores, ties, found, row, score, hashes[row])
     drain(kept, kept_scores, ties, found)
     return found
 
