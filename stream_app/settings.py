@@ -311,7 +311,7 @@ class RetrievalSettings(_Group):
     """How many candidates each source may propose (count)."""
 
     whole_below: int = Field(
-        2_000,
+        5_000,
         ge=0,
         le=1_000_000,
         description="Up to this many vectors everything is looked at; beyond, what lies near to the last items, what "

@@ -76,9 +76,18 @@ def warm_up(settings: Settings) -> float:
     for signals in statistics.stated(statistics.item_ids):
         statistics.restore(signals)
         statistics.forget(signals.item_id)
+    _search(serving)
     serving.signals.forget(np.array([1], np.int32))
     serving.signals.referenced(_ITEMS)
     return time.perf_counter() - began
+
+
+def _search(serving: ServingState) -> None:
+    """What is searched for in a large catalogue: the neighbours of items, before and after one of them moved."""
+    index, rows = serving.index, np.arange(4, dtype=np.int32)
+    index.neighbours(rows)
+    index.upsert(rows[:1], index.vectors(rows[1:2]))
+    index.neighbours(rows)
 
 
 def _shop(settings: Settings) -> tuple[ServingState, FactorLearner]:

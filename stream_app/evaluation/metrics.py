@@ -99,7 +99,7 @@ class Ranks:
 
     def add(self, ranks: NDArray[np.float32], first: NDArray[np.int32]) -> None:
         """Ranks of the tests of one request, and the rows of its first ten."""
-        self._ranks.extend(ranks.tolist())
+        self._ranks.frombytes(ranks.tobytes())
         self._shown[first[:SHOWN]] = True
 
     def add_slate(
@@ -115,9 +115,8 @@ class Ranks:
             had: bool [rows], what takes no place, because the user had it before; None: nothing.
         """
         ranks = np.empty(len(tested), np.float32)
-        first = np.empty(SHOWN, np.int32)
-        shown = _rank(np.ascontiguousarray(slate), tested, _NONE_HAD if had is None else had, DEPTH, ranks, first)
-        self.add(ranks, first[:shown])
+        _rank(np.ascontiguousarray(slate), tested, _NONE_HAD if had is None else had, DEPTH, ranks, self._shown)
+        self._ranks.frombytes(ranks.tobytes())
 
 
 @compiled
@@ -127,10 +126,10 @@ def _rank(
     had: NDArray[np.bool_],
     depth: int,
     ranks: NDArray[np.float32],
-    first: NDArray[np.int32],
-) -> int:
-    """:meth:`Ranks.add_slate`: the ranks, float32 [tested], and the first rows, int32, are overwritten; how many of
-    these there are."""
+    shown: NDArray[np.bool_],
+) -> None:
+    """:meth:`Ranks.add_slate`: the ranks, float32 [tested], are overwritten; ``shown`` bool by row says what was among
+    the first of any request."""
     ranks[:] = np.inf
     place = above = 0
     for row in slate:
@@ -138,12 +137,11 @@ def _rank(
             break
         if row < len(had) and had[row]:
             continue
-        if place < len(first):
-            first[place] = row
+        if place < SHOWN:
+            shown[row] = True
         place += 1
         for test, wanted in enumerate(tested):
             if row == wanted:
                 ranks[test] = place - above
                 above += 1
                 break
-    return min(place, len(first))

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from stream_app.compiled import compiled_sums
 from stream_app.mixing import GOLDEN, below, mixed
+from stream_app.prefetch import AHEAD, prefetch_row
 
 __all__ = ["learn_examples", "score_rows", "user_factors"]
 
@@ -207,6 +208,7 @@ def score_rows(
         rows: int32 [n].
     """
     for place, row in enumerate(rows):
+        prefetch_row(target, rows[min(place + AHEAD, len(rows) - 1)])
         for user in range(len(users)):
             score = bias[row]
             for column in range(target.shape[1]):

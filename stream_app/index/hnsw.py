@@ -30,6 +30,7 @@ from stream_app.compiled import compiled_sums
 from stream_app.errors import SnapshotError
 from stream_app.heap import drain, keep_best, largest
 from stream_app.index.neighbours import NeighbourLists
+from stream_app.prefetch import AHEAD, prefetch_row
 from stream_app.settings import IndexSettings
 
 __all__ = ["VectorIndex"]
@@ -464,7 +465,9 @@ def _nearest(
     for query in range(2):
         kept_rows, kept, asked = rows[query], similarities[query], queries[query]
         found = 0
-        for place in range(largest(products[query], looked_at, near)):
+        count = largest(products[query], looked_at, near)
+        for place in range(count):
+            prefetch_row(matrix, near[min(place + AHEAD, count - 1)])
             row = near[place]
             similarity = np.float32(0.0)
             for column in range(matrix.shape[1]):

@@ -33,7 +33,7 @@ _MANY = 256
 class NeighbourLists:
     """Lists of the nearest rows, by row; made when they are asked for.
 
-    Memory: ``8 * size + 1`` bytes per row, once any list is made.
+    Memory: ``8 * size`` bytes per list that is made.
 
     Args:
         size: rows in a list.
@@ -105,7 +105,8 @@ class NeighbourLists:
         held = len(self._made)
         if capacity > held:
             size = max(capacity, 2 * held)
-            rows, similarity = np.full((size, self.size), -1, np.int32), np.zeros((size, self.size), np.float32)
+            # Zeros take no memory before they are written to: only lists that are made do.
+            rows, similarity = np.zeros((size, self.size), np.int32), np.zeros((size, self.size), np.float32)
             rows[:held], similarity[:held] = self.rows, self._similarity
             self.rows, self._similarity = rows, similarity
             self._made = np.concatenate([self._made, np.zeros(size - held, np.bool_)])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stream_app.compiled import compiled, compiled_sums
 from stream_app.factors.kernels import score_rows
 from stream_app.items.signals import decayed_counts
+from stream_app.prefetch import prefetch_row
 from stream_app.retrieval.interests import VECTORS
 from stream_app.retrieval.links import SCORES, Links, pick
 from stream_app.settings import ItemSettings
@@ -159,6 +160,8 @@ def cosines(
         # Of odd numbers the last is computed twice.
         following = min(place + 1, last)
         row, next_row = rows[place], rows[following]
+        prefetch_row(table, rows[min(place + 2, last)])
+        prefetch_row(table, rows[min(place + 3, last)])
         for query in range(0, len(queries), 2):
             other = min(query + 1, end)
             one = two = three = four = np.float32(0.0)

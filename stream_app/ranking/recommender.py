@@ -51,6 +51,7 @@ _NEARER = 1e-6
 """Standard deviations: rounding is no difference."""
 _NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
 _NO_BIAS: NDArray[np.float32] = np.zeros(0, np.float32)
+_NO_TABLE: NDArray[np.float32] = np.zeros((0, 1), np.float32)
 _TIE_RESERVE = 8
 """Neighbours searched beyond those wanted, so that ties at the end are decided by id and not by the index."""
 
@@ -333,7 +334,9 @@ class Recommender:
         found = max(retrieval.slow, retrieval.fast) + _TIE_RESERVE
         rows, scores = np.empty((2, found), np.int32), np.empty((2, found))
         codes = index.codes
-        best_of_pool(pool[:first], queries, codes.values, codes.steps, _NO_BIAS, index.present, hashes, rows, scores)
+        best_of_pool(
+            pool[:first], queries, codes.values, codes.steps, _NO_BIAS, index.present, hashes, _NO_TABLE, rows, scores
+        )
         rows[~asked] = -1
         by_factors = np.full((2, max(retrieval.factors, retrieval.factors_fast)), -1, np.int32)
         # Without a user's factors they say nothing: what comes of zeros is the items' biases.
@@ -342,7 +345,7 @@ class Recommender:
             codes = factors.codes
             best_of_pool(
                 pool[:count], interests.factors, codes.values, codes.steps, factors.bias, factors.has, hashes,
-                by_factors, np.empty(by_factors.shape),
+                factors.target, by_factors, np.empty(by_factors.shape),
             )  # fmt: skip
         return Near(rows, scores), by_factors
 

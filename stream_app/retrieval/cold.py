@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stream_app.codes import in_words, two_products
 from stream_app.compiled import compiled
 from stream_app.mixing import shuffled
+from stream_app.prefetch import AHEAD, prefetch_row
 from stream_app.retrieval.interests import SLOW
 from stream_app.retrieval.source import Context
 
@@ -88,6 +89,7 @@ def _promising(
     words, scale = in_words(slow.reshape(1, -1), values.shape[1])
     closeness = np.empty(found, np.float32)
     for place in range(found):
+        prefetch_row(values, rows[places[min(place + AHEAD, found - 1)]])
         row = rows[places[place]]
         product, _ = two_products(values, row, words[0], words[0])
         closeness[place] = np.float32(product) * steps[row] * scale[0]

@@ -5,7 +5,7 @@ Of a small catalogue that is everything. Of a large one it is what lies near to 
 thousand rows, however large the catalogue is. 98 % of the best 60 of a whole catalogue by learned factors are among
 them (measured on MovieLens, 9,742 items), so these are not looked for elsewhere.
 
-Here products are those of 8-bit codes (:mod:`stream_app.codes`): whole numbers, the same everywhere.
+Products are those of 8-bit codes (:mod:`stream_app.codes`): whole numbers, the same everywhere.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.codes import in_words, two_products
-from stream_app.compiled import compiled
+from stream_app.compiled import compiled, compiled_sums
 from stream_app.heap import drain, keep_best, largest
+from stream_app.prefetch import AHEAD, prefetch_row
 
 __all__ = ["best_of_pool", "gather"]
+
+_SPARE = 16
+"""Rows beyond those wanted that are compared in full precision."""
 
 
 @compiled
@@ -68,6 +72,7 @@ def best_of_pool(
     bias: NDArray[np.float32],
     has: NDArray[np.bool_],
     hashes: NDArray[np.int64],
+    table: NDArray[np.float32],
     rows: NDArray[np.int32],
     scores: NDArray[np.float64],
 ) -> None:
@@ -80,14 +85,18 @@ def best_of_pool(
         bias: float32 by row, or empty: none has any.
         has: bool by row, whether there is a vector.
         hashes: int64 by row; of equal scores the smaller goes first.
+        table: float32 [more than any row, columns], the vectors: the best by codes, and a few more, are compared in
+            full precision. Without rows: codes decide.
         rows: int32 [2, wanted], overwritten, -1 where there are fewer.
-        scores: float64 [2, wanted], overwritten, to about .005 of the lengths, in steps of 1e-6; -inf where there are
-            fewer.
+        scores: float64 [2, wanted], overwritten, in steps of 1e-6, by codes to about .005 of the lengths; -inf where
+            there are fewer.
     """
     words, scale = in_words(queries, values.shape[1])
     first_query, second_query = words[0], words[1]
     products = np.full((2, len(pool)), -np.inf, np.float32)
+    last = len(pool) - 1
     for place, row in enumerate(pool):
+        prefetch_row(values, pool[min(place + AHEAD, last)])
         if has[row]:
             first, second = two_products(values, row, first_query, second_query)
             added = bias[row] if len(bias) else np.float32(0.0)
@@ -99,7 +108,10 @@ def best_of_pool(
     for query in range(2):
         found = 0
         kept_rows, kept, of_query = rows[query], scores[query], products[query]
-        for at in range(largest(of_query, wanted, near)):
+        count = largest(of_query, wanted + (_SPARE if len(table) else 0), near)
+        if len(table):
+            _compare(queries[query], table, bias, pool, near[:count], of_query)
+        for at in range(count):
             place = near[at]
             row = pool[place]
             score = np.rint(np.float64(of_query[place]) * 1e6)
@@ -109,3 +121,23 @@ def best_of_pool(
             kept[place] *= 1e-6
         kept_rows[found:] = -1
         kept[found:] = -np.inf
+
+
+@compiled_sums
+def _compare(
+    query: NDArray[np.float32],
+    table: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    pool: NDArray[np.int32],
+    places: NDArray[np.int32],
+    scores: NDArray[np.float32],
+) -> None:
+    """Scores in full precision at some places of the pool."""
+    last = len(places) - 1
+    for at, place in enumerate(places):
+        prefetch_row(table, pool[places[min(at + AHEAD, last)]])
+        row = pool[place]
+        score = bias[row] if len(bias) else np.float32(0.0)
+        for column in range(table.shape[1]):
+            score += query[column] * table[row, column]
+        scores[place] = score

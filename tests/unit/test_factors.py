@@ -15,6 +15,7 @@ from stream_app.factors.kernels import user_factors
 from stream_app.factors.learner import FactorLearner
 from stream_app.factors.table import Factors
 from stream_app.heap import drain, keep_best, largest
+from stream_app.retrieval.pool import best_of_pool
 from stream_app.settings import FactorSettings
 
 SETTINGS = FactorSettings(dimensions=8, negatives=10)
@@ -68,8 +69,26 @@ def _table(learner: FactorLearner) -> Factors:
 
 def _top(table: Factors, recent: list[int], count: int) -> list[int]:
     users = table.users(np.array(recent, np.int32))
-    found = table.best(users, count, np.ones(40, np.bool_), np.zeros(40, np.int64), 1, np.arange(40))
-    return [int(row) for row in found[0]]
+    return _best(table, users, count)[0].tolist()
+
+
+def _best(table: Factors, users: NDArray[np.float32], count: int) -> NDArray[np.int32]:
+    rows, scores = np.empty((2, count), np.int32), np.empty((2, count))
+    everything = np.arange(len(table.bias), dtype=np.int32)
+    codes = table.codes
+    best_of_pool(
+        everything,
+        users,
+        codes.values,
+        codes.steps,
+        table.bias,
+        table.has,
+        everything.astype(np.int64),
+        table.target,
+        rows,
+        scores,
+    )
+    return rows
 
 
 def test_what_follows_what_is_learned() -> None:
@@ -197,29 +216,17 @@ def _full(size: int, *, seed: int) -> Factors:
     return table
 
 
-def test_the_scan_finds_what_sorting_finds() -> None:
-    rng = np.random.default_rng(1)
+def test_scores_of_rows_are_products_and_biases_and_nothing_for_rows_without_factors() -> None:
     table = _full(500, seed=1)
-    users = rng.normal(size=(2, 12)).astype(np.float32)
-    allowed, blocked = rng.random(500) < 0.7, np.where(rng.random(500) < 0.1, 9, 0)
-    # Many of the best are the same: of these the smaller hashes.
-    best = np.argsort(-(table.target[:500] @ users[1] + table.bias[:500]))[:60]
-    table.put(0, table.context[0], table.target[0], table.bias[0])
-    for row in best.tolist():
-        table.put(row, table.context[row], table.target[best[0]], float(table.bias[best[0]]))
-    table.forget(rng.choice(500, 50, replace=False))
-    hashes = rng.permutation(500)
-    rows = table.best(users, 20, allowed, blocked, 9, hashes)
-    there = np.flatnonzero(allowed & table.has[:500] & (blocked != 9))
-    free = np.intersect1d(best, there)
-    assert len(free) > 20
-    assert rows[1].tolist() == free[np.argsort(hashes[free])][:20].tolist()
-    scores = table.scores(users, there.astype(np.int32))
-    np.testing.assert_allclose(scores, users @ table.target[there].T + table.bias[there], rtol=1e-4, atol=1e-5)
-    few = np.zeros(500, np.bool_)
-    few[there[:7]] = True
-    rows = table.best(users, 20, few, blocked, 9, hashes)
-    assert rows[0].tolist() == [*there[:7][np.argsort(-scores[0, :7])].tolist(), *[-1] * 13]
+    users = np.random.default_rng(1).normal(size=(2, 12)).astype(np.float32)
+    table.forget(np.array([7, 9]))
+    rows = np.array([3, 7, 499, 9, 0], np.int32)
+    scores = table.scores(users, rows)
+    there = np.array([0, 2, 4])
+    truth = users @ table.target[rows[there]].T + table.bias[rows[there]]
+    np.testing.assert_allclose(scores[:, there], truth, rtol=1e-4, atol=1e-5)
+    assert np.isnan(scores[:, [1, 3]]).all()
+    assert np.isnan(table.scores(np.zeros((2, 12), np.float32), rows)).all()
 
 
 def test_a_table_finds_what_changed_since() -> None:
@@ -230,8 +237,7 @@ def test_a_table_finds_what_changed_since() -> None:
     far = np.zeros(12, np.float32)
 
     def top() -> int:
-        found = table.best(users, 1, np.ones(300, np.bool_), np.zeros(300, np.int64), 1, np.arange(300))
-        return int(found[0, 0])
+        return int(_best(table, users, 1)[0, 0])
 
     far[0] = 100.0
     table.put(17, far, far, 0.0)

@@ -233,30 +233,6 @@ def test_a_damaged_snapshot_is_an_error(tmp_path: Path) -> None:
         VectorIndex.load(tmp_path, GRAPH)
 
 
-def test_a_scan_leaves_out_what_may_not_be_recommended_and_finds_as_many_others(vectors: NDArray[np.float32]) -> None:
-    index = VectorIndex(DIMENSIONS, IndexSettings())
-    index.upsert(rows(3_000), vectors[:3_000])
-    index.remove(np.array([5, 6], np.int32))
-    queries = vectors[:2]
-    allowed, blocked = np.ones(3_000, np.bool_), np.zeros(3_000, np.int64)
-    nearest = np.argsort(-(queries @ vectors[:3_000].T), axis=1, kind="stable")
-    allowed[nearest[0, :30]] = False
-    blocked[nearest[0, 30:60]] = 4
-    found, similarities, products = index.scan(queries, 40, allowed, blocked, 4)
-    there = allowed & (blocked != 4)
-    there[[5, 6]] = False
-    for query in range(2):
-        assert found[query].tolist() == nearest[query][there[nearest[query]]][:40].tolist()
-        np.testing.assert_allclose(similarities[query], vectors[found[query]] @ queries[query], atol=1e-6)
-    assert np.array_equal(np.isneginf(products[0]), ~there)
-    np.testing.assert_allclose(products[:, there], queries @ vectors[:3_000][there].T, atol=0.006)
-    few = np.zeros(3_000, np.bool_)
-    few[:4] = True
-    found, similarities, _ = index.scan(queries, 40, few, blocked, 4)
-    assert set(found[0].tolist()) == {*np.flatnonzero(few & (blocked != 4)).tolist(), -1}
-    assert np.isneginf(similarities[found < 0]).all()
-
-
 def test_an_odd_number_of_queries_is_searched_like_each_alone(vectors: NDArray[np.float32]) -> None:
     index = VectorIndex(DIMENSIONS, IndexSettings())
     index.upsert(rows(1_000), vectors[:1_000])

@@ -460,3 +460,71 @@ def test_of_new_items_the_rising_ones_come_first() -> None:
     found = proposed(recommender, RankRequest(user=UserState("u"), at=60.0, now=60.0, n=5))["new"]
     assert [state.catalogue.item_id(row) for row in found[:2].tolist()] == ["i7", "i9"]
     assert len(found) == state.settings.retrieval.cold
+
+
+def large_shop(*, whole_below: int) -> ServingState:
+    """400 items in 20 groups, with factors; everything is looked at, or a pool."""
+    settings = Settings(
+        retrieval=RetrievalSettings(whole_below=whole_below, slow=10, fast=10), index={"neighbours": 12}
+    )
+    state = ServingState(settings, space=SPACE, dimensions=DIMENSIONS)
+    rng = np.random.default_rng(4)
+    centres = rng.normal(size=(20, DIMENSIONS))
+    vectors = (centres[np.arange(400) % 20] + 0.3 * rng.normal(size=(400, DIMENSIONS))).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for number, vector in enumerate(vectors):
+        state.apply_item(f"i{number}", Item(item_id=f"i{number}", title="x", available=number != 21))
+        state.apply_vector(f"i{number}", vector_message(f"i{number}", vector))
+        state.apply_signals(f"i{number}", signals_message(f"i{number}", 10.0 + number))
+    rows = np.array([state.catalogue.row(f"i{number}") for number in range(400)], np.int32)
+    target = rng.normal(size=(400, state.settings.factors.dimensions)).astype(np.float32)
+    state.factors.apply(rows, target, target, np.zeros(400, np.float32))
+    return state
+
+
+def test_a_pool_holds_what_lies_near_to_the_last_items_and_nothing_that_may_not_be_shown() -> None:
+    whole, pool = large_shop(whole_below=10_000), large_shop(whole_below=0)
+    events = history(("i1", 1.0), ("i2", 1.0), ("i61", 1.0), ("i999", 1.0))
+    user = UserState("u", events, consumed={id_hash("i41"): math.inf}, hidden={id_hash("i81"): None}, events=4)
+    expected, found = proposals(whole, user), proposals(pool, user)
+    assert set(found) == set(expected)
+    for source in ("text_slow", "text_fast"):
+        assert len(found[source]) == 10
+        assert len(set(found[source]) & set(expected[source])) >= 7
+    # What they rank by is the same, so what both propose stands in the same order.
+    both = set(found["text_fast"]) & set(expected["text_fast"])
+    assert [name for name in found["text_fast"] if name in both] == [
+        name for name in expected["text_fast"] if name in both
+    ]
+    for names in found.values():
+        assert not {"i21", "i41", "i81"} & set(names)
+        assert len(names) == len(set(names))
+    ranking = Recommender(pool.settings, pool).rank([RankRequest(user=user, at=10.0, now=0.0, n=20)])[0]
+    assert len(ranking.rows) == 20
+
+
+def test_words_are_looked_for_everywhere() -> None:
+    """A profile is near to no item in particular, and what somebody dislikes has no neighbours that are liked."""
+    whole, pool = large_shop(whole_below=10_000), large_shop(whole_below=0)
+    words = {"a lamp": unit(1, 2, 3)}
+    for user, prior in (
+        (UserState("u", (), events=0), ("a lamp",)),
+        (UserState("u", history(("a lamp", 1.0)), events=1), ()),
+        (UserState("u", history(("i1", -1.0)), events=1), ()),
+    ):
+        request = RankRequest(user=user, at=10.0, now=0.0, n=5, extra_vectors=words, prior=prior, prior_weight=1.0)
+        expected, found = (proposed(Recommender(state.settings, state), request) for state in (whole, pool))
+        for source in ("text_slow", "text_fast"):
+            names = [whole.catalogue.item_id(row) for row in expected[source].tolist()]
+            assert names
+            assert [pool.catalogue.item_id(row) for row in found[source].tolist()] == names
+
+
+def test_an_item_that_arrives_is_proposed_to_whom_it_is_near() -> None:
+    state = large_shop(whole_below=0)
+    user = UserState("u", history(("i1", 1.0)), events=1)
+    proposals(state, user)
+    close = state.index.vectors(np.array([state.catalogue.row("i1")], np.int32))[0]
+    state.apply_item("new", Item(item_id="new", title="x"))
+    state.apply_vector("new", vector_message("new", close))
+    assert proposals(state, user)["text_fast"][0] == "new"

@@ -41,6 +41,8 @@ from stream_app.warm_up import warm_up
 
 settings = load_settings()
 warm_up(settings)
+# The shop is large to these settings; before, it was small.
+settings = settings.model_copy(update={"retrieval": settings.retrieval.model_copy(update={"whole_below": 50})})
 
 
 def known():
@@ -98,6 +100,11 @@ for offset in range(240):
         message = decode_training_examples(encode(message))
         ranker.learn(message)
         learner.learn(message.examples, partition=0, offset=offset)
+    if offset % 60 == 59:
+        moved = vectors[offset % 100] + vectors[offset % 7]
+        moved /= np.linalg.norm(moved)
+        vector = ItemVector(item_id="i3", space="s", text_hash="", dimensions=48, vector=pack_float32(moved))
+        serving.apply_vector("i3", vector)
     if offset % 20 == 19:
         for item_id, signals in statistics.take(100):
             serving.apply_signals(item_id, decode_item_signals(item_id.encode(), encode(signals))[1])
