@@ -11,11 +11,15 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.encoder import encoder_figures
 from benchmarks.live import latency, quality, throughput
 from benchmarks.rig import about_this_machine
+from stream_app.datasets.online_retail import load_online_retail
 from stream_app.embedded.stack import BrokerKind
 from stream_app.logs import configure_logs
 from stream_app.settings import LogSettings
+from stream_app.textify.items import item_text
+from workers.models import Precision
 
 _RESULTS = Path(__file__).with_name("results")
 
@@ -77,6 +81,25 @@ def quality_command(context: click.Context, limit: int | None = None, window: in
     """Prequential hit rate of published slates on Online Retail."""
     broker, json_file = context.obj
     _report("quality", asyncio.run(quality(broker=broker, limit=limit, window=window)), json_file)
+
+
+@main.command("encoder")
+@click.option("--device", default="auto", show_default=True, help="As the setting encoder.device.")
+@click.option("--precisions", default="float32,bfloat16", show_default=True, help="Comma separated.")
+@click.option("--batches", default="32,256", show_default=True, help="Most texts at once, comma separated.")
+@click.option("--model", default="minilm", show_default=True, help="minilm, or a model's folder.")
+@click.pass_context
+def encoder_command(context: click.Context, device: str, precisions: str, batches: str, model: str) -> None:
+    """Texts per second of the encoder alone, and what lower precision changes."""
+    _, json_file = context.obj
+    figures = encoder_figures(
+        [item_text(item) for item in load_online_retail().items],
+        model=model,
+        device=device,
+        precisions=cast(list[Precision], precisions.split(",")),
+        batches=[int(batch) for batch in batches.split(",")],
+    )
+    _report("encoder", figures, json_file)
 
 
 main()
