@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.messages import SlateItem
+from schemas.messages import Reason, SlateItem
 from stream_app.compiled import compiled
 from stream_app.mixing import GOLDEN, below, mixed
 from stream_app.ranking.exploration import explores, least_shown, thompson_order
@@ -49,6 +49,8 @@ _SEARCHED = slice(SLOW, FAST + 1)
 """The interest vectors whose neighbours are looked for."""
 _NEARER = 1e-6
 """Standard deviations: rounding is no difference."""
+_MASKS = 10_000
+"""Combinations of sources whose names are kept."""
 _NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
 _NO_BIAS: NDArray[np.float32] = np.zeros(0, np.float32)
 _NO_TABLE: NDArray[np.float32] = np.zeros((0, 1), np.float32)
@@ -224,6 +226,7 @@ class Recommender:
         self._signs = evidence_signs(self.feature_names)
         self._closeness = [self.feature_names.index(name) for name in ("text_slow", "text_fast")]
         self._scratch = Scratch()
+        self._masks: dict[int, list[str]] = {}
         # Of the half-lives the one nearest to a week says what rises.
         days = settings.items.half_lives_days
         self._rising = min(range(len(days)), key=lambda column: abs(days[column] - 7.0))
@@ -239,14 +242,13 @@ class Recommender:
     def slate_items(self, ranking: Ranking) -> list[SlateItem]:
         """The slate with provenance and reasons, to be made before the serving state changes."""
         catalogue = self._serving.catalogue
-        names = [*(source.name for source in self.sources), "rules"]
         reasons = self._reasons(ranking)
         return [
             SlateItem(
                 item_id=catalogue.item_id(row),
                 rank=rank,
                 score=score,
-                sources=[name for bit, name in enumerate(names) if mask >> bit & 1],
+                sources=self._named_by(mask),
                 reason=reason,
             )
             for rank, (row, score, mask, reason) in enumerate(
@@ -254,6 +256,16 @@ class Recommender:
                 start=1,
             )
         ]
+
+    def _named_by(self, mask: int) -> list[str]:
+        """Names of the sources of a mask; one list for all that have it, not to be changed."""
+        names = self._masks.get(mask)
+        if names is None:
+            bits = [*(source.name for source in self.sources), "rules"]
+            if len(self._masks) >= _MASKS:
+                self._masks.clear()
+            names = self._masks[mask] = [name for bit, name in enumerate(bits) if mask >> bit & 1]
+        return names
 
     def examples(self, choices: Sequence[Choice]) -> list[Example | None]:
         """What the ranker learns from each choice.
@@ -599,7 +611,7 @@ class Recommender:
             preferences=preferences,
         )
 
-    def _reasons(self, ranking: Ranking) -> list[Any]:
+    def _reasons(self, ranking: Ranking) -> list[Reason]:
         language = ranking.language
         median = _median(ranking.candidate_values)
         contributions = self._serving.ranker.contributions(
@@ -616,12 +628,14 @@ class Recommender:
         # "Close to your interests" is said of what is closer than the middle candidate, and of nothing else.
         near = (ranking.values[:, self._closeness] - median[self._closeness]).sum(axis=1) > _NEARER
         reasons = []
+        # Most items of a slate share their reason with others.
+        said: dict[tuple[str, int], Reason] = {}
         kept = zip(
             codes, near.tolist(), ranking.reserved.tolist(), ranking.pinned.tolist(), ranking.searched.tolist(),
             ranking.explored.tolist(), strict=True,
         )  # fmt: skip
         for place, (code, close, reserved, pinned, searched, explored) in enumerate(kept):
-            params: dict[str, Any] = {}
+            origin = -1
             if pinned:
                 code = "pinned"
             elif searched:
@@ -631,12 +645,15 @@ class Recommender:
             elif explored:
                 code = "less_known_for_you" if close else "less_known"
             elif code == "taken_together":
-                params = self._named(ranking.interests, together[place])
+                origin = together[place]
             elif code == "taken_after":
-                params = self._named(ranking.interests, after[place])
+                origin = after[place]
             elif code == "similar":
-                params = self._named(ranking.interests, likest[place])
-            reasons.append(phrase(code, params, language))
+                origin = likest[place]
+            reason = said.get((code, origin))
+            if reason is None:
+                reason = said[code, origin] = phrase(code, self._named(ranking.interests, origin), language)
+            reasons.append(reason)
         return reasons
 
     def _named(self, interests: Interests, place: int) -> dict[str, Any]:

@@ -1,0 +1,88 @@
+"""``tailrace bench``: what the parts cost on this machine, over a made-up shop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+__all__ = ["bench"]
+
+_json = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here, as a list."
+)
+_seed = click.option("--seed", default=0, show_default=True, help="Of the made-up shop.")
+
+
+@click.group()
+def bench() -> None:
+    """Measure what the parts cost on this machine.
+
+    Figures are of one run; machines that are shared differ by a third from one run to the next.
+    """
+
+
+@bench.command()
+@click.option("--items", default=10_000, show_default=True, type=click.IntRange(100, 5_000_000))
+@click.option("--users", default=2_000, show_default=True, type=click.IntRange(10, 1_000_000))
+@click.option("--events", default=6_400, show_default=True, type=click.IntRange(256, 10_000_000))
+@click.option("--batch", default=64, show_default=True, type=click.IntRange(1, 4_096), help="Events at a time.")
+@_seed
+@_json
+def ranking(items: int, users: int, events: int, batch: int, seed: int, json_file: Path | None) -> None:
+    """Microseconds per event by stage, from JSON to JSON: everything but the broker and Redis."""
+    from rich.table import Table
+
+    from stream_app.bench.ranking import STAGES, ranking_figures
+    from stream_app.bench.shop import made_up_shop
+    from stream_app.cli.console import errors, output
+    from stream_app.cli.evaluate import open_progress, writable
+    from stream_app.settings import load_settings
+    from stream_app.warm_up import warm_up
+
+    if events < 4 * batch:
+        raise click.UsageError(f"--events {events} are too few for --batch {batch}: at least {4 * batch}")
+    writable(json_file)
+    settings = load_settings()
+    console = errors()
+    with open_progress(console) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=total)
+            progress.update(bars[what], completed=done, total=total)
+
+        warm_up(settings)
+        shop = made_up_shop(settings, items=items, users=users, events=events, seed=seed, on_progress=advance)
+        figures = ranking_figures(
+            shop, batch=batch, on_progress=lambda done, total: advance("measured events", done, total)
+        )
+    figures["seed"] = seed
+    table = Table(title=f"{items:,} items, {users:,} users, batches of {batch}: microseconds per event")
+    for column in ("stage", "us", "share", ""):
+        table.add_column(column, justify="right" if column in ("us", "share") else "left")
+    stages = figures["us_per_event"]
+    total = sum(stages.values())
+    for name, took in stages.items():
+        table.add_row(name, f"{took:.1f}", f"{took / total:.0%}", STAGES.get(name, ""))
+    table.add_section()
+    table.add_row("in all", f"{figures['us_per_event_in_all']:.1f}", "", "not timed by stage, which itself takes time")
+    output().print(table)
+    _write(json_file, [figures])
+
+
+def _write(json_file: Path | None, figures: list[dict[str, Any]]) -> None:
+    if json_file is None:
+        return
+    import orjson
+
+    from stream_app.cli.console import errors
+    from stream_app.cli.evaluate import written
+
+    if not written(errors(), json_file, lambda: orjson.dumps(figures, option=orjson.OPT_INDENT_2) + b"\n"):
+        raise SystemExit(2)

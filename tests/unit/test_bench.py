@@ -1,0 +1,61 @@
+"""The benchmarks of the parts: that they measure what they say, not how fast it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream_app.bench.ranking import STAGES, ranking_figures
+from stream_app.bench.shop import MadeUpShop, made_up_shop
+from stream_app.cli import main
+from stream_app.ranking.recommender import Recommender
+from stream_app.settings import RetrievalSettings, Settings
+
+
+def shop(settings: Settings | None = None) -> MadeUpShop:
+    return made_up_shop(settings or Settings(), items=300, users=40, events=640, history=8, dimensions=16)
+
+
+def test_a_made_up_shop_is_the_same_whenever_it_is_made_and_has_a_past() -> None:
+    one, other = shop(), shop()
+    assert one.records == other.records
+    assert len(one.records) == 640
+    assert one.states == other.states
+    assert sum(state.events for state in one.states.values()) == 40 * 8
+    assert len(one.serving.index) == 300
+    assert one.serving.signals.total(np.arange(300)).sum() > 200
+    assert one.serving.factors.has[:300].all()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_stage_is_measured_and_every_event_is_covered_by_a_slate(whole: bool) -> None:
+    made = shop(Settings() if whole else Settings(retrieval=RetrievalSettings(whole_below=0)))
+    figures = ranking_figures(made, batch=32)
+    sources = {f"source {source.name}" for source in Recommender(made.settings, made.serving).sources}
+    assert set(figures["us_per_event"]) == {*STAGES, *sources, "other"}
+    assert all(took >= 0.0 for took in figures["us_per_event"].values())
+    assert sum(figures["us_per_event"].values()) > 0
+    # Several events of one user in a batch cost one slate.
+    assert 0.3 < figures["slates_per_event"] < 1.0
+    assert figures["p50_us"] <= figures["p99_us"]
+    assert sum(state.events for state in made.states.values()) == 40 * 8 + 640
+
+
+def test_too_few_events_are_refused() -> None:
+    with pytest.raises(ValueError, match="640 records are too few"):
+        ranking_figures(shop(), batch=512)
+
+
+def test_the_command_shows_a_table_and_writes_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "figures.json"
+    command = ["bench", "ranking", "--items", "200", "--users", "20", "--events", "256", "--batch", "16"]
+    assert main([*command, "--json", str(file)]) == 0
+    assert "microseconds per event" in capsys.readouterr().out
+    (figures,) = json.loads(file.read_text())
+    assert figures["benchmark"] == "ranking"
+    assert (figures["items"], figures["users"], figures["batch"], figures["seed"]) == (200, 20, 16, 0)
+    assert main([*command, "--batch", "100"]) == 2
+    assert "at least 400" in capsys.readouterr().err
