@@ -2,8 +2,9 @@
 once.
 
 A row is kept as whole numbers of a step of its own (symmetric scalar quantisation, as in Faiss and ScaNN). A product of
-two such rows is off by about .001 of their lengths, so what is found by codes is compared in full precision afterwards,
-with room for what rounding misplaces (:data:`SPARE`).
+two such rows is off by .0004 of their lengths in the mean and .003 at most (384 columns; measured, of 48 columns .0009
+and .004). Where that matters, what is found by codes is compared in full precision afterwards, with room for what
+rounding misplaces (:data:`SPARE`).
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ class Codes:
         """The vectors of ``rows`` from those by row: float32 [more than the largest row, columns]."""
         _take(rows.astype(np.int64), table, self.values, self.steps)
 
+    def clear(self, rows: NDArray[np.integer[Any]]) -> None:
+        """``rows`` have no vectors any more."""
+        self.values[rows] = 0
+        self.steps[rows] = 0.0
+
 
 @compiled
 def _code(vector: NDArray[np.float32], codes: NDArray[np.int8]) -> float:
@@ -77,7 +83,8 @@ def _code(vector: NDArray[np.float32], codes: NDArray[np.int8]) -> float:
     for bits in vector.view(np.int32):
         largest_bits[0] = max(largest_bits[0], np.int32(bits & np.int32(0x7FFFFFFF)))
     largest = largest_bits.view(np.float32)[0]
-    scale = np.float32(_LARGEST) / largest if largest > 0.0 else np.float32(0.0)
+    # What is so small has no codes: its scale would not be finite.
+    scale = np.float32(_LARGEST) / largest if largest > 1e-30 else np.float32(0.0)
     for column in range(len(vector)):
         codes[column] = np.int8(np.rint(vector[column] * scale))
     step: float = largest / np.float32(_LARGEST)
@@ -180,7 +187,7 @@ def in_words(queries: NDArray[np.float32], width: int) -> tuple[NDArray[np.int16
 def scan_codes(
     queries: NDArray[np.float32], values: NDArray[np.int8], steps: NDArray[np.float32], products: NDArray[np.float32]
 ) -> None:
-    """Products of two queries with all rows, to about .001 of their lengths.
+    """Products of two queries with all rows, to the error of codes.
 
     Args:
         queries: float32 [2, columns].

@@ -281,7 +281,8 @@ class IndexSettings(_Group):
         64,
         ge=4,
         le=1_000,
-        description="Nearest items kept per item, once somebody who took it is ranked; 8 bytes each (count).",
+        description="Nearest items kept of every item that somebody who is ranked took; 8 bytes each, 16 after "
+        "growing (count).",
     )
     ef_construction: int = Field(120, ge=16, le=2_000, description="Breadth while building.")
     ef_search: int = Field(120, ge=16, le=2_000, description="Breadth while searching.")

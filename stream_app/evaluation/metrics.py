@@ -137,7 +137,7 @@ def _rank(
             break
         if row < len(had) and had[row]:
             continue
-        if place < SHOWN:
+        if place < SHOWN and row < len(shown):
             shown[row] = True
         place += 1
         for test, wanted in enumerate(tested):

@@ -119,6 +119,7 @@ class Factors:
         self.target[rows] = 0.0
         self.bias[rows] = 0.0
         self.learned[rows] = self.has[rows] = False
+        self._codes.clear(rows)
         self.version += 1
 
     def forget_started(self, rows: NDArray[np.int32]) -> None:

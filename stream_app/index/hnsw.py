@@ -160,6 +160,7 @@ class VectorIndex:
             return 0
         self._present[rows] = False
         self._matrix[rows] = 0.0
+        self._codes.clear(rows)
         self._live -= len(rows)
         self._touched(rows)
         return len(rows)
@@ -189,9 +190,10 @@ class VectorIndex:
         return rows, similarities
 
     def neighbours(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The nearest others of each of ``rows`` (distinct): int32 [rows that have a vector, ``index.neighbours``],
-        nearest first, -1 where there are fewer. Kept, see :mod:`stream_app.index.neighbours`."""
-        return self._lists.of(rows[self.has(rows)], self._around, capacity=len(self._matrix))
+        """The nearest others of each of ``rows`` (distinct): int32 [rows that have a list, ``index.neighbours``],
+        nearest first, -1 where there are fewer. Kept, and not all made at once, see
+        :mod:`stream_app.index.neighbours`; some may have lost their vector since."""
+        return self._lists.of(rows[self.has(rows)], self._around, live=self._live)
 
     def _around(self, rows: NDArray[np.integer[Any]], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """What is nearest to each of ``rows``, for the lists."""
@@ -277,7 +279,9 @@ class VectorIndex:
         self._cut_over()
         if self._changes is not None:
             self._changes.update(rows.tolist())
-        self._lists.changed(rows[self._present[rows]].tolist(), live=self._live)
+        there = self._present[rows]
+        self._lists.changed(rows[there])
+        self._lists.removed(rows[~there])
         if self._build is not None:
             self._build.touched.update(rows.tolist())
         if self._graph is not None:

@@ -3,15 +3,17 @@
 A search costs a pass over everything, or a walk through a graph, for every request; the neighbours of an item are the
 same for everybody who took it. So they are looked for once, when they are first asked for, and kept. Those of the last
 items of a user hold most of what a search by the user's interest vectors finds (measured on MovieLens, 20 items of 64
-neighbours: 82 to 84 % of the nearest 60, and the same hit rates, at a seventh of the time).
+neighbours: 82 to 84 % of the nearest 60, and the same hit rates).
 
-A vector that is new or another one is put into the lists of what is near to it, so a list holds new items too. Where
-very many vectors change at once, lists are made again when they are next asked for.
+Lists follow what changes, within bounds. A new vector, or one that moved, is put into the lists of what is near to it.
+A list is made again when it is next asked for after a quarter of its rows changed or left, or after a tenth of all
+vectors did. One request makes a few lists and brings in one changed vector at most, however much is waiting. So what a
+list holds depends on when it was asked for: two processes may differ in some of its rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,15 +27,20 @@ Search = Callable[[NDArray[np.integer[Any]], int], tuple[NDArray[np.int32], NDAr
 """The so many rows nearest to each of some rows, themselves among them: rows and similarities [rows, k], best first, -1
 and -inf where there are fewer."""
 
-_AT_ONCE = 16
-"""Changed vectors brought into the lists in one go; the others wait for the next."""
-_MANY = 256
+_MADE_AT_ONCE = 8
+"""Lists made for one request at most, those asked for first; the next request makes more."""
+_WAITING = 256
+"""Changed vectors waiting to be put into lists at most; the oldest are left to the lists' being made again."""
+_FEWEST = 256
+"""Changes until a list is made again, in a small index."""
+_NO_SLOT = -1
+_START = 64
 
 
 class NeighbourLists:
     """Lists of the nearest rows, by row; made when they are asked for.
 
-    Memory: ``8 * size`` bytes per list that is made.
+    Memory: 8 bytes per row of a list that is made (up to twice that after growing), and 12 per row of the index.
 
     Args:
         size: rows in a list.
@@ -41,80 +48,145 @@ class NeighbourLists:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.rows: NDArray[np.int32] = np.zeros((0, size), np.int32)
+        self._slot: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._moved: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._lists: NDArray[np.int32] = np.zeros((0, size), np.int32)
         self._similarity: NDArray[np.float32] = np.zeros((0, size), np.float32)
-        self._made: NDArray[np.bool_] = np.zeros(0, np.bool_)
-        self._count = 0
+        self._made: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._used = 0
+        self._free: list[int] = []
         self._waiting: dict[int, None] = {}
+        self._changes = 0
 
     def __len__(self) -> int:
         """How many lists are made."""
-        return self._count
+        return self._used - len(self._free)
 
     @property
     def waiting(self) -> int:
-        """Changed vectors that the lists do not know yet."""
+        """Changed vectors that are not in the lists of others yet."""
         return len(self._waiting)
 
-    def changed(self, rows: Iterable[int], *, live: int) -> None:
-        """The vectors of rows are new or others.
-
-        Args:
-            live: how many vectors there are; of a tenth of them, and some hundreds, all lists are made again.
-        """
-        if not self._count:
+    def changed(self, rows: NDArray[np.int32]) -> None:
+        """The vectors of rows (int32, distinct) are new or others."""
+        self._leave(rows)
+        if not len(self):
             return
-        self._waiting.update(dict.fromkeys(rows))
-        if len(self._waiting) > max(_MANY, live // 10):
-            self._made[:] = False
-            self._count = 0
-            self._waiting.clear()
+        for row in rows[-_WAITING:].tolist():
+            self._waiting.pop(row, None)
+            self._waiting[row] = None
+        while len(self._waiting) > _WAITING:
+            del self._waiting[next(iter(self._waiting))]
 
-    def of(self, rows: NDArray[np.int32], search: Search, *, capacity: int) -> NDArray[np.int32]:
-        """The lists of ``rows``, int32 [len(rows), size], nearest first, -1 where there are fewer.
+    def removed(self, rows: NDArray[np.int32]) -> None:
+        """Rows (int32, distinct) have no vector any more."""
+        self._leave(rows)
+        for row in rows.tolist():
+            self._waiting.pop(row, None)
+
+    def of(self, rows: NDArray[np.int32], search: Search, *, live: int) -> NDArray[np.int32]:
+        """The lists of ``rows``, int32 [up to len(rows), size], nearest first, -1 where there are fewer. Of rows
+        without a list only the first few get one now, the others are left out.
 
         Args:
             rows: int32, distinct, all of them with a vector.
             search: see :data:`Search`.
-            capacity: more than any row.
+            live: how many vectors there are.
         """
-        self._reserve(capacity)
-        if self._waiting:
-            some = [row for row, _ in zip(self._waiting, range(_AT_ONCE), strict=False)]
-            for row in some:
-                del self._waiting[row]
-            # Twice as far as a list reaches: who is among the nearest of another is not among its own for certain.
-            self._bring(np.array(some, np.int32), search, 2 * self.size)
-        missing = rows[~self._made[rows]]
-        if len(missing):
-            found, similarity = search(missing, self.size + 1)
-            self._count += len(missing)
-            self._made[missing] = True
-            _put(missing, found, similarity, self.rows, self._similarity)
-        return self.rows.take(rows, axis=0)
+        if not len(rows):
+            return np.zeros((0, self.size), np.int32)
+        self._reserve(int(rows.max()) + 1)
+        for row in self._waiting:
+            del self._waiting[row]
+            self._bring(np.array([row], np.int32), search)
+            break
+        due = np.empty(len(rows), np.int32)
+        oldest = self._changes - max(_FEWEST, live // 10)
+        count = _due(rows, self._slot, self._moved, self._lists, self._made, oldest, _MADE_AT_ONCE, due)
+        if count:
+            self._put(due[:count], *search(due[:count], self.size + 1))
+        slots = self._slot[rows]
+        return self._lists.take(slots[slots >= 0], axis=0)
 
-    def _bring(self, rows: NDArray[np.int32], search: Search, count: int) -> None:
-        """Make the lists of changed rows, and put them into those of others."""
-        found, similarity = search(rows, count + 1)
-        self._count += int(np.count_nonzero(~self._made[rows]))
-        self._made[rows] = True
-        _put(rows, found, similarity, self.rows, self._similarity)
-        _put_into_others(rows, found, similarity, self._made, self.rows, self._similarity)
+    def _leave(self, rows: NDArray[np.int32]) -> None:
+        """What lists know of ``rows`` is not so any more."""
+        if not self._used or not len(rows):
+            return
+        self._reserve(int(rows.max()) + 1)
+        self._changes += len(rows)
+        self._moved[rows] = self._changes
+        slots = self._slot[rows]
+        self._free += slots[slots >= 0].tolist()
+        self._slot[rows] = _NO_SLOT
 
-    def _reserve(self, capacity: int) -> None:
-        held = len(self._made)
-        if capacity > held:
-            size = max(capacity, 2 * held)
-            # Zeros take no memory before they are written to: only lists that are made do.
-            rows, similarity = np.zeros((size, self.size), np.int32), np.zeros((size, self.size), np.float32)
-            rows[:held], similarity[:held] = self.rows, self._similarity
-            self.rows, self._similarity = rows, similarity
-            self._made = np.concatenate([self._made, np.zeros(size - held, np.bool_)])
+    def _bring(self, row: NDArray[np.int32], search: Search) -> None:
+        """Make the list of a changed row, and put the row into the lists of what is near to it."""
+        # Twice as far as a list reaches: who is among the nearest of another is not among its own for certain.
+        found, similarity = search(row, 2 * self.size + 1)
+        self._put(row, found, similarity)
+        _put_into_others(int(row[0]), found[0], similarity[0], self._slot, self._lists, self._similarity)
+
+    def _put(self, rows: NDArray[np.int32], found: NDArray[np.int32], similarity: NDArray[np.float32]) -> None:
+        for row in rows[self._slot[rows] < 0].tolist():
+            self._slot[row] = self._free.pop() if self._free else self._new_slot()
+        slots = self._slot[rows]
+        self._made[slots] = self._changes
+        _fill(rows, slots, found, similarity, self._lists, self._similarity)
+
+    def _new_slot(self) -> int:
+        slot = self._used
+        if slot == len(self._made):
+            more = max(_START, slot)
+            self._lists = np.concatenate([self._lists, np.zeros((more, self.size), np.int32)])
+            self._similarity = np.concatenate([self._similarity, np.zeros((more, self.size), np.float32)])
+            self._made = np.concatenate([self._made, np.zeros(more, np.int64)])
+        self._used += 1
+        return slot
+
+    def _reserve(self, rows: int) -> None:
+        held = len(self._slot)
+        if rows > held:
+            more = max(rows, 2 * held) - held
+            self._slot = np.concatenate([self._slot, np.full(more, _NO_SLOT, np.int32)])
+            self._moved = np.concatenate([self._moved, np.zeros(more, np.int64)])
 
 
 @compiled
-def _put(
+def _due(
     rows: NDArray[np.int32],
+    slots: NDArray[np.int32],
+    moved: NDArray[np.int64],
+    lists: NDArray[np.int32],
+    made: NDArray[np.int64],
+    oldest: int,
+    most: int,
+    due: NDArray[np.int32],
+) -> int:
+    """Those of ``rows`` whose lists are to be made: the first that have none, then the first whose list is out of date;
+    at most ``most``. How many there are; they are in ``due``, int32 [len(rows)], overwritten."""
+    count = 0
+    for row in rows:
+        if count < most and slots[row] < 0:
+            due[count] = row
+            count += 1
+    for row in rows:
+        slot = slots[row]
+        if count >= most or slot < 0:
+            continue
+        changed = 0
+        for near in lists[slot]:
+            if 0 <= near < len(moved) and moved[near] > made[slot]:
+                changed += 1
+        if made[slot] < oldest or 4 * changed > lists.shape[1]:
+            due[count] = row
+            count += 1
+    return count
+
+
+@compiled
+def _fill(
+    rows: NDArray[np.int32],
+    slots: NDArray[np.int32],
     found: NDArray[np.int32],
     similarity: NDArray[np.float32],
     lists: NDArray[np.int32],
@@ -123,47 +195,46 @@ def _put(
     """Fill the lists of ``rows`` with what was found, without themselves."""
     size = lists.shape[1]
     for place, row in enumerate(rows):
+        slot = slots[place]
         count = 0
         for rank in range(found.shape[1]):
             near = found[place, rank]
             if near >= 0 and near != row and count < size:
-                lists[row, count] = near
-                kept[row, count] = similarity[place, rank]
+                lists[slot, count] = near
+                kept[slot, count] = similarity[place, rank]
                 count += 1
-        lists[row, count:] = -1
-        kept[row, count:] = -np.inf
+        lists[slot, count:] = -1
+        kept[slot, count:] = -np.inf
 
 
 @compiled
 def _put_into_others(
-    rows: NDArray[np.int32],
+    row: int,
     found: NDArray[np.int32],
     similarity: NDArray[np.float32],
-    made: NDArray[np.bool_],
+    slots: NDArray[np.int32],
     lists: NDArray[np.int32],
     kept: NDArray[np.float32],
 ) -> None:
-    """Put each of ``rows`` into the lists of what was found near to it, where it belongs."""
+    """Put ``row`` into the lists of what was found near to it, where it belongs."""
     size = lists.shape[1]
-    for place, row in enumerate(rows):
-        for rank in range(found.shape[1]):
-            near = found[place, rank]
-            if near < 0 or near == row or not made[near]:
-                continue
-            # Out of the list first: it may be there by its old vector.
-            end = 0
-            for at in range(size):
-                if lists[near, at] != row:
-                    lists[near, end], kept[near, end] = lists[near, at], kept[near, at]
-                    end += 1
-            if end < size:
-                lists[near, end:] = -1
-                kept[near, end:] = -np.inf
-            close = similarity[place, rank]
-            at = size
-            while at > 0 and kept[near, at - 1] < close:
-                at -= 1
-            if at < size:
-                for moved in range(size - 1, at, -1):
-                    lists[near, moved], kept[near, moved] = lists[near, moved - 1], kept[near, moved - 1]
-                lists[near, at], kept[near, at] = row, close
+    for rank, near in enumerate(found):
+        if near < 0 or near == row or near >= len(slots) or slots[near] < 0:
+            continue
+        slot = slots[near]
+        # Out of the list first: it may be there by its old vector.
+        end = 0
+        for at in range(size):
+            if lists[slot, at] != row:
+                lists[slot, end], kept[slot, end] = lists[slot, at], kept[slot, at]
+                end += 1
+        lists[slot, end:] = -1
+        kept[slot, end:] = -np.inf
+        close = similarity[rank]
+        at = size
+        while at > 0 and kept[slot, at - 1] < close:
+            at -= 1
+        if at < size:
+            for moved in range(size - 1, at, -1):
+                lists[slot, moved], kept[slot, moved] = lists[slot, moved - 1], kept[slot, moved - 1]
+            lists[slot, at], kept[slot, at] = row, close

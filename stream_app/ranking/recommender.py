@@ -1,10 +1,10 @@
 """From a user's state to a slate: retrieve candidates, score them, pick. And from a choice to a training example.
 
-Everything is an array operation over a batch of requests or over one request's candidates; only the scores by learned
-factors, and searches of an index small enough to be scanned, look at the whole catalogue. Candidates are ordered by id
-hash before anything is computed, so replicas that number their rows differently agree. Results depend on what the
-serving state holds, and for the place of less known items also on what this process has published
-(:meth:`Recommender.published`).
+Everything is an array operation over one request's candidates, or over the pool they are found in
+(:mod:`stream_app.retrieval.pool`). Candidates are ordered by id hash before anything is computed, so replicas that
+number their rows differently agree. Results depend on what the serving state holds; beyond ``retrieval.whole_below``
+vectors also on when neighbours were asked for (:mod:`stream_app.index.neighbours`), and for the place of less known
+items on what this process has published (:meth:`Recommender.published`).
 """
 
 from __future__ import annotations

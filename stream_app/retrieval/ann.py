@@ -1,4 +1,4 @@
-"""Items close in text to what the user liked: nearest neighbours of the slow or the fast interest vector."""
+"""Items close in text to what the user liked: what of the pool is nearest to the slow or the fast interest vector."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["NearInterests"]
 
 @dataclass(frozen=True, slots=True)
 class NearInterests:
-    """Neighbours of one of the interest vectors (``SLOW`` or ``FAST``)."""
+    """The nearest to one of the interest vectors (``SLOW`` or ``FAST``)."""
 
     vector: int
 

@@ -26,6 +26,8 @@ SLOW, FAST, LAST, NEGATIVE, MEAN = range(5)
 """Rows of :attr:`Interests.vectors`; the first two also of :attr:`Interests.factors`."""
 VECTORS = 5
 
+_WORDS = 10
+"""Events that words are heard over: what was said before them is a small part of what the vectors say by now."""
 _SINGLE = 15
 """Recent items a candidate is compared with one by one."""
 
@@ -43,7 +45,8 @@ class Interests:
         own: int32 [o], distinct rows of the items of positive events, newest first.
         own_weights: float64 [o], how much was done with each: ``slow_decay`` per event since, summed up.
         factors: float32 [2, k], the user's learned factors by a long and a short memory; zeros where nothing is known.
-        words: whether texts say something of the vectors, and not items alone.
+        words: whether texts say something of note of the vectors, and not items alone: one of the last ten events, or
+            the prior while there are no more events than that.
     """
 
     queries: NDArray[np.float32]
@@ -111,7 +114,16 @@ def derive_interests(
     if not count:
         vectors = np.stack([before, before, before, np.zeros_like(before), before])
         rows, weights = np.zeros(0, np.int32), np.zeros(0)
-        return Interests(vectors, rows, weights, known, rows, weights, _factors(factors, rows), known > 0)
+        return Interests(
+            vectors,
+            rows,
+            weights,
+            known,
+            rows,
+            weights,
+            _factors(factors, rows),
+            prior_weight > 0 and bool(before.any()),
+        )
     row_of = catalogue.row
     newest_first = history[::-1]
     entry_rows = [row_of(entry.item_id) for entry in newest_first]
@@ -145,7 +157,7 @@ def derive_interests(
         liked,
         np.fromiter(own.values(), np.float64, len(own)),
         _factors(factors, liked),
-        known > 0 or bool(len(said)),
+        (prior_weight > 0 and count <= _WORDS and bool(before.any())) or bool(said[:_WORDS].any()),
     )
 
 

@@ -5,7 +5,7 @@ Of a small catalogue that is everything. Of a large one it is what lies near to 
 thousand rows, however large the catalogue is. 98 % of the best 60 of a whole catalogue by learned factors are among
 them (measured on MovieLens, 9,742 items), so these are not looked for elsewhere.
 
-Products are those of 8-bit codes (:mod:`stream_app.codes`): whole numbers, the same everywhere.
+Products are those of 8-bit codes (:mod:`stream_app.codes`).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def best_of_pool(
         table: float32 [more than any row, columns], the vectors: the best by codes, and a few more, are compared in
             full precision. Without rows: codes decide.
         rows: int32 [2, wanted], overwritten, -1 where there are fewer.
-        scores: float64 [2, wanted], overwritten, in steps of 1e-6, by codes to about .005 of the lengths; -inf where
+        scores: float64 [2, wanted], overwritten, in steps of 1e-6, to the error of codes where these decide; -inf where
             there are fewer.
     """
     words, scale = in_words(queries, values.shape[1])

@@ -29,7 +29,7 @@ class Near:
 
     Attributes:
         rows: int32 [2, k], best first, -1 where there are none.
-        similarity: float64 [2, k], their cosines, to about .002.
+        similarity: float64 [2, k], their cosines, to the error of codes (:mod:`stream_app.codes`).
     """
 
     rows: NDArray[np.int32]
@@ -45,7 +45,7 @@ class Context:
         near: what is nearest to the slow and to the fast vector.
         cold_rows: int32 [c], cold items.
         cold_counts: float64 [c], their decayed counts.
-        codes: unit vectors by row, in whole numbers.
+        codes: unit vectors by row, in whole numbers, zeros where there is none.
         by_factors: int32 [2, k], allowed rows with the largest scores by learned factors, with a long and with a short
             memory, best first, -1 where there are none.
         seed: a hash of the user, for choices that are random but the same every time.

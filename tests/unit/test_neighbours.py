@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stream_app.index.hnsw import VectorIndex
-from stream_app.index.neighbours import NeighbourLists
+from stream_app.index.neighbours import NeighbourLists, Search
 from stream_app.settings import IndexSettings
 
 DIMENSIONS = 24
@@ -38,6 +38,13 @@ def rows(*wanted: int) -> NDArray[np.int32]:
     return np.array(wanted, np.int32)
 
 
+def lists_of(index: VectorIndex, wanted: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The lists of all of them: one call makes a few."""
+    for start in range(0, len(wanted), 4):
+        index.neighbours(wanted[start : start + 4])
+    return np.concatenate([index.neighbours(wanted[start : start + 4]) for start in range(0, len(wanted), 4)])
+
+
 @pytest.mark.parametrize("exact_below", [20_000, 0])
 def test_lists_hold_what_a_search_finds(exact_below: int) -> None:
     vectors = unit(600, seed=1)
@@ -62,15 +69,23 @@ def test_rows_without_a_vector_have_no_list_and_a_small_index_has_short_ones() -
     assert VectorIndex(DIMENSIONS, IndexSettings()).neighbours(rows(3)).shape == (0, 64)
 
 
+def test_one_call_makes_a_few_lists_those_asked_for_first() -> None:
+    vectors = unit(300, seed=9)
+    index = filled(vectors)
+    assert index.neighbours(rows(*range(20))).tolist() == [truth(vectors, row) for row in range(8)]
+    assert len(index.neighbours(rows(*range(20)))) == 16
+    assert len(index.neighbours(rows(*range(20)))) == 20
+
+
 def test_a_new_vector_is_in_the_lists_of_what_is_near_to_it() -> None:
     vectors = unit(400, seed=3)
     index = filled(vectors[:399])
-    before = index.neighbours(rows(*range(399)))
+    before = lists_of(index, rows(*range(399)))
     close = vectors[17] + 0.05 * vectors[18]
     vectors[399] = close / np.linalg.norm(close)
     index.upsert(rows(399), vectors[399:])
     assert index.neighbours(rows(17))[0].tolist() == truth(vectors, 17)
-    after = index.neighbours(rows(*range(400)))
+    after = lists_of(index, rows(*range(400)))
     assert 399 in after[17]
     assert not (before == 399).any()
     # Wherever it belongs, but for lists of what it is far from itself.
@@ -79,42 +94,87 @@ def test_a_new_vector_is_in_the_lists_of_what_is_near_to_it() -> None:
     assert all(399 not in after[row] for row in misplaced)
 
 
-def test_a_vector_that_moves_leaves_lists_and_enters_others() -> None:
+def test_a_vector_that_moved_has_its_new_list_at_once_and_enters_others() -> None:
     vectors = unit(300, seed=4)
     index = filled(vectors)
-    index.neighbours(rows(*range(300)))
+    lists_of(index, rows(*range(300)))
     moved = vectors[200] + 0.05 * vectors[3]
     vectors[40] = moved / np.linalg.norm(moved)
+    index.upsert(rows(*range(60, 160)), unit(100, seed=44))  # waiting before it
+    vectors[60:160] = unit(100, seed=44)
     index.upsert(rows(40), vectors[40:41])
     assert index.neighbours(rows(40))[0].tolist() == truth(vectors, 40)
-    found = index.neighbours(rows(200))[0].tolist()
-    assert found == truth(vectors, 200)
+    for _ in range(101):
+        found = index.neighbours(rows(200))[0].tolist()
     assert found.count(40) == 1
 
 
-def test_changes_wait_their_turn_and_very_many_make_all_lists_again() -> None:
-    asked: list[int] = []
+def test_lists_of_what_moved_or_left_are_made_again() -> None:
+    """Whoever was near and is not any more does not stand in the way of who is."""
+    vectors = unit(600, seed=5)
+    index = filled(vectors)
+    first = index.neighbours(rows(0))[0]
+    index.remove(first)
+    gone = tuple(first.tolist())
+    assert index.neighbours(rows(0))[0].tolist() == truth(vectors, 0, without=gone)
+    # Moved away, and nothing else near to it changed.
+    second = index.neighbours(rows(0))[0]
+    vectors[second] = -np.tile(vectors[0], (SIZE, 1)) + 0.05 * unit(SIZE, seed=6)
+    vectors[second] /= np.linalg.norm(vectors[second], axis=1, keepdims=True)
+    index.upsert(second, vectors[second])
+    assert index.neighbours(rows(0))[0].tolist() == truth(vectors, 0, without=gone)
 
+
+def test_a_row_that_left_while_it_waited_comes_back_with_a_list_of_its_own() -> None:
+    vectors = unit(300, seed=7)
+    index = filled(vectors)
+    lists_of(index, rows(*range(300)))
+    index.upsert(rows(11), unit(1, seed=70))
+    index.remove(rows(11))
+    for _ in range(3):
+        index.neighbours(rows(12))
+    assert index.neighbours(rows(11)).shape == (0, SIZE)
+    vectors[11] = unit(1, seed=71)
+    index.upsert(rows(11), vectors[11:12])
+    assert index.neighbours(rows(11))[0].tolist() == truth(vectors, 11)
+
+
+def test_everything_is_made_again_after_very_many_changes() -> None:
+    """Lists in which a new row belongs, and is not, do not stay so for good."""
+    lists, asked = NeighbourLists(4), list[int]()
+    search = _noting(asked)
+    lists.of(rows(1), search, live=100)
+    for number in range(300):
+        lists.changed(rows(1_000 + number))
+    asked.clear()
+    lists.of(rows(1), search, live=100)
+    assert asked == [1_000 + 44, 1]  # the first that waits, and the old list
+    asked.clear()
+    lists.of(rows(1), search, live=100)
+    assert asked == [1_000 + 45]
+
+
+def test_what_waits_is_bounded_and_one_is_brought_at_a_time() -> None:
+    lists, asked = NeighbourLists(4), list[int]()
+    search = _noting(asked)
+    lists.changed(rows(*range(10)))
+    assert lists.waiting == 0  # nothing is made, so nothing has to know
+    lists.of(rows(1, 2), search, live=10_000)
+    assert (len(lists), asked) == (2, [1, 2])
+    lists.of(rows(1, 2), search, live=10_000)
+    assert asked == [1, 2]
+    lists.changed(rows(*range(100, 1_100)))
+    assert lists.waiting == 256
+    lists.removed(rows(1_099))
+    assert lists.waiting == 255
+    lists.of(rows(1), search, live=100_000)
+    assert (lists.waiting, asked[2:]) == (254, [844])
+
+
+def _noting(asked: list[int]) -> Search:
     def search(of: NDArray[np.integer[Any]], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         asked.extend(of.tolist())
-        return np.tile(np.arange(k, dtype=np.int32), (len(of), 1)), np.tile(
-            -np.arange(k, dtype=np.float32), (len(of), 1)
-        )
+        near = np.tile(np.arange(k, dtype=np.int32), (len(of), 1))
+        return near, -near.astype(np.float32)
 
-    lists = NeighbourLists(4)
-    lists.changed(range(10), live=10_000)
-    assert lists.waiting == 0  # nothing is made, so nothing has to know
-    lists.of(rows(1, 2), search, capacity=1_000)
-    assert (len(lists), asked) == (2, [1, 2])
-    lists.of(rows(1, 2), search, capacity=1_000)
-    assert asked == [1, 2]
-    lists.changed(range(100, 140), live=10_000)
-    assert lists.waiting == 40
-    lists.of(rows(1), search, capacity=1_000)
-    assert lists.waiting == 24
-    assert asked[2:] == list(range(100, 116))
-    lists.changed(range(300), live=1_000)
-    assert (lists.waiting, len(lists)) == (0, 0)
-    lists.of(rows(1), search, capacity=1_000)
-    assert asked[-1] == 1
-    assert len(lists) == 1
+    return search

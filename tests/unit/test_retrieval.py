@@ -528,3 +528,53 @@ def test_an_item_that_arrives_is_proposed_to_whom_it_is_near() -> None:
     state.apply_item("new", Item(item_id="new", title="x"))
     state.apply_vector("new", vector_message("new", close))
     assert proposals(state, user)["text_fast"][0] == "new"
+
+
+def test_what_others_say_changes_nothing_for_a_user_who_says_nothing() -> None:
+    """Texts of a whole batch are handed to every user of it."""
+    state = large_shop(whole_below=0)
+    # An item that nobody knows any more has no vector, like words.
+    user = UserState("u", history(("i1", 1.0), ("gone", 1.0)), events=2)
+    alone, among = (
+        proposed(
+            Recommender(state.settings, state), RankRequest(user=user, at=10.0, now=0.0, n=5, extra_vectors=others)
+        )
+        for others in ({}, {"somebody else's search": unit(1, 2, 3)})
+    )
+    assert {name: rows.tolist() for name, rows in alone.items()} == {
+        name: rows.tolist() for name, rows in among.items()
+    }
+
+
+@pytest.mark.parametrize(("events", "heard"), [(1, True), (10, True), (11, False)])
+def test_a_profile_is_heard_while_there_is_little_else_however_little_it_weighs(events: int, heard: bool) -> None:
+    state = large_shop(whole_below=0)
+    interests = derive_interests(
+        history(*[(f"i{number}", 1.0) for number in range(events)]),
+        state.catalogue,
+        state.index,
+        state.settings,
+        {"a lamp": unit(1, 2)},
+        ["a lamp"],
+        0.3,
+    )
+    assert interests.words is heard
+
+
+def test_words_are_heard_over_ten_events() -> None:
+    state = large_shop(whole_below=0)
+    said = {"a lamp": unit(1, 2)}
+    after = [(f"i{number}", 1.0) for number in range(9)]
+    for more, heard in (((), True), ((("i9", 1.0),), False)):
+        events = history(("a lamp", 1.0), *after, *more)
+        assert derive_interests(events, state.catalogue, state.index, state.settings, said).words is heard
+
+
+def test_an_item_whose_vector_is_gone_is_not_ranked_by_what_it_was() -> None:
+    index = VectorIndex(DIMENSIONS, IndexSettings())
+    index.upsert(np.array([0, 1], np.int32), np.stack([unit(1), unit(0, 1)]))
+    assert index.codes.values[0].any()
+    index.remove(np.array([0], np.int32))
+    assert not index.codes.values[0].any()
+    assert index.codes.steps[0] == 0.0
+    assert index.codes.steps[1] > 0.0
