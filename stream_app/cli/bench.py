@@ -76,6 +76,48 @@ def ranking(items: int, users: int, events: int, batch: int, seed: int, json_fil
     _write(json_file, [figures])
 
 
+@bench.command()
+@click.option("--sizes", default="10000,100000", show_default=True, help="Vectors, comma separated.")
+@click.option("--dimensions", default=384, show_default=True, type=click.IntRange(2, 4_096))
+@_seed
+@_json
+def index(sizes: str, dimensions: int, seed: int, json_file: Path | None) -> None:
+    """Fill, search and change the vector index; recall against brute force; memory."""
+    from rich.table import Table
+
+    from stream_app.bench.index import index_figures
+    from stream_app.cli.console import errors, output
+    from stream_app.cli.evaluate import open_progress, writable
+    from stream_app.settings import load_settings
+
+    try:
+        wanted = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        wanted = []
+    if not wanted or min(wanted) < 1 or max(wanted) > 5_000_000:
+        raise click.UsageError(f"--sizes {sizes!r}: whole numbers from 1 to 5,000,000, comma separated")
+    writable(json_file)
+    with open_progress(errors()) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=total)
+            progress.update(bars[what], completed=done, total=total)
+
+        figures = index_figures(
+            load_settings().index, sizes=wanted, dimensions=dimensions, seed=seed, on_progress=advance
+        )
+    table = Table(title=f"the index, {dimensions} dimensions")
+    columns = [name for name in figures[0] if name not in ("benchmark", "dimensions")]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for line in figures:
+        table.add_row(*(f"{line[name]:,}" if isinstance(line[name], int) else str(line[name]) for name in columns))
+    output().print(table)
+    _write(json_file, [line | {"seed": seed} for line in figures])
+
+
 def _write(json_file: Path | None, figures: list[dict[str, Any]]) -> None:
     if json_file is None:
         return

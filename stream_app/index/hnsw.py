@@ -84,6 +84,20 @@ class VectorIndex:
         """Whether searches scan everything at the moment."""
         return self._graph is None
 
+    @property
+    def memory_bytes(self) -> int:
+        """What vectors, codes, kept neighbours and the graph take; of the graph what its file would."""
+        arrays = (
+            self._matrix,
+            self._codes.values,
+            self._codes.steps,
+            self._present,
+            self._label_of,
+            self._row_of_label,
+        )
+        graph = int(self._graph.index_file_size()) if self._graph is not None else 0
+        return sum(array.nbytes for array in arrays) + self._lists.memory_bytes + graph
+
     def has(self, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Whether each row has a vector; rows beyond the matrix have none."""
         inside = rows < len(self._present)

@@ -67,6 +67,12 @@ class NeighbourLists:
         """Changed vectors that are not in the lists of others yet."""
         return len(self._waiting)
 
+    @property
+    def memory_bytes(self) -> int:
+        """What they take."""
+        arrays = (self._slot, self._moved, self._lists, self._similarity, self._made)
+        return sum(array.nbytes for array in arrays)
+
     def changed(self, rows: NDArray[np.int32]) -> None:
         """The vectors of rows (int32, distinct) are new or others."""
         self._leave(rows)

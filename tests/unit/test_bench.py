@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stream_app.bench.index import index_figures
 from stream_app.bench.ranking import STAGES, ranking_figures
 from stream_app.bench.shop import MadeUpShop, made_up_shop
 from stream_app.cli import main
 from stream_app.ranking.recommender import Recommender
-from stream_app.settings import RetrievalSettings, Settings
+from stream_app.settings import IndexSettings, RetrievalSettings, Settings
 
 
 def shop(settings: Settings | None = None) -> MadeUpShop:
@@ -61,3 +62,32 @@ def test_the_command_shows_a_table_and_writes_a_list(tmp_path: Path, capsys: pyt
     assert (figures["items"], figures["users"], figures["batch"], figures["seed"]) == (200, 20, 16, 0)
     assert main([*command, "--batch", "100"]) == 2
     assert "at least 400" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("exact_below", "kind", "least"), [(20_000, "scan", 1.0), (100, "graph", 0.9)])
+def test_an_index_is_measured_against_brute_force(exact_below: int, kind: str, least: float) -> None:
+    told: list[tuple[str, int, int]] = []
+    (figures,) = index_figures(
+        IndexSettings(exact_below=exact_below),
+        sizes=[400],
+        dimensions=24,
+        on_progress=lambda what, done, total: told.append((what, done, total)),
+    )
+    assert (figures["vectors"], figures["kind"]) == (400, kind)
+    assert least <= figures["recall"] <= 1.0
+    assert (figures["build_s"] > 0.0) == (kind == "graph")
+    for name in ("fill_per_s", "change_us", "query_us", "list_us"):
+        assert figures[name] > 0.0
+    # The vectors in float32 and in codes, at least.
+    assert figures["bytes_per_vector"] >= 24 * 4 + 32
+    assert told[-1] == ("400 vectors", 400, 400)
+
+
+def test_the_index_command_takes_several_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "figures.json"
+    assert main(["bench", "index", "--sizes", "50,120", "--dimensions", "8", "--json", str(file)]) == 0
+    assert "recall" in capsys.readouterr().out
+    assert [line["vectors"] for line in json.loads(file.read_text())] == [50, 120]
+    for wrong in ("", "ten", "0", "6000000"):
+        assert main(["bench", "index", "--sizes", wrong]) == 2
+        assert "whole numbers from 1 to 5,000,000" in capsys.readouterr().err
