@@ -109,7 +109,8 @@ def strongest_kind(contributions: NDArray[np.float64], *, boosts: NDArray[np.flo
     """
     best = contributions.argmax(axis=1)
     strongest = contributions[np.arange(len(best)), best]
-    codes = [KINDS[kind] if amount > 1e-9 else "recommended" for kind, amount in zip(best, strongest, strict=True)]
+    pairs = zip(best.tolist(), strongest.tolist(), strict=True)
+    codes = [KINDS[kind] if amount > 1e-9 else "recommended" for kind, amount in pairs]
     if boosts is not None:
         for place in np.flatnonzero(boosts > np.maximum(strongest, 0.0)).tolist():
             codes[place] = "boosted"

@@ -9,6 +9,7 @@ items on what this process has published (:meth:`Recommender.published`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -807,7 +808,8 @@ def _compared(
 
 def _known(request: RankRequest) -> bool:
     """Whether anything is known of the user at the time of the request."""
-    return bool(request.prior) or bool(history_view(request.user.history, request.before))
+    before = math.inf if request.before is None else request.before
+    return bool(request.prior) or any(entry.at < before for entry in request.user.history)
 
 
 def _likest(vectors: NDArray[np.float32], recent: NDArray[np.float32]) -> list[int]:
