@@ -34,7 +34,7 @@ _LANES = 16
 
 
 class Codes:
-    """Codes by row; zeros where nothing was set.
+    """Codes by row; zeros where nothing was taken.
 
     Args:
         columns: of the vectors.
@@ -46,7 +46,6 @@ class Codes:
     """
 
     def __init__(self, columns: int, rows: int) -> None:
-        self._columns = columns
         width = -(-columns // _LANES) * _LANES
         self.values = np.zeros((rows, width), np.int8)
         self.steps = np.zeros(rows, np.float32)
@@ -59,10 +58,6 @@ class Codes:
             values[:held] = self.values
             self.values = values
             self.steps = np.concatenate([self.steps, np.zeros(rows - held, np.float32)])
-
-    def set(self, rows: NDArray[np.integer[Any]], vectors: NDArray[np.float32]) -> None:
-        """Vectors of ``rows``: float32 [len(rows), columns]."""
-        _set(rows.astype(np.int64), vectors, self.values, self.steps)
 
     def take(self, rows: NDArray[np.integer[Any]], table: NDArray[np.float32]) -> None:
         """The vectors of ``rows`` from those by row: float32 [more than the largest row, columns]."""
@@ -89,14 +84,6 @@ def _code(vector: NDArray[np.float32], codes: NDArray[np.int8]) -> float:
         codes[column] = np.int8(np.rint(vector[column] * scale))
     step: float = largest / np.float32(_LARGEST)
     return step
-
-
-@compiled
-def _set(
-    rows: NDArray[np.int64], vectors: NDArray[np.float32], values: NDArray[np.int8], steps: NDArray[np.float32]
-) -> None:
-    for place, row in enumerate(rows):
-        steps[row] = _code(vectors[place], values[row])
 
 
 @compiled

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
 
 __all__ = ["bench"]
 
@@ -40,7 +37,7 @@ def ranking(items: int, users: int, events: int, batch: int, seed: int, json_fil
     from stream_app.bench.ranking import STAGES, ranking_figures
     from stream_app.bench.shop import made_up_shop
     from stream_app.cli.console import errors, output
-    from stream_app.cli.evaluate import open_progress, writable
+    from stream_app.cli.evaluate import advancing, open_progress, writable
     from stream_app.settings import load_settings
     from stream_app.warm_up import warm_up
 
@@ -50,13 +47,7 @@ def ranking(items: int, users: int, events: int, batch: int, seed: int, json_fil
     settings = load_settings()
     console = errors()
     with open_progress(console) as progress:
-        bars: dict[str, TaskID] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = progress.add_task(what, total=total)
-            progress.update(bars[what], completed=done, total=total)
-
+        advance = advancing(progress)
         warm_up(settings)
         shop = made_up_shop(settings, items=items, users=users, events=events, seed=seed, on_progress=advance)
         figures = ranking_figures(
@@ -87,7 +78,7 @@ def index(sizes: str, dimensions: int, seed: int, json_file: Path | None) -> Non
 
     from stream_app.bench.index import index_figures
     from stream_app.cli.console import errors, output
-    from stream_app.cli.evaluate import open_progress, writable
+    from stream_app.cli.evaluate import advancing, open_progress, writable
     from stream_app.settings import load_settings
 
     try:
@@ -98,15 +89,8 @@ def index(sizes: str, dimensions: int, seed: int, json_file: Path | None) -> Non
         raise click.UsageError(f"--sizes {sizes!r}: whole numbers from 1 to 5,000,000, comma separated")
     writable(json_file)
     with open_progress(errors()) as progress:
-        bars: dict[str, TaskID] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = progress.add_task(what, total=total)
-            progress.update(bars[what], completed=done, total=total)
-
         figures = index_figures(
-            load_settings().index, sizes=wanted, dimensions=dimensions, seed=seed, on_progress=advance
+            load_settings().index, sizes=wanted, dimensions=dimensions, seed=seed, on_progress=advancing(progress)
         )
     table = Table(title=f"the index, {dimensions} dimensions")
     columns = [name for name in figures[0] if name not in ("benchmark", "dimensions")]

@@ -207,6 +207,18 @@ def open_progress(console: Console) -> AbstractContextManager[Progress]:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
+def advancing(progress: Progress) -> Callable[[str, int, int], None]:
+    """Moves one bar per thing that is done: told what, how much of it, and of how much."""
+    bars: dict[str, TaskID] = {}
+
+    def advance(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            bars[what] = progress.add_task(what, total=total)
+        progress.update(bars[what], completed=done, total=total)
+
+    return advance
+
+
 def load_log(
     dataset: str | None,
     items: Path | None,
@@ -263,13 +275,6 @@ def _evaluate(
     from stream_app.evaluation.prequential import Options
     from stream_app.evaluation.run import evaluate_log
 
-    bars: dict[str, TaskID] = {}
-
-    def advance(what: str, done: int, total: int) -> None:
-        if what not in bars:
-            bars[what] = progress.add_task(what, total=total)
-        progress.update(bars[what], completed=done, total=total)
-
     return evaluate_log(
         log,
         settings,
@@ -281,5 +286,5 @@ def _evaluate(
         via=via,
         cache=cache,
         changed={row.name: row.value for row in effective_settings(settings) if row.value != row.default},
-        on_progress=advance,
+        on_progress=advancing(progress),
     )

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stream_app.cli.evaluate import load_log, open_progress, say_what_is_wrong, writable, written
+from stream_app.cli.evaluate import advancing, load_log, open_progress, say_what_is_wrong, writable, written
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from stream_app.evaluation.tune import Score, Tuned
 
 __all__ = ["tune"]
@@ -75,13 +73,7 @@ def tune(
         log = load_log(dataset, items, interactions, settings, limit, progress)
     say_what_is_wrong(console, log)
     with open_progress(console) as progress:
-        bars: dict[str, TaskID] = {}
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = progress.add_task(what, total=total)
-            progress.update(bars[what], completed=done, total=total)
-
+        advance = advancing(progress)
         encoded = encode_log(log, settings, cache=cache, on_progress=lambda done, total: advance("texts", done, total))
         tuned = search.tune(
             log,

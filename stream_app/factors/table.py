@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stream_app.codes import Codes
 from stream_app.errors import SnapshotError
 from stream_app.factors.basis import FactorBasis
-from stream_app.factors.kernels import score_rows, user_factors
+from stream_app.factors.kernels import user_factors
 from stream_app.settings import FactorSettings
 
 __all__ = ["Factors"]
@@ -147,15 +147,6 @@ class Factors:
     def codes(self) -> Codes:
         """The targets by row in whole numbers; read-only, and good until the next change."""
         return self._codes
-
-    def scores(self, users: NDArray[np.float32], rows: NDArray[np.int32]) -> NDArray[np.float32]:
-        """``user . target + bias`` of rows: float32 [2, n]; NaN for rows without factors, and for users without."""
-        found = np.full((2, len(rows)), np.nan, np.float32)
-        if len(rows) and users.any():
-            self.reserve(int(rows.max()) + 1)
-            score_rows(users, self.target, self.bias, rows, found)
-            found[:, ~self.has[rows]] = np.nan
-        return found
 
     def save(self, directory: Path, rows: int) -> None:
         """Write the first ``rows`` rows into ``directory`` (which exists)."""

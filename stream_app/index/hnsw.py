@@ -162,7 +162,7 @@ class VectorIndex:
     def _set(self, rows: NDArray[np.int32], vectors: NDArray[np.float32]) -> None:
         replaced = int(np.count_nonzero(self._present[rows]))
         self._matrix[rows] = vectors
-        self._codes.set(rows, np.ascontiguousarray(vectors, np.float32))
+        self._codes.take(rows, self._matrix)
         self._present[rows] = True
         self._live += len(rows) - replaced
         self._end = max(self._end, int(rows.max()) + 1)
@@ -217,10 +217,10 @@ class VectorIndex:
         rows = np.empty((len(queries), k), np.int32)
         similarities = np.empty((len(queries), k), np.float32)
         for start in range(0, len(queries), 2):
-            two = queries[[start, min(start + 1, len(queries) - 1)]]
-            found = self._nearest(self._products(two, k), two, k)
-            for held, part in zip((rows, similarities), found, strict=True):
-                held[start : start + 2] = part[: len(queries) - start]
+            part = slice(start, start + 2)
+            # Of an odd number the last is multiplied twice, and compared once.
+            products = self._products(queries[[start, min(start + 1, len(queries) - 1)]], k)
+            _nearest(products, queries[part], self._matrix, k + SPARE, rows[part], similarities[part])
         return rows, similarities
 
     def _products(self, queries: NDArray[np.float32], k: int) -> NDArray[np.float32]:
@@ -233,14 +233,6 @@ class VectorIndex:
             np.matmul(queries, self._matrix[: self._end].T, out=products)
         products[:, ~self._present[: self._end]] = -np.inf
         return products
-
-    def _nearest(
-        self, products: NDArray[np.float32], queries: NDArray[np.float32], k: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        rows = np.empty((2, k), np.int32)
-        similarities = np.empty((2, k), np.float32)
-        _nearest(products, queries, self._matrix, k + SPARE, rows, similarities)
-        return rows, similarities
 
     def _search_graph(
         self, queries: NDArray[np.float32], k: int
@@ -413,7 +405,7 @@ class VectorIndex:
             if len(rows):
                 index._reserve(int(rows.max()) + 1)
                 index._matrix[rows] = vectors
-                index._codes.set(rows, vectors)
+                index._codes.take(rows, index._matrix)
                 index._present[rows] = True
                 index._live = len(rows)
                 index._end = int(rows.max()) + 1
@@ -469,18 +461,18 @@ def _nearest(
     rows: NDArray[np.int32],
     similarities: NDArray[np.float32],
 ) -> None:
-    """The rows nearest to each of two queries, best first, of equal ones the smaller row.
+    """The rows nearest to each query, best first, of equal ones the smaller row.
 
     Args:
-        products: float32 [2, n], about the similarities; -inf leaves a row out.
-        queries: float32 [2, dimensions].
+        products: float32 [q or more, n], about the similarities; -inf leaves a row out.
+        queries: float32 [q, dimensions].
         matrix: float32 [n or more, dimensions].
         looked_at: how many of the best are compared in full precision.
-        rows, similarities: int32, float32 [2, wanted], overwritten; -1 and -inf where there are fewer.
+        rows, similarities: int32, float32 [q, wanted], overwritten; -1 and -inf where there are fewer.
     """
     near = np.empty(products.shape[1], np.int32)
     ties = np.empty(rows.shape[1], np.int64)
-    for query in range(2):
+    for query in range(len(queries)):
         kept_rows, kept, asked = rows[query], similarities[query], queries[query]
         found = 0
         count = largest(products[query], looked_at, near)

@@ -33,7 +33,6 @@ __all__ = [
     "feature_names",
     "in_steps",
     "in_units",
-    "scaled_features",
     "start_weights",
 ]
 
@@ -210,7 +209,9 @@ def candidate_features(
         own, own_weights: what the user did with which rows before (``Interests``).
         published_at: float64 by row, seconds since 1970, -inf where unknown.
         slot: int32 by row, -1 everywhere; and again afterwards.
-        at, now, cold_events: see :func:`scaled_features`.
+        at: event time of the request (seconds).
+        now: wall clock, seconds since 1970.
+        cold_events: an item with fewer events in all is cold.
     """
     values = np.empty((len(rows), len(TEXT) + len(_LINKS) + len(rates) + len(_OWN)), np.float32)
     cold = np.empty(len(rows), np.bool_)
@@ -288,47 +289,6 @@ def _looked_up(
     for row in held:
         slot[row] = -1
     return found
-
-
-def scaled_features(
-    *,
-    cosines: NDArray[np.float32],
-    has_vector: NDArray[np.bool_],
-    links: NDArray[np.float64],
-    counts: NDArray[np.float64],
-    last_event_at: NDArray[np.float64],
-    factors: NDArray[np.float32],
-    own: NDArray[np.float64],
-    published_at: NDArray[np.float64],
-    at: float,
-    now: float,
-    cold_events: float,
-) -> Features:
-    """Features of ``k`` candidates.
-
-    Args:
-        cosines: float32 [k, 5 + recent items], to the interest vectors and to recent items.
-        has_vector: bool [k], whether the cosines say something.
-        links: float64 [7, k], transition scores.
-        counts: float64 [k, columns], decayed counts at the time of the request, all time last.
-        last_event_at: float64 [k], event time of the candidate's last event.
-        factors: float32 [2, k], scores by learned factors, NaN or -inf where there are none.
-        own: float64 [k], how much the user did with the candidate before.
-        published_at: float64 [k], seconds since 1970, -inf where unknown.
-        at: event time of the request (seconds).
-        now: wall clock, seconds since 1970.
-        cold_events: an item with fewer events in all is cold.
-    """
-    size, columns = counts.shape
-    values = np.empty((size, len(TEXT) + len(_LINKS) + columns + len(_OWN)), np.float32)
-    cold = np.empty(size, np.bool_)
-    closeness = np.empty(size)
-    _fill(
-        cosines, has_vector, links, counts, last_event_at, factors, own, published_at, at, now, cold_events, values,
-        cold, closeness,
-    )  # fmt: skip
-    _scale(values)
-    return Features(values, cold, closeness)
 
 
 @compiled_sums

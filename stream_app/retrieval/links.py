@@ -103,12 +103,6 @@ class Links:
     requested_at: float
     signals: Signals
 
-    def at(self, rows: NDArray[np.int32], scratch: Scratch) -> NDArray[np.float64]:
-        """Scores of ``rows``, float64 [7, len(rows)]; zero where nothing points to them."""
-        found = np.zeros((_COLUMNS, len(rows)))
-        pick(self.rows, self.scores, rows, scratch.slot, found)
-        return found
-
     def strongest_origin(self, rows: NDArray[np.int32], scratch: Scratch) -> tuple[list[int], list[int]]:
         """For each row the recent item that contributes most to its symmetric and to its directed score.
 
@@ -242,7 +236,8 @@ def pick(
     slot: NDArray[np.int32],
     found: NDArray[np.float64],
 ) -> None:
-    """:meth:`Links.at` over plain arrays; ``found`` float64 [7, len(rows)] is zero before."""
+    """Scores of ``rows`` among those of ``held`` rows (float64 [7, len(held)]): ``found`` float64 [7, len(rows)], zero
+    before, and where nothing points to them. ``slot`` is -1 everywhere, and again afterwards."""
     for place, row in enumerate(held):
         slot[row] = place
     for target, row in enumerate(rows):

@@ -15,7 +15,7 @@ def test_products_of_codes_are_those_of_the_vectors_to_a_part_of_their_lengths(c
     vectors *= rng.uniform(0.01, 100.0, size=(200, 1)).astype(np.float32)
     queries = rng.normal(size=(2, columns)).astype(np.float32)
     codes = Codes(columns, 200)
-    codes.set(np.arange(200), vectors)
+    codes.take(np.arange(200), vectors)
     products = np.empty((2, 200), np.float32)
     scan_codes(queries, codes.values, codes.steps, products)
     lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(vectors, axis=1)
@@ -32,20 +32,20 @@ def test_the_largest_codes_do_not_overflow() -> None:
     vectors[1] = -1.0
     vectors[2] = 0.0
     codes = Codes(columns, 3)
-    codes.set(np.arange(3), vectors)
+    codes.take(np.arange(3), vectors)
     products = np.empty((2, 3), np.float32)
     scan_codes(vectors[:2], codes.values, codes.steps, products)
     np.testing.assert_allclose(products, vectors[:2] @ vectors.T, rtol=1e-5)
 
 
-def test_rows_are_set_taken_and_kept_when_there_is_more_room() -> None:
+def test_rows_are_taken_and_kept_when_there_is_more_room() -> None:
     rng = np.random.default_rng(0)
     table = rng.normal(size=(10, 20)).astype(np.float32)
     codes, other = Codes(20, 4), Codes(20, 10)
-    codes.set(np.array([3, 1]), table[[3, 1]])
+    codes.take(np.array([3, 1]), table)
     codes.reserve(10)
     codes.take(np.array([7]), table)
-    other.set(np.array([1, 3, 7]), table[[1, 3, 7]])
+    other.take(np.array([1, 3, 7]), table)
     assert np.array_equal(codes.values, other.values)
     assert np.array_equal(codes.steps, other.steps)
     codes.reserve(5)

@@ -33,7 +33,7 @@ def _best(
         bias[100:140] = bias[100]
     has, hashes = rng.random(200) < 0.9, rng.permutation(200).astype(np.int64)
     codes = Codes(40, 200)
-    codes.set(np.arange(200), vectors)
+    codes.take(np.arange(200), vectors)
     rows, scores = np.empty((2, count), np.int32), np.empty((2, count))
     table = vectors if exactly else vectors[:0]
     best_of_pool(pool, queries, codes.values, codes.steps, bias, has, hashes, table, rows, scores)

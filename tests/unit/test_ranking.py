@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 from schemas.arrays import pack_float32, pack_float64, unpack_float64
 from schemas.messages import Item, ItemSignals, ItemVector, RankerWeights, TrainingExample, TrainingExamples
 from stream_app.items.catalogue import label
+from stream_app.items.signals import Signals
 from stream_app.ranking.features import (
     CONTEXT,
     FEATURE_LIMIT,
     Features,
+    candidate_features,
     context_values,
     feature_names,
     in_steps,
     in_units,
-    scaled_features,
     start_weights,
 )
 from stream_app.ranking.network import contributions, linear_step, network_step, score_network
@@ -33,6 +34,7 @@ from stream_app.ranking.reasons import KINDS, evidence_signs, kind_columns, phra
 from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recommender, SeenRanking
 from stream_app.ranking.slate import choose
 from stream_app.ranking.softmax import SoftmaxRanker
+from stream_app.retrieval.links import Links
 from stream_app.serving import ServingState
 from stream_app.settings import (
     IndexSettings,
@@ -63,13 +65,39 @@ def features(size: int, *, seed: int = 0, **changes: Any) -> Features:
         "counts": rng.random(size=(size, 4)) * 20,
         "last_event_at": rng.random(size) * 90 * DAY,
         "factors": rng.normal(size=(2, size)).astype(np.float32),
+        "users": np.eye(2, dtype=np.float32),
         "own": rng.random(size),
         "published_at": np.full(size, -np.inf),
         "at": 100 * DAY,
         "now": 100 * DAY,
         "cold_events": 5.0,
     }
-    return scaled_features(**(fields | changes))
+    fields |= changes
+    # What is known by row, so that the candidates have just these values.
+    rows, factors = np.arange(size, dtype=np.int32), fields["factors"]
+    known = np.isfinite(factors)
+    nothing = np.zeros(0, np.int32)
+    return candidate_features(
+        rows,
+        table=fields["cosines"],
+        has_vector=fields["has_vector"],
+        queries=np.eye(fields["cosines"].shape[1], dtype=np.float32),
+        links=Links(rows, fields["links"], nothing, np.zeros(0), np.zeros(0), 0.0, Signals(ItemSettings())),
+        counts=fields["counts"],
+        stated=fields["last_event_at"],
+        rates=np.zeros(fields["counts"].shape[1]),
+        users=fields["users"],
+        target=np.ascontiguousarray(np.where(known, factors, 0.0).T, np.float32),
+        bias=np.zeros(size, np.float32) if fields["users"].any() else np.arange(size, dtype=np.float32),
+        has_factors=known.all(axis=0),
+        own=rows,
+        own_weights=fields["own"],
+        published_at=fields["published_at"],
+        slot=np.full(size, -1, np.int32),
+        at=fields["at"],
+        now=fields["now"],
+        cold_events=fields["cold_events"],
+    )
 
 
 def test_features_are_scaled_within_the_request() -> None:
@@ -101,6 +129,18 @@ def test_features_are_what_their_names_say() -> None:
     assert same("popularity_all", np.log1p(counts[:, 3]))
     assert found.cold.tolist() == (counts[:, 3] < 5.0).tolist()
     assert found.closeness == pytest.approx(cosines[:, 0] + cosines[:, 1])
+
+
+def test_factors_say_nothing_of_a_user_they_do_not_know_and_of_items_without_any() -> None:
+    """What would come of zeros is the items' biases."""
+    columns = [NAMES.index(name) for name in ("factors", "factors_fast")]
+    scores = np.random.default_rng(2).normal(size=(2, 20)).astype(np.float32)
+    scores[:, [4, 9]] = np.nan
+    known = features(20, factors=scores).values[:, columns]
+    assert not known[[4, 9]].any()
+    assert np.count_nonzero(known) == 2 * 18
+    unknown = features(20, factors=scores, users=np.zeros((2, 2), np.float32)).values[:, columns]
+    assert not unknown.any()
 
 
 def test_what_is_unknown_of_a_candidate_is_average() -> None:

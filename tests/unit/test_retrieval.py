@@ -16,7 +16,7 @@ from stream_app.items.catalogue import Catalogue
 from stream_app.mixing import shuffled
 from stream_app.ranking.recommender import RankRequest, Recommender
 from stream_app.retrieval.interests import FAST, LAST, NEGATIVE, SLOW, Interests, derive_interests, history_view
-from stream_app.retrieval.links import SCORES, Scratch, link_scores
+from stream_app.retrieval.links import SCORES, Links, Scratch, link_scores, pick
 from stream_app.retrieval.source import best
 from stream_app.serving import ServingState
 from stream_app.settings import IndexSettings, ItemSettings, RetrievalSettings, Settings
@@ -157,6 +157,12 @@ class TestInterests:
         assert interests.recent.tolist() == [0, 1]
 
 
+def scores_at(links: Links, rows: NDArray[np.int32], scratch: Scratch) -> NDArray[np.float64]:
+    found = np.zeros((len(SCORES), len(rows)))
+    pick(links.rows, links.scores, rows, scratch.slot, found)
+    return found
+
+
 def brute_force_links(state: ServingState, events: Sequence[HistoryEntry], at: float) -> dict[str, dict[str, float]]:
     """The formulas of the module, written out."""
     settings = state.settings
@@ -209,7 +215,7 @@ def test_transition_scores_are_those_of_the_formula() -> None:
     links = link_scores(interests, state.signals, state.settings, at=at, scratch=scratch)
     expected = brute_force_links(state, events, at)
     rows = np.arange(state.catalogue.rows, dtype=np.int32)
-    found = links.at(rows, scratch)
+    found = scores_at(links, rows, scratch)
     for column, score in enumerate(SCORES):
         by_row = [expected[score].get(state.catalogue.item_id(row), 0.0) for row in rows.tolist()]
         assert found[column] == pytest.approx(by_row)
@@ -276,7 +282,7 @@ def test_transition_scores_are_those_of_one_matrix_product(seed: int) -> None:
     links_found = link_scores(interests, state.signals, state.settings, at=5 * DAY, scratch=scratch)
     rows, scores, together, after = matrix_links(state, interests, 5 * DAY)
     assert np.array_equal(np.sort(links_found.rows), rows)
-    assert links_found.at(rows, scratch) == pytest.approx(scores, rel=1e-12)
+    assert scores_at(links_found, rows, scratch) == pytest.approx(scores, rel=1e-12)
     shown = rng.permutation(rows)[:10]
     place = np.searchsorted(rows, shown)
     assert links_found.strongest_origin(shown, scratch) == (together[place].tolist(), after[place].tolist())
@@ -292,7 +298,7 @@ def test_without_links_every_score_is_zero() -> None:
     links = link_scores(interests, state.signals, state.settings, at=0.0, scratch=scratch)
     rows = np.array([0], np.int32)
     assert not len(links.rows)
-    assert not links.at(rows, scratch).any()
+    assert not scores_at(links, rows, scratch).any()
     assert links.strongest_origin(rows, scratch) == ([-1], [-1])
 
 
@@ -422,9 +428,9 @@ def test_factors_propose_the_largest_scores_among_what_is_allowed() -> None:
     names = [state.catalogue.item_id(row) for row in found.tolist()]
     assert set(names) == {f"i{number}" for number in range(20)} - {"i3"}
     user = state.factors.users(np.array([state.catalogue.row("i2"), state.catalogue.row("i1")], np.int32))
-    scores = state.factors.scores(user, found)
-    assert (np.diff(scores[0]) <= 1e-5).all()
-    assert np.isnan(state.factors.scores(user, np.array([state.catalogue.row("i20")], np.int32))).all()
+    scores = user[0] @ state.factors.target[found].T + state.factors.bias[found]
+    assert (np.diff(scores) <= 1e-5).all()
+    assert not state.factors.has[state.catalogue.row("i20")]
 
 
 def test_factors_propose_nothing_for_a_user_they_do_not_know() -> None:
