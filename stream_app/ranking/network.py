@@ -92,19 +92,33 @@ def contributions(
         out: float64 [items, number of kinds], overwritten.
     """
     rows, features = values.shape
-    full = np.empty(rows)
-    score_network(values, context, skip, inner, outer, full)
-    changed = np.empty((rows, features), np.float32)
-    less = np.empty(rows)
-    for kind in range(out.shape[1]):
-        for row in range(rows):
+    hidden = len(outer)
+    before, changed = np.empty(hidden), np.empty(hidden)
+    for row in range(rows):
+        for unit in range(hidden):
+            total = inner[unit, features + len(context)]
+            for column in range(len(context)):
+                total += inner[unit, features + column] * context[column]
             for column in range(features):
-                value = values[row, column]
-                speaks = kinds[column] == kind and signs[column] * (value - middle[column]) > 0.0
-                changed[row, column] = middle[column] if speaks else value
-        score_network(changed, context, skip, inner, outer, less)
-        for row in range(rows):
-            out[row, kind] = full[row] - less[row]
+                total += inner[unit, column] * values[row, column]
+            before[unit] = total
+        for kind in range(out.shape[1]):
+            # What a kind takes away is added to what is there: most features are of other kinds.
+            lost = 0.0
+            speaks = False
+            for column in range(features):
+                above = np.float64(values[row, column] - middle[column])
+                if kinds[column] == kind and signs[column] * above > 0.0:
+                    if not speaks:
+                        speaks = True
+                        changed[:] = before
+                    lost += skip[column] * above
+                    for unit in range(hidden):
+                        changed[unit] -= inner[unit, column] * above
+            if speaks:
+                for unit in range(hidden):
+                    lost += outer[unit] * (max(before[unit], 0.0) - max(changed[unit], 0.0))
+            out[row, kind] = lost
 
 
 @compiled_sums

@@ -14,12 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.messages import Reason
+from stream_app.compiled import compiled
+from stream_app.items.signals import Arena
+from stream_app.ranking.features import FEATURE_LIMIT, cosines
+from stream_app.ranking.network import contributions
+from stream_app.retrieval.links import strongest_origins
 
-__all__ = ["KINDS", "evidence_signs", "kind_columns", "phrase", "strongest_kind"]
+__all__ = ["CODES", "KINDS", "evidence_signs", "explain", "kind_columns", "medians", "phrase", "strongest_kind"]
 
 KINDS = ("similar", "taken_together", "taken_after", "similar_taste", "unlike", "trending", "popular", "new", "again")
 """Kinds of evidence, also the codes of reasons; ``pinned``, ``boosted``, ``new_for_you``, ``less_known``,
 ``less_known_for_you`` and ``recommended`` come on top."""
+
+CODES = (*KINDS, "recommended", "boosted")
+"""What :func:`explain` says of an item."""
+_RECOMMENDED, _BOOSTED = len(KINDS), len(KINDS) + 1
+_LEAST = 1e-9
+"""A contribution of less is none."""
+_NEARER = 1e-6
+"""Standard deviations: rounding is no difference."""
+_BUCKETS = 64
 
 _TEMPLATES: dict[str, dict[str, str]] = {
     "en": {
@@ -107,14 +121,162 @@ def strongest_kind(contributions: NDArray[np.float64], *, boosts: NDArray[np.flo
         contributions: float64 [items, kinds], see ``SoftmaxRanker.contributions``.
         boosts: float64 [items], what rules added; ``boosted`` where that is more than any kind contributed.
     """
-    best = contributions.argmax(axis=1)
-    strongest = contributions[np.arange(len(best)), best]
-    pairs = zip(best.tolist(), strongest.tolist(), strict=True)
-    codes = [KINDS[kind] if amount > 1e-9 else "recommended" for kind, amount in pairs]
-    if boosts is not None:
-        for place in np.flatnonzero(boosts > np.maximum(strongest, 0.0)).tolist():
-            codes[place] = "boosted"
-    return codes
+    found = np.empty(len(contributions), np.int64)
+    _strongest(contributions, np.zeros(len(contributions)) if boosts is None else boosts, found)
+    return [CODES[kind] for kind in found.tolist()]
+
+
+@compiled
+def _strongest(
+    contributions: NDArray[np.float64], boosts: NDArray[np.float64], found: NDArray[np.int64]
+) -> None:
+    """:func:`strongest_kind` as indices of :data:`CODES`: int64 [items], overwritten."""
+    for item in range(len(contributions)):
+        kind = 0
+        for other in range(1, contributions.shape[1]):
+            if contributions[item, other] > contributions[item, kind]:
+                kind = other
+        most = contributions[item, kind]
+        found[item] = kind if most > _LEAST else _RECOMMENDED
+        if boosts[item] > max(most, 0.0):
+            found[item] = _BOOSTED
+
+
+@compiled
+def medians(values: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+    """The (upper) median of each column, zeros for no rows.
+
+    Args:
+        values: float32 [k, columns], from -6 to 6 (scaled features).
+        found: float32 [columns], overwritten.
+    """
+    rows, columns = values.shape
+    found[:] = 0.0
+    if not rows:
+        return
+    # By buckets: row after row is how the values lie in memory, and only those of one bucket are put in order.
+    scale = np.float32(_BUCKETS / (2.0 * FEATURE_LIMIT + 1e-3))
+    bucket_of = np.empty((rows, columns), np.uint8)
+    counts = np.zeros((columns, _BUCKETS), np.int32)
+    for row in range(rows):
+        for column in range(columns):
+            bucket = np.uint8((values[row, column] + np.float32(FEATURE_LIMIT)) * scale)
+            bucket_of[row, column] = bucket
+            counts[column, bucket] += 1
+    chosen = np.empty(columns, np.uint8)
+    left = np.empty(columns, np.int32)
+    for column in range(columns):
+        wanted = rows // 2
+        bucket = 0
+        while wanted >= counts[column, bucket]:
+            wanted -= counts[column, bucket]
+            bucket += 1
+        chosen[column], left[column] = bucket, wanted
+    held = np.empty((columns, rows), np.float32)
+    ends = np.zeros(columns, np.int32)
+    for row in range(rows):
+        for column in range(columns):
+            if bucket_of[row, column] == chosen[column]:
+                held[column, ends[column]] = values[row, column]
+                ends[column] += 1
+    for column in range(columns):
+        found[column] = _ordered(held[column, : ends[column]], left[column])
+
+
+@compiled
+def _ordered(values: NDArray[np.float32], place: int) -> np.float32:
+    """The value at ``place`` of the values in ascending order, which are moved about (Hoare 1961, Find)."""
+    low, high = 0, len(values) - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        left, right = low, high
+        while left <= right:
+            while values[left] < pivot:
+                left += 1
+            while values[right] > pivot:
+                right -= 1
+            if left <= right:
+                values[left], values[right] = values[right], values[left]
+                left += 1
+                right -= 1
+        if place <= right:
+            high = right
+        elif place >= left:
+            low = left
+        else:
+            break
+    return values[place]
+
+
+@compiled
+def explain(
+    rows: NDArray[np.int32],
+    values: NDArray[np.float32],
+    candidates: NDArray[np.float32],
+    context: NDArray[np.float32],
+    boosts: NDArray[np.float64],
+    kinds: NDArray[np.int64],
+    signs: NDArray[np.float32],
+    count: int,
+    near_columns: NDArray[np.int64],
+    skip: NDArray[np.float64],
+    inner: NDArray[np.float64],
+    outer: NDArray[np.float64],
+    table: NDArray[np.float32],
+    liked: NDArray[np.float32],
+    recent: NDArray[np.int32],
+    slow: NDArray[np.float64],
+    ahead: NDArray[np.float64],
+    at: float,
+    rate: float,
+    arena: Arena,
+    slot: NDArray[np.int32],
+    codes: NDArray[np.int64],
+    near: NDArray[np.bool_],
+    origins: NDArray[np.int64],
+) -> None:
+    """Why each item of a slate is there, and which recent item it goes back to.
+
+    Args:
+        rows: int32 [n], the slate.
+        values: float32 [n, features].
+        candidates: float32 [k, features], of everything that was scored.
+        context: float32 [c], of the request.
+        boosts: float64 [n], what rules added.
+        kinds, signs, count: see :func:`kind_columns`, :func:`evidence_signs`, :data:`KINDS`.
+        near_columns: int64, features whose sum above that of the middle candidate says "close to your interests".
+        skip, inner, outer: of the network, see ``network.score_network``.
+        table: float32 by row, vectors.
+        liked: float32 [l, dimensions], vectors of the newest recent items.
+        recent, slow, ahead, at, rate, arena, slot: of the links, see ``retrieval.links``.
+        codes: int64 [n], overwritten: indices of :data:`CODES`.
+        near: bool [n], overwritten: whether it is close to the user's interests.
+        origins: int64 [3, n], overwritten: places among the recent items, -1 for none: taken together with, taken
+            after, similar to.
+    """
+    middle = np.empty(values.shape[1], np.float32)
+    medians(candidates, middle)
+    amounts = np.empty((len(rows), count))
+    contributions(values, middle, context, kinds, signs, skip, inner, outer, amounts)
+    _strongest(amounts, boosts, codes)
+    for place in range(len(rows)):
+        # Of what is closer than the middle candidate, and of nothing else.
+        above = np.float32(0.0)
+        for column in near_columns:
+            above += values[place, column] - middle[column]
+        near[place] = above > _NEARER
+    origins[:] = -1
+    strongest_origins(recent, slow, ahead, at, rate, arena, rows, slot, origins[:2])
+    if len(liked):
+        products = np.empty((len(rows), len(liked)), np.float32)
+        cosines(rows, table, liked, products)
+        for place in range(len(rows)):
+            best = -np.inf
+            for other in range(len(liked)):
+                # In steps: the last bits differ between processors.
+                product = np.rint(products[place, other] * 1e5)
+                if product > best:
+                    best, origins[2, place] = product, other
 
 
 def phrase(code: str, params: dict[str, Any], language: str) -> Reason:

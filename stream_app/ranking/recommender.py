@@ -22,7 +22,7 @@ from stream_app.compiled import compiled
 from stream_app.mixing import GOLDEN, below, mixed
 from stream_app.ranking.exploration import explores, least_shown, thompson_order
 from stream_app.ranking.features import Features, candidate_features, context_values, feature_names, in_units
-from stream_app.ranking.reasons import KINDS, evidence_signs, kind_columns, phrase, strongest_kind
+from stream_app.ranking.reasons import CODES, KINDS, evidence_signs, explain, kind_columns, phrase
 from stream_app.ranking.slate import SlateRules, choose
 from stream_app.retrieval.cold import promise
 from stream_app.retrieval.interests import FAST, SLOW, Interests, derive_interests, history_view
@@ -48,10 +48,10 @@ _TAKEN_OUT = 200
 """Neighbours of a search looked at beyond those wanted, because they may be the user's already."""
 _SEARCHED = slice(SLOW, FAST + 1)
 """The interest vectors whose neighbours are looked for."""
-_NEARER = 1e-6
-"""Standard deviations: rounding is no difference."""
-_MASKS = 10_000
-"""Combinations of sources whose names are kept."""
+_KEPT = 10_000
+"""Reasons, and combinations of sources by name, that are kept."""
+_ORIGINS = {"taken_together": 0, "taken_after": 1, "similar": 2}
+"""Reasons that name a recent item, and which of the three it may go back to."""
 _NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
 _NO_BIAS: NDArray[np.float32] = np.zeros(0, np.float32)
 _NO_TABLE: NDArray[np.float32] = np.zeros((0, 1), np.float32)
@@ -225,9 +225,11 @@ class Recommender:
         self._personal = np.uint32(sum(1 << bit for bit, own in enumerate(personal) if own))
         self._kinds = kind_columns(self.feature_names)
         self._signs = evidence_signs(self.feature_names)
-        self._closeness = [self.feature_names.index(name) for name in ("text_slow", "text_fast")]
+        self._closeness = np.array([self.feature_names.index(name) for name in ("text_slow", "text_fast")])
         self._scratch = Scratch()
         self._masks: dict[int, list[str]] = {}
+        self._said: dict[tuple[str, int, str], Reason] = {}
+        self._said_of = (-1, -1)
         # Of the half-lives the one nearest to a week says what rises.
         days = settings.items.half_lives_days
         self._rising = min(range(len(days)), key=lambda column: abs(days[column] - 7.0))
@@ -263,7 +265,7 @@ class Recommender:
         names = self._masks.get(mask)
         if names is None:
             bits = [*(source.name for source in self.sources), "rules"]
-            if len(self._masks) >= _MASKS:
+            if len(self._masks) >= _KEPT:
                 self._masks.clear()
             names = self._masks[mask] = [name for bit, name in enumerate(bits) if mask >> bit & 1]
         return names
@@ -613,30 +615,27 @@ class Recommender:
         )
 
     def _reasons(self, ranking: Ranking) -> list[Reason]:
-        language = ranking.language
-        median = _median(ranking.candidate_values)
-        contributions = self._serving.ranker.contributions(
-            ranking.values,
-            median,
-            ranking.context,
-            self._kinds,
-            self._signs,
-            len(KINDS),
-        )
-        codes = strongest_kind(contributions, boosts=ranking.boosts)
-        together, after = ranking.links.strongest_origin(ranking.rows, self._scratch)
-        likest = _likest(self._serving.index.vectors(ranking.rows), ranking.interests.recent_vectors)
-        # "Close to your interests" is said of what is closer than the middle candidate, and of nothing else.
-        near = (ranking.values[:, self._closeness] - median[self._closeness]).sum(axis=1) > _NEARER
-        reasons = []
-        # Most items of a slate share their reason with others.
-        said: dict[tuple[str, int], Reason] = {}
-        kept = zip(
-            codes, near.tolist(), ranking.reserved.tolist(), ranking.pinned.tolist(), ranking.searched.tolist(),
-            ranking.explored.tolist(), strict=True,
+        count = len(ranking.rows)
+        if not count:
+            return []
+        links, serving = ranking.links, self._serving
+        codes, near = np.empty(count, np.int64), np.empty(count, np.bool_)
+        origins = np.empty((3, count), np.int64)
+        explain(
+            ranking.rows, ranking.values, ranking.candidate_values, ranking.context, ranking.boosts, self._kinds,
+            self._signs, len(KINDS), self._closeness, *serving.ranker.parameters(),
+            serving.index.table(int(ranking.rows.max()) + 1), ranking.interests.recent_vectors, links.recent,
+            links.symmetric_weights, links.directed_weights, links.requested_at, links.signals.transition_rate,
+            links.signals.arena, self._scratch.slot, codes, near, origins,
         )  # fmt: skip
-        for place, (code, close, reserved, pinned, searched, explored) in enumerate(kept):
-            origin = -1
+        reasons = []
+        language, recent = ranking.language, ranking.interests.recent
+        told = zip(
+            codes.tolist(), near.tolist(), ranking.reserved.tolist(), ranking.pinned.tolist(),
+            ranking.searched.tolist(), ranking.explored.tolist(), strict=True,
+        )  # fmt: skip
+        for place, (kind, close, reserved, pinned, searched, explored) in enumerate(told):
+            code = CODES[kind]
             if pinned:
                 code = "pinned"
             elif searched:
@@ -645,23 +644,27 @@ class Recommender:
                 code = "new_for_you" if close else "new"
             elif explored:
                 code = "less_known_for_you" if close else "less_known"
-            elif code == "taken_together":
-                origin = together[place]
-            elif code == "taken_after":
-                origin = after[place]
-            elif code == "similar":
-                origin = likest[place]
-            reason = said.get((code, origin))
-            if reason is None:
-                reason = said[code, origin] = phrase(code, self._named(ranking.interests, origin), language)
-            reasons.append(reason)
+            column = _ORIGINS.get(code)
+            origin = -1 if column is None or searched else int(origins[column, place])
+            reasons.append(self._reason(code, int(recent[origin]) if origin >= 0 else -1, language))
         return reasons
 
-    def _named(self, interests: Interests, place: int) -> dict[str, Any]:
-        """Id and title of a recent item; nothing for -1."""
-        if place < 0:
+    def _reason(self, code: str, row: int, language: str) -> Reason:
+        """A reason that names an item (-1: none), kept as long as no item changes."""
+        catalogue = self._serving.catalogue
+        of = (catalogue.version, catalogue.reclaims)
+        if of != self._said_of or len(self._said) >= _KEPT:
+            self._said, self._said_of = {}, of
+        key = (code, row, language)
+        reason = self._said.get(key)
+        if reason is None:
+            reason = self._said[key] = phrase(code, self._named(row), language)
+        return reason
+
+    def _named(self, row: int) -> dict[str, Any]:
+        """Id and title of an item; nothing for -1."""
+        if row < 0:
             return {}
-        row = int(interests.recent[place])
         facts = self._serving.catalogue.facts(row)
         params: dict[str, Any] = {"item_id": self._serving.catalogue.item_id(row)}
         if facts is not None:
@@ -810,27 +813,3 @@ def _known(request: RankRequest) -> bool:
     """Whether anything is known of the user at the time of the request."""
     before = math.inf if request.before is None else request.before
     return bool(request.prior) or any(entry.at < before for entry in request.user.history)
-
-
-def _likest(vectors: NDArray[np.float32], recent: NDArray[np.float32]) -> list[int]:
-    """For each slate item the place of the recent item closest to it in text; -1 when there is none.
-
-    Args:
-        vectors: float32 [items, dimensions].
-        recent: float32 [up to 15, dimensions].
-    """
-    if not len(recent) or not len(vectors):
-        return [-1] * len(vectors)
-    closest: list[int] = np.round(vectors @ recent.T, 5).argmax(axis=1).tolist()
-    return closest
-
-
-def _median(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The (upper) median of each column; zeros for no rows."""
-    if not len(values):
-        return np.zeros(values.shape[1], np.float32)
-    half = len(values) // 2
-    columns = np.ascontiguousarray(values.T)
-    columns.partition(half, axis=1)
-    # Contiguous whatever the number of rows: another layout would be compiled for apart.
-    return np.ascontiguousarray(columns[:, half])

@@ -101,7 +101,7 @@ class SoftmaxRanker:
             context: float32 [c], see :data:`stream_app.ranking.features.CONTEXT`.
         """
         out = np.empty(len(values))
-        score_network(values, context, *self._serving(), out)
+        score_network(values, context, *self.parameters(), out)
         return out
 
     def contributions(
@@ -126,10 +126,11 @@ class SoftmaxRanker:
             float64 [items, count].
         """
         out = np.empty((len(values), count))
-        contributions(values, middle, context, kinds, signs, *self._serving(), out)
+        contributions(values, middle, context, kinds, signs, *self.parameters(), out)
         return out
 
-    def _serving(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    def parameters(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """``skip``, ``inner`` and ``outer`` of what ranks now, as ``network.score_network`` takes them; read-only."""
         network, model = self._network, self.model
         if model == "network":
             return network.skip, network.inner, network.outer

@@ -44,7 +44,7 @@ from stream_app.items.signals import Arena, Signals
 from stream_app.retrieval.interests import Interests
 from stream_app.settings import Settings
 
-__all__ = ["SCORES", "Links", "Scratch", "add_links", "finish_links", "link_scores", "links_of", "pick"]
+__all__ = ["SCORES", "Links", "Scratch", "add_links", "finish_links", "link_scores", "links_of", "pick", "strongest_origins"]
 
 SCORES = ("symmetric", "recent", "best", "directed", "share", "last", "count")
 """Columns of :attr:`Links.scores`."""
@@ -113,7 +113,7 @@ class Links:
             two lists of indices of ``Interests.recent``, the newest of equals; -1 where nothing adds to the score.
         """
         origins = np.full((2, len(rows)), -1, np.int64)
-        _origins(
+        strongest_origins(
             self.recent, self.symmetric_weights, self.directed_weights, self.requested_at, self.signals.transition_rate,
             self.signals.arena, rows, scratch.slot, origins,
         )  # fmt: skip
@@ -250,7 +250,7 @@ def pick(
 
 
 @compiled
-def _origins(
+def strongest_origins(
     recent: NDArray[np.int32],
     slow: NDArray[np.float64],
     ahead: NDArray[np.float64],
@@ -261,7 +261,8 @@ def _origins(
     slot: NDArray[np.int32],
     origins: NDArray[np.int64],
 ) -> None:
-    """For each of ``rows`` the index in ``recent`` that adds most, symmetric and directed: int64 [2, rows]."""
+    """For each of ``rows`` the index in ``recent`` that adds most, symmetric and directed: int64 [2, rows], -1 before;
+    ``slot`` is -1 everywhere, and again afterwards."""
     strongest = np.zeros((2, len(rows)))
     for place, row in enumerate(rows):
         slot[row] = place
