@@ -19,10 +19,11 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
+from stream_app.prefetch import AHEAD, prefetch_row
 
 types: Any = numba_types
 
-__all__ = ["MAX_COLUMNS", "SPARE", "Codes", "in_words", "scan_codes", "two_products"]
+__all__ = ["MAX_COLUMNS", "SPARE", "Codes", "code_products", "four_products", "in_words", "scan_codes", "two_products"]
 
 MAX_COLUMNS = 100_000
 """Sums of products of two codes over so many columns stay within 32 bits."""
@@ -101,24 +102,35 @@ def two_products(_context: Any, codes: Any, row: Any, one: Any, two: Any) -> Any
     In vector instructions, because no loop is turned into the one that multiplies sixteen pairs of 16-bit numbers and
     adds them by twos; where a processor has none, the compiler takes what there is.
     """
-    if not all(isinstance(given, types.Array) and given.layout == "C" for given in (codes, one, two)):
-        return None
-    if (codes.dtype, one.dtype, two.dtype) != (types.int8, types.int16, types.int16):
-        return None
-    signature = types.Tuple([types.int32, types.int32])(codes, types.intp, one, two)
-    return signature, _generate_two_products
+    return _products_of(codes, one, two)
 
 
-def _generate_two_products(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+@intrinsic  # type: ignore[untyped-decorator]
+def four_products(_context: Any, codes: Any, row: Any, one: Any, two: Any, three: Any, four: Any) -> Any:
+    """:func:`two_products` of four queries: the row is read and widened once for all of them."""
+    return _products_of(codes, one, two, three, four)
+
+
+def _products_of(codes: Any, *queries: Any) -> Any:
+    if not all(isinstance(given, types.Array) and given.layout == "C" for given in (codes, *queries)):
+        return None
+    if codes.dtype != types.int8 or any(query.dtype != types.int16 for query in queries):
+        return None
+    signature = types.Tuple([types.int32] * len(queries))(codes, types.intp, *queries)
+    return signature, _generate_products
+
+
+def _generate_products(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     whole = ir.IntType(32)
     wide, half = ir.VectorType(whole, _LANES), ir.VectorType(whole, _LANES // 2)
     bytes_, words = ir.VectorType(ir.IntType(8), _LANES), ir.VectorType(ir.IntType(16), _LANES)
-    table, first, second = (
-        context.make_array(signature.args[place])(context, builder, args[place]) for place in (0, 2, 3)
+    table, *queries = (
+        context.make_array(signature.args[place])(context, builder, args[place])
+        for place in (0, *range(2, len(args)))
     )
     columns = cgutils.unpack_tuple(builder, table.shape, 2)[1]
     start = builder.gep(table.data, [builder.mul(args[1], columns)])
-    sums = [cgutils.alloca_once_value(builder, ir.Constant(half, None)) for _ in range(2)]
+    sums = [cgutils.alloca_once_value(builder, ir.Constant(half, None)) for _ in queries]
 
     def mask(places: Any) -> Any:
         numbers = list(places)
@@ -132,7 +144,7 @@ def _generate_two_products(context: Any, builder: Any, signature: Any, args: Any
     with cgutils.for_range(builder, builder.udiv(columns, ir.Constant(columns.type, _LANES))) as loop:
         place = builder.mul(loop.index, ir.Constant(columns.type, _LANES))
         held = lanes(start, bytes_, place, 1)
-        for query, total in zip((first, second), sums, strict=True):
+        for query, total in zip(queries, sums, strict=True):
             products = builder.mul(held, lanes(query.data, words, place, 2))
             pairs = [
                 builder.shuffle_vector(products, ir.Constant(wide, ir.Undefined), mask(range(side, _LANES, 2)))
@@ -187,3 +199,34 @@ def scan_codes(
         first, second = two_products(values, row, one, two)
         products[0, row] = np.float32(first) * steps[row] * scale[0]
         products[1, row] = np.float32(second) * steps[row] * scale[1]
+
+
+@compiled
+def code_products(
+    rows: NDArray[np.int32],
+    values: NDArray[np.int8],
+    steps: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    products: NDArray[np.float32],
+) -> None:
+    """Products of some rows with queries, to the error of codes.
+
+    Args:
+        rows: int32 [k].
+        values, steps: by row, see :class:`Codes`.
+        queries: float32 [q, columns].
+        products: float32 [k, q], overwritten.
+    """
+    words, scale = in_words(queries, values.shape[1])
+    end, last = len(queries) - 1, len(rows) - 1
+    for place, row in enumerate(rows):
+        prefetch_row(values, rows[min(place + AHEAD, last)])
+        for query in range(0, len(queries), 4):
+            # Of a number that four does not divide the last is multiplied more than once.
+            two, three, four = min(query + 1, end), min(query + 2, end), min(query + 3, end)
+            found = four_products(values, row, words[query], words[two], words[three], words[four])
+            step = steps[row]
+            products[place, query] = np.float32(found[0]) * step * scale[query]
+            products[place, two] = np.float32(found[1]) * step * scale[two]
+            products[place, three] = np.float32(found[2]) * step * scale[three]
+            products[place, four] = np.float32(found[3]) * step * scale[four]

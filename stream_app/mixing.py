@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
 
-__all__ = ["GOLDEN", "below", "mixed", "shuffled"]
+__all__ = ["GOLDEN", "below", "mixed"]
 
 GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _U30, _U27, _U31, _U32 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
@@ -32,16 +31,3 @@ def mixed(state: np.uint64) -> np.uint64:
 def below(drawn: np.uint64, count: int) -> int:
     """A whole number from 0 to ``count - 1`` (below 2^32) for 64 random bits."""
     return int((drawn >> _U32) * np.uint64(count) >> _U32)
-
-
-@compiled
-def _mix(hashes: NDArray[np.int64], seed: np.uint64, out: NDArray[np.uint64]) -> None:
-    for place in range(len(hashes)):
-        out[place] = mixed(np.uint64(hashes[place]) + seed * GOLDEN)
-
-
-def shuffled(hashes: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """Hashes mixed with a seed: sorting by them is a random order that depends on both alone, uint64 [n]."""
-    out = np.empty(len(hashes), np.uint64)
-    _mix(hashes, np.uint64(seed & 0xFFFFFFFFFFFFFFFF), out)
-    return out

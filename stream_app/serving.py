@@ -29,6 +29,7 @@ from stream_app.items.signals import Signals
 from stream_app.items.statistics import ItemStatistics
 from stream_app.ranking.features import feature_names
 from stream_app.ranking.softmax import SoftmaxRanker
+from stream_app.retrieval.tables import Tables
 from stream_app.rules.book import RuleBook
 from stream_app.settings import Settings
 from stream_app.spaces.migration import Migration
@@ -110,6 +111,26 @@ class ServingState:
     def servable(self, now: float) -> NDArray[np.bool_]:
         """Which rows may be shown at ``now`` (wall clock, seconds since 1970) to anybody: bool [rows], read-only."""
         return self.rules.servable(self.catalogue.servable(now), now)
+
+    def tables(self, now: float, rising: int) -> Tables:
+        """Everything ranking reads at ``now`` (wall clock, seconds since 1970), until the state changes.
+
+        Args:
+            rising: the column of counts that says which new items rise.
+        """
+        catalogue, signals, factors, index = self.catalogue, self.signals, self.factors, self.index
+        rows, hashes = catalogue.rows, catalogue.id_hash
+        # Compiled code does not check its indices: there is room for whatever a row can name.
+        signals.reserve(rows)
+        factors.reserve(rows)
+        vectors, factor_codes = index.table(rows), factors.codes
+        tops, top_counts = signals.tops(hashes)
+        return Tables(
+            self.servable(now), hashes, catalogue.published_at, vectors, index.present, index.codes.values,
+            index.codes.steps, signals.counts, signals.shown_counts, signals.rates, signals.arena,
+            signals.transition_rate, tops, top_counts, factors.context, factors.target, factors.bias, factors.has,
+            factor_codes.values, factor_codes.steps, self.cold.rows(catalogue, signals.momentum(rising)),
+        )  # fmt: skip
 
     def apply_vector(self, item_id: str, vector: ItemVector | None) -> None:
         """A vector of ``item-vectors.v1``; None takes it out. Vectors of another space are ignored.

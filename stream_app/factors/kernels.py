@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.compiled import compiled_sums
+from stream_app.compiled import compiled, compiled_sums
 from stream_app.mixing import GOLDEN, below, mixed
 from stream_app.prefetch import AHEAD, prefetch_row
 
-__all__ = ["learn_examples", "score_rows", "user_factors"]
+__all__ = ["both_memories", "learn_examples", "score_rows", "user_factors"]
 
 
 @compiled_sums
@@ -46,6 +46,33 @@ def user_factors(
     for column in range(size):
         out[column] *= np.float32(factor)
     return factor
+
+
+@compiled
+def both_memories(
+    recent: NDArray[np.int32],
+    context: NDArray[np.float32],
+    has: NDArray[np.bool_],
+    reach: int,
+    decay: float,
+    fast_decay: float,
+    norm: float,
+    out: NDArray[np.float32],
+) -> None:
+    """A user's factors by a long and by a short memory; see ``Factors.users``.
+
+    Args:
+        recent: int32, rows of recent items, newest first.
+        has: bool by row, which have factors; the others keep their lag.
+        reach: how many of them count.
+        out: float32 [2, k], overwritten.
+    """
+    rows = recent[: min(len(recent), reach)].copy()
+    for place, row in enumerate(rows):
+        if not has[row]:
+            rows[place] = -1
+    user_factors(rows, context, decay, norm, out[0])
+    user_factors(rows, context, fast_decay, norm, out[1])
 
 
 @compiled_sums

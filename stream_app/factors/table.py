@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stream_app.codes import Codes
 from stream_app.errors import SnapshotError
 from stream_app.factors.basis import FactorBasis
-from stream_app.factors.kernels import user_factors
+from stream_app.factors.kernels import both_memories
 from stream_app.settings import FactorSettings
 
 __all__ = ["Factors"]
@@ -138,9 +138,10 @@ class Factors:
         if len(recent):
             settings = self.settings
             self.reserve(int(recent.max()) + 1)
-            rows = np.where(self.has[np.maximum(recent, 0)], recent, -1).astype(np.int32)[: settings.history]
-            user_factors(rows, self.context, settings.decay, settings.norm, out[0])
-            user_factors(rows, self.context, settings.fast_decay, settings.norm, out[1])
+            both_memories(
+                recent, self.context, self.has, settings.history, settings.decay, settings.fast_decay, settings.norm,
+                out,
+            )  # fmt: skip
         return out
 
     @property

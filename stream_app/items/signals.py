@@ -25,7 +25,7 @@ from stream_app.items.catalogue import Catalogue
 from stream_app.items.trending import TopRows
 from stream_app.settings import ItemSettings
 
-__all__ = ["Arena", "Neighbours", "Signals", "decayed_counts"]
+__all__ = ["Arena", "Neighbours", "Signals", "decayed_column", "decayed_counts"]
 
 _DAY = 86_400.0
 _START_CAPACITY = 1_024
@@ -81,6 +81,9 @@ class Signals:
         self._rates = np.array([1.0 / seconds for seconds in half_lives] + [0.0])
         self._transition_rate = 1.0 / (settings.transition_half_life_days * _DAY)
         self._top = [TopRows(top) for _ in self._rates]
+        self._tops = np.zeros((len(self._rates), top), np.int32)
+        self._top_counts = np.zeros(len(self._rates), np.int64)
+        self._tops_of = (-1, -1, -1)
         self._rows = 0
         self._sources: dict[str, int] = {}
         self._applied = np.full((0, _START_CAPACITY), -1, np.int64)
@@ -109,6 +112,11 @@ class Signals:
     def counts(self) -> NDArray[np.float64]:
         """Counts by row as they were stated: float64 [capacity, columns]; read-only, good until the next change."""
         return self._counts
+
+    @property
+    def shown_counts(self) -> NDArray[np.float64]:
+        """How often each row was shown while it was new: float64 [capacity]; like :attr:`counts`."""
+        return self._shown
 
     @property
     def rates(self) -> NDArray[np.float64]:
@@ -144,13 +152,6 @@ class Signals:
         decayed_counts(at, rows.astype(np.int32, copy=False), self._counts, self.arena.stated, self._rates, found)
         return found
 
-    def decayed(self, at: float, rows: NDArray[np.int32], column: int) -> NDArray[np.float64]:
-        """Counts of rows in one column, decayed to ``at`` (event time, seconds): float64 [len(rows)]."""
-        self.reserve(int(rows.max()) + 1 if len(rows) else 0)
-        found = np.empty(len(rows))
-        _decayed_column(at, rows, self._counts, self.arena.stated, column, self._rates[column], found)
-        return found
-
     def momentum(self, column: int) -> NDArray[np.float64]:
         """Keys that order rows by decayed count in ``column``, whatever the time: float64 [rows], -inf: none."""
         keys: NDArray[np.float64] = self._keys[column, : self.rows]
@@ -165,6 +166,18 @@ class Signals:
         """
         count = min(self.rows, len(ties))
         return self._top[column].rows(self._keys[column, :count], ties[:count])
+
+    def tops(self, ties: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """:meth:`trending` of every column: int32 [columns, most], and how many there are, int64 [columns]. Read-only,
+        and good until the next change."""
+        of = (self.version, self.rows, len(ties))
+        if of != self._tops_of:
+            self._tops_of = of
+            for column in range(self.columns):
+                rows = self.trending(column, ties)
+                self._tops[column, : len(rows)] = rows
+                self._top_counts[column] = len(rows)
+        return self._tops, self._top_counts
 
     def neighbours(self, row: int) -> Neighbours:
         """Neighbours of a row, as they were stated; empty when there are none. Views: read-only, and good until the
@@ -427,7 +440,7 @@ def decayed_counts(
 
 
 @compiled
-def _decayed_column(
+def decayed_column(
     at: float,
     rows: NDArray[np.int32],
     counts: NDArray[np.float64],
@@ -436,6 +449,7 @@ def _decayed_column(
     rate: float,
     found: NDArray[np.float64],
 ) -> None:
+    """One column of :func:`decayed_counts`: float64 [len(rows)]."""
     for place, row in enumerate(rows):
         count = counts[row, column]
         found[place] = count * 2.0 ** (-max(at - stated[row], 0.0) * rate) if count > 0.0 else 0.0

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
 from stream_app.mixing import GOLDEN, mixed
+from stream_app.ranking.slate import in_order
 
 __all__ = ["explores", "least_shown", "thompson_order"]
 
@@ -30,13 +31,13 @@ _LIFT = 1.0
 _UNIT = 2.0**-53
 
 
+@compiled
 def thompson_order(
     promise: NDArray[np.float64],
     taken: NDArray[np.float64],
     passed: NDArray[np.float64],
     hashes: NDArray[np.int64],
-    *,
-    seed: int,
+    seed: np.uint64,
     trials: float,
 ) -> NDArray[np.intp]:
     """Indices of new items, the one that deserves a reserved place most first: int [c].
@@ -45,13 +46,13 @@ def thompson_order(
         promise: float64 [c], of the user taking each; any scale.
         taken: float64 [c], how often each was taken.
         passed: float64 [c], how often it was shown and not taken.
-        hashes: int64 [c], of the ids; distinct.
+        hashes: int64 [c], of the ids; distinct, they break ties.
         seed: of user and state: the same one gives the same order.
         trials: how many showings the prior counts for; inf: no chance, promise alone decides.
     """
     draws = np.empty(len(promise))
-    _draw_all(promise, taken, passed, hashes, np.uint64(seed & 0xFFFFFFFFFFFFFFFF), trials, draws)
-    return np.lexsort((hashes, -draws))
+    _draw_all(promise, taken, passed, hashes, seed, trials, draws)
+    return in_order(draws, hashes)
 
 
 def explores(seed: int, share: float) -> bool:
@@ -64,7 +65,8 @@ def explores(seed: int, share: float) -> bool:
     return (int(mixed(np.uint64(seed & 0xFFFFFFFFFFFFFFFF))) >> 11) * _UNIT < share
 
 
-def least_shown(shown: NDArray[np.uint32], scores: NDArray[np.float64], hashes: NDArray[np.int64]) -> NDArray[np.intp]:
+@compiled
+def least_shown(shown: NDArray[np.uint32], scores: NDArray[np.float64]) -> NDArray[np.intp]:
     """Indices of items in the order in which they may take that place: those shown least, of these the best scored.
 
     What everybody is shown is what everybody takes, and a ranker that learns from choices never finds out about the
@@ -73,10 +75,12 @@ def least_shown(shown: NDArray[np.uint32], scores: NDArray[np.float64], hashes: 
 
     Args:
         shown: uint32 [k], how often each stood in somebody's first ranks.
-        scores: float64 [k].
-        hashes: int64 [k], of the ids; they break ties.
+        scores: float64 [k]; of equal ones the smaller index goes first.
     """
-    return np.lexsort((hashes, -scores, shown))
+    keys = np.empty(len(shown))
+    for place, times in enumerate(shown):
+        keys[place] = -np.float64(times)
+    return in_order(keys, -scores)
 
 
 @compiled

@@ -9,27 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.codes import code_products
 from stream_app.compiled import compiled, compiled_sums
 from stream_app.factors.kernels import score_rows
 from stream_app.items.signals import decayed_counts
-from stream_app.prefetch import prefetch_row
 from stream_app.retrieval.interests import VECTORS
-from stream_app.retrieval.links import SCORES, Links, pick
+from stream_app.retrieval.links import SCORES, link_scores
+from stream_app.retrieval.tables import Tables
 from stream_app.settings import ItemSettings
 
 __all__ = [
     "CONTEXT",
     "FEATURE_LIMIT",
     "TEXT",
-    "Features",
     "candidate_features",
     "context_values",
-    "cosines",
     "feature_names",
     "in_steps",
     "in_units",
@@ -109,21 +107,6 @@ def _in_steps(values: NDArray[np.float32], steps: NDArray[np.int16]) -> None:
         steps[place] = np.int16(np.rint(values[place] * np.float32(_STEPS)))
 
 
-@dataclass(slots=True)
-class Features:
-    """Features of one request's candidates.
-
-    Attributes:
-        values: float32 [k, features], z-scored over the candidates and clipped to ±6; 0 says average or unknown.
-        cold: bool [k], whether the candidate has hardly any events.
-        closeness: float64 [k], its cosine to the slow plus that to the fast interest vector.
-    """
-
-    values: NDArray[np.float32]
-    cold: NDArray[np.bool_]
-    closeness: NDArray[np.float64]
-
-
 def context_values(*, entries: int, events: int, pause_s: float) -> NDArray[np.float32]:
     """The context of a request: float32 [3], each about -1 to 1.
 
@@ -142,105 +125,16 @@ def context_values(*, entries: int, events: int, pause_s: float) -> NDArray[np.f
     )
 
 
-@compiled_sums
-def cosines(
-    rows: NDArray[np.int32], table: NDArray[np.float32], queries: NDArray[np.float32], found: NDArray[np.float32]
-) -> None:
-    """Products of vectors with queries, two by two: each number that is read is used twice.
-
-    Args:
-        rows: int32 [k], of ``table``.
-        table: float32 [any, dimensions].
-        queries: float32 [q, dimensions].
-        found: float32 [k, q], overwritten.
-    """
-    last, end = len(rows) - 1, len(queries) - 1
-    for place in range(0, len(rows), 2):
-        # Of odd numbers the last is computed twice.
-        following = min(place + 1, last)
-        row, next_row = rows[place], rows[following]
-        prefetch_row(table, rows[min(place + 2, last)])
-        prefetch_row(table, rows[min(place + 3, last)])
-        for query in range(0, len(queries), 2):
-            other = min(query + 1, end)
-            one = two = three = four = np.float32(0.0)
-            for column in range(table.shape[1]):
-                value, next_value = table[row, column], table[next_row, column]
-                asked, also = queries[query, column], queries[other, column]
-                one += asked * value
-                two += also * value
-                three += asked * next_value
-                four += also * next_value
-            found[place, query], found[place, other] = one, two
-            found[following, query], found[following, other] = three, four
-
-
+@compiled
 def candidate_features(
     rows: NDArray[np.int32],
-    *,
-    table: NDArray[np.float32],
-    has_vector: NDArray[np.bool_],
+    tables: Tables,
     queries: NDArray[np.float32],
-    links: Links,
-    counts: NDArray[np.float64],
-    stated: NDArray[np.float64],
-    rates: NDArray[np.float64],
-    users: NDArray[np.float32],
-    target: NDArray[np.float32],
-    bias: NDArray[np.float32],
-    has_factors: NDArray[np.bool_],
+    factors: NDArray[np.float32],
     own: NDArray[np.int32],
     own_weights: NDArray[np.float64],
-    published_at: NDArray[np.float64],
-    slot: NDArray[np.int32],
-    at: float,
-    now: float,
-    cold_events: float,
-) -> Features:
-    """Features of the candidates ``rows`` (int32 [k]) from what is known by row, in one compiled call.
-
-    Args:
-        table, has_vector: the vectors by row, and which rows have one (``VectorIndex.table``, ``present``).
-        queries: float32 [5 + recent items, dimensions], what they are compared with (``Interests.queries``).
-        links: transition scores.
-        counts, stated, rates: see ``Signals.counts``, ``arena``, ``rates``.
-        users: float32 [2, factors], of the user; zeros: nothing is known.
-        target, bias, has_factors: see ``Factors``.
-        own, own_weights: what the user did with which rows before (``Interests``).
-        published_at: float64 by row, seconds since 1970, -inf where unknown.
-        slot: int32 by row, -1 everywhere; and again afterwards.
-        at: event time of the request (seconds).
-        now: wall clock, seconds since 1970.
-        cold_events: an item with fewer events in all is cold.
-    """
-    values = np.empty((len(rows), len(TEXT) + len(_LINKS) + len(rates) + len(_OWN)), np.float32)
-    cold = np.empty(len(rows), np.bool_)
-    closeness = np.empty(len(rows))
-    _compute(
-        rows, table, has_vector, queries, links.rows, links.scores, counts, stated, rates, users, target, bias,
-        has_factors, own, own_weights, published_at, slot, at, now, cold_events, values, cold, closeness,
-    )  # fmt: skip
-    return Features(values, cold, closeness)
-
-
-@compiled
-def _compute(
-    rows: NDArray[np.int32],
-    table: NDArray[np.float32],
-    has_vector: NDArray[np.bool_],
-    queries: NDArray[np.float32],
-    link_rows: NDArray[np.int32],
-    link_scores: NDArray[np.float64],
-    counts: NDArray[np.float64],
-    stated: NDArray[np.float64],
-    rates: NDArray[np.float64],
-    users: NDArray[np.float32],
-    target: NDArray[np.float32],
-    bias: NDArray[np.float32],
-    has_factors: NDArray[np.bool_],
-    own: NDArray[np.int32],
-    own_weights: NDArray[np.float64],
-    published_at: NDArray[np.float64],
+    link_slot: NDArray[np.int32],
+    sums: NDArray[np.float64],
     slot: NDArray[np.int32],
     at: float,
     now: float,
@@ -249,28 +143,44 @@ def _compute(
     cold: NDArray[np.bool_],
     closeness: NDArray[np.float64],
 ) -> None:
+    """Features of one request's candidates.
+
+    Args:
+        rows: int32 [k], the candidates.
+        tables: what is known by row.
+        queries: float32 [5 + recent items, dimensions], what they are compared with (``Interests.queries``).
+        factors: float32 [2, factors], of the user; zeros: nothing is known.
+        own, own_weights: what the user did with which rows before (``Interests``).
+        link_slot, sums: of the links, see :mod:`stream_app.retrieval.links`.
+        slot: int32 by row, -1 everywhere; and again afterwards.
+        at: event time of the request (seconds).
+        now: wall clock, seconds since 1970.
+        cold_events: an item with fewer events in all is cold.
+        values: float32 [k, features], overwritten: z-scored over the candidates and clipped to ±6; 0 says average or
+            unknown.
+        cold: bool [k], overwritten: whether the candidate has hardly any events.
+        closeness: float64 [k], overwritten: its cosine to the slow plus that to the fast interest vector, to the error
+            of codes.
+    """
     count = len(rows)
     products = np.empty((count, len(queries)), np.float32)
-    cosines(rows, table, queries, products)
-    links = np.zeros((len(link_scores), count))
-    pick(link_rows, link_scores, rows, slot, links)
-    decayed = np.empty((count, len(rates)))
-    decayed_counts(at, rows, counts, stated, rates, decayed)
-    factors = np.empty((2, count), np.float32)
+    code_products(rows, tables.codes, tables.steps, queries, products)
+    links = np.empty((len(_LINKS), count))
+    link_scores(rows, link_slot, sums, tables.arena.scale, links)
+    decayed = np.empty((count, len(tables.rates)))
+    decayed_counts(at, rows, tables.counts, tables.arena.stated, tables.rates, decayed)
+    scores = np.empty((2, count), np.float32)
     known = False
-    for user in users:
+    for user in factors:
         for value in user:
             known = known or value != 0.0
     if known:
-        score_rows(users, target, bias, rows, factors)
+        score_rows(factors, tables.target, tables.bias, rows, scores)
     for place, row in enumerate(rows):
-        if not known or not has_factors[row]:
-            factors[:, place] = np.nan
+        if not known or not tables.has_factors[row]:
+            scores[:, place] = np.nan
     done = _looked_up(own, own_weights, rows, slot)
-    _fill(
-        products, has_vector[rows], links, decayed, stated[rows], factors, done, published_at[rows], at, now,
-        cold_events, values, cold, closeness,
-    )  # fmt: skip
+    _fill(rows, tables, products, links, decayed, scores, done, at, now, cold_events, values, cold, closeness)
     _scale(values)
 
 
@@ -291,16 +201,21 @@ def _looked_up(
     return found
 
 
-@compiled_sums
+@compiled
+def _log1p(value: float) -> float:
+    """``log(1 + value)`` of numbers that are not tiny: a third of the time of the exact function."""
+    return float(np.log(1.0 + value)) if value > 0.0 else 0.0
+
+
+@compiled
 def _fill(
+    rows: NDArray[np.int32],
+    tables: Tables,
     cosines: NDArray[np.float32],
-    has_vector: NDArray[np.bool_],
     links: NDArray[np.float64],
     counts: NDArray[np.float64],
-    last_event_at: NDArray[np.float64],
     factors: NDArray[np.float32],
     own: NDArray[np.float64],
-    published_at: NDArray[np.float64],
     at: float,
     now: float,
     cold_events: float,
@@ -309,68 +224,64 @@ def _fill(
     closeness: NDArray[np.float64],
 ) -> None:
     """Unscaled features; NaN where nothing can be said."""
-    for row in range(len(values)):
-        if has_vector[row]:
-            for place in range(VECTORS):
-                values[row, place] = cosines[row, place]
+    for place, row in enumerate(rows):
+        if tables.present[row]:
+            for vector in range(VECTORS):
+                values[place, vector] = cosines[place, vector]
             best = np.float32(0.0)
-            for place in range(VECTORS, cosines.shape[1]):
-                if place == VECTORS or cosines[row, place] > best:
-                    best = cosines[row, place]
-            values[row, VECTORS] = best
-            closeness[row] = cosines[row, 0] + cosines[row, 1]
+            for vector in range(VECTORS, cosines.shape[1]):
+                if vector == VECTORS or cosines[place, vector] > best:
+                    best = cosines[place, vector]
+            values[place, VECTORS] = best
+            closeness[place] = cosines[place, 0] + cosines[place, 1]
         else:
-            for place in range(VECTORS + 1):
-                values[row, place] = np.nan
-            closeness[row] = 0.0
+            for vector in range(VECTORS + 1):
+                values[place, vector] = np.nan
+            closeness[place] = 0.0
         column = VECTORS + 1
-        for place in range(len(links)):
-            values[row, column] = links[place, row]
+        for link in range(len(links)):
+            values[place, column] = links[link, place]
             column += 1
-        for place in range(counts.shape[1]):
-            values[row, column] = np.log1p(counts[row, place])
+        for kind in range(counts.shape[1]):
+            values[place, column] = _log1p(counts[place, kind])
             column += 1
-        total = counts[row, counts.shape[1] - 1]
-        cold[row] = total < cold_events
-        hours = max(at - last_event_at[row], 0.0) / _HOUR_S if total > 0.0 else _NEVER_HOURS
-        values[row, column] = -np.log1p(min(hours, _NEVER_HOURS))
+        total = counts[place, counts.shape[1] - 1]
+        cold[place] = total < cold_events
+        hours = max(at - tables.arena.stated[row], 0.0) / _HOUR_S if total > 0.0 else _NEVER_HOURS
+        values[place, column] = -_log1p(min(hours, _NEVER_HOURS))
         for memory in range(2):
-            score = factors[memory, row]
-            values[row, column + 1 + memory] = score if score > -np.inf else np.nan
-        published = published_at[row]
-        values[row, column + 3] = -np.log1p(max(now - published, 0.0) / _DAY_S) if published > -1e300 else np.nan
-        values[row, column + 4] = 1.0 if cold[row] else 0.0
-        values[row, column + 5] = np.log1p(own[row])
+            score = factors[memory, place]
+            values[place, column + 1 + memory] = score if score > -np.inf else np.nan
+        published = tables.published_at[row]
+        values[place, column + 3] = -_log1p(max(now - published, 0.0) / _DAY_S) if published > -1e300 else np.nan
+        values[place, column + 4] = 1.0 if cold[place] else 0.0
+        values[place, column + 5] = _log1p(own[place])
 
 
 @compiled_sums
 def _scale(values: NDArray[np.float32]) -> None:
     """z-scores over what is known in each column, clipped; 0 where nothing is. In place."""
     rows, columns = values.shape
-    mean = np.zeros(columns)
-    squares = np.zeros(columns)
-    count = np.zeros(columns)
+    mean, squares, count = np.zeros(columns), np.zeros(columns), np.zeros(columns)
+    # Without a branch in the inner loops, many columns are counted at once.
     for row in range(rows):
         for column in range(columns):
-            value = values[row, column]
-            if not np.isnan(value):
-                mean[column] += value
-                count[column] += 1.0
+            value = np.float64(values[row, column])
+            known = value == value
+            mean[column] += value if known else 0.0
+            count[column] += 1.0 if known else 0.0
     for column in range(columns):
         mean[column] /= max(count[column], 1.0)
     for row in range(rows):
         for column in range(columns):
-            value = values[row, column]
-            if not np.isnan(value):
-                squares[column] += (value - mean[column]) ** 2
+            value = np.float64(values[row, column])
+            away = value - mean[column] if value == value else 0.0
+            squares[column] += away * away
     for column in range(columns):
         deviation = np.sqrt(squares[column] / max(count[column], 1.0))
         squares[column] = 1.0 / deviation if deviation > 1e-6 else 0.0
     for row in range(rows):
         for column in range(columns):
-            value = values[row, column]
-            if np.isnan(value):
-                values[row, column] = 0.0
-            else:
-                scaled = (value - mean[column]) * squares[column]
-                values[row, column] = min(max(scaled, -FEATURE_LIMIT), FEATURE_LIMIT)
+            value = np.float64(values[row, column])
+            scaled = (value - mean[column]) * squares[column] if value == value else 0.0
+            values[row, column] = min(max(scaled, -FEATURE_LIMIT), FEATURE_LIMIT)

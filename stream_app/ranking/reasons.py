@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.messages import Reason
+from stream_app.codes import code_products
 from stream_app.compiled import compiled
-from stream_app.items.signals import Arena
-from stream_app.ranking.features import FEATURE_LIMIT, cosines
+from stream_app.ranking.features import FEATURE_LIMIT
 from stream_app.ranking.network import contributions
-from stream_app.retrieval.links import strongest_origins
+from stream_app.retrieval.links import Lags, strongest_origins
+from stream_app.retrieval.tables import Tables
 
 __all__ = ["CODES", "KINDS", "evidence_signs", "explain", "kind_columns", "medians", "phrase", "strongest_kind"]
 
@@ -222,14 +223,11 @@ def explain(
     skip: NDArray[np.float64],
     inner: NDArray[np.float64],
     outer: NDArray[np.float64],
-    table: NDArray[np.float32],
+    tables: Tables,
     liked: NDArray[np.float32],
     recent: NDArray[np.int32],
-    slow: NDArray[np.float64],
-    ahead: NDArray[np.float64],
+    lags: Lags,
     at: float,
-    rate: float,
-    arena: Arena,
     slot: NDArray[np.int32],
     codes: NDArray[np.int64],
     near: NDArray[np.bool_],
@@ -246,9 +244,9 @@ def explain(
         kinds, signs, count: see :func:`kind_columns`, :func:`evidence_signs`, :data:`KINDS`.
         near_columns: int64, features whose sum above that of the middle candidate says "close to your interests".
         skip, inner, outer: of the network, see ``network.score_network``.
-        table: float32 by row, vectors.
+        tables: what is known by row.
         liked: float32 [l, dimensions], vectors of the newest recent items.
-        recent, slow, ahead, at, rate, arena, slot: of the links, see ``retrieval.links``.
+        recent, lags, at, slot: of the links, see ``retrieval.links``.
         codes: int64 [n], overwritten: indices of :data:`CODES`.
         near: bool [n], overwritten: whether it is close to the user's interests.
         origins: int64 [3, n], overwritten: places among the recent items, -1 for none: taken together with, taken
@@ -265,18 +263,16 @@ def explain(
         for column in near_columns:
             above += values[place, column] - middle[column]
         near[place] = above > _NEARER
-    origins[:] = -1
-    strongest_origins(recent, slow, ahead, at, rate, arena, rows, slot, origins[:2])
+    strongest_origins(recent, lags, at, tables.transition_rate, tables.arena, rows, slot, origins[:2])
+    origins[2] = -1
     if len(liked):
         products = np.empty((len(rows), len(liked)), np.float32)
-        cosines(rows, table, liked, products)
+        code_products(rows, tables.codes, tables.steps, liked, products)
         for place in range(len(rows)):
             best = -np.inf
             for other in range(len(liked)):
-                # In steps: the last bits differ between processors.
-                product = np.rint(products[place, other] * 1e5)
-                if product > best:
-                    best, origins[2, place] = product, other
+                if products[place, other] > best:
+                    best, origins[2, place] = products[place, other], other
 
 
 def phrase(code: str, params: dict[str, Any], language: str) -> Reason:

@@ -20,17 +20,16 @@ from numpy.typing import NDArray
 from schemas.messages import Reason, SlateItem
 from stream_app.compiled import compiled
 from stream_app.mixing import GOLDEN, below, mixed
-from stream_app.ranking.exploration import explores, least_shown, thompson_order
-from stream_app.ranking.features import Features, candidate_features, context_values, feature_names, in_units
+from stream_app.ranking.exploration import explores
+from stream_app.ranking.features import candidate_features, context_values, feature_names, in_units
+from stream_app.ranking.ordering import order_candidates
 from stream_app.ranking.reasons import CODES, KINDS, evidence_signs, explain, kind_columns, phrase
-from stream_app.ranking.slate import SlateRules, choose
-from stream_app.retrieval.cold import promise
+from stream_app.ranking.slate import NEW, TAIL, SlateRules, pinned_places, reserved_places
+from stream_app.retrieval.candidates import find_candidates
 from stream_app.retrieval.interests import FAST, SLOW, Interests, derive_interests, history_view
-from stream_app.retrieval.links import Links, Scratch, link_scores
-from stream_app.retrieval.pool import best_of_pool, gather
-from stream_app.retrieval.source import Context, Near
+from stream_app.retrieval.links import Scratch, add_links, clear, lags_of
 from stream_app.retrieval.sources import default_sources
-from stream_app.retrieval.trending import Trending
+from stream_app.retrieval.tables import Tables
 from stream_app.rules.book import Cap
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
@@ -38,8 +37,6 @@ from stream_app.users.state import HistoryEntry, UserState, id_hash
 
 __all__ = ["Choice", "Example", "RankRequest", "Ranking", "Recommender", "SeenRanking"]
 
-_CHUNK = 32
-"""Requests computed together: enough to share the overhead, few enough to stay in the processor's cache."""
 _CAPPED_RANKS = 10
 """The ranks that the setting ``slate.category_cap`` speaks of."""
 _FOUND = 0.5
@@ -53,8 +50,10 @@ _KEPT = 10_000
 _ORIGINS = {"taken_together": 0, "taken_after": 1, "similar": 2}
 """Reasons that name a recent item, and which of the three it may go back to."""
 _NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
-_NO_BIAS: NDArray[np.float32] = np.zeros(0, np.float32)
-_NO_TABLE: NDArray[np.float32] = np.zeros((0, 1), np.float32)
+_NO_ROWS: NDArray[np.int32] = np.zeros((0, 0), np.int32)
+_NO_LENGTHS: NDArray[np.int64] = np.zeros(0, np.int64)
+_NO_CAPS: NDArray[np.int64] = np.zeros((0, 2), np.int64)
+_NO_BOOSTS: NDArray[np.float64] = np.zeros(0)
 _TIE_RESERVE = 8
 """Neighbours searched beyond those wanted, so that ties at the end are decided by id and not by the index."""
 
@@ -160,11 +159,11 @@ class Ranking:
         context: float32 [c], of the request.
         candidates: int32 [k], everything that was scored, by id hash.
         candidate_values: float32 [k, features].
-        proposed: what each source proposed, best first, in the order of the sources.
+        found, lengths: what each source proposed, see :attr:`proposed`.
         reclaims: of the catalogue; see :class:`SeenRanking`.
         interests: what was derived of the user.
-        history: the history it was derived from.
-        links: transition scores.
+        at: event time of the request (seconds).
+        now: wall clock of the request (seconds since 1970).
         language: of the reasons.
     """
 
@@ -180,28 +179,35 @@ class Ranking:
     context: NDArray[np.float32]
     candidates: NDArray[np.int32]
     candidate_values: NDArray[np.float32]
-    proposed: Sequence[NDArray[np.int32]]
+    found: NDArray[np.int32]
+    lengths: NDArray[np.int64]
     reclaims: int
     interests: Interests
-    history: tuple[HistoryEntry, ...]
-    links: Links
+    at: float
+    now: float
     language: str
+
+    @property
+    def proposed(self) -> list[NDArray[np.int32]]:
+        """What each source proposed, best first, in the order of the sources; int32."""
+        return [rows[:length] for rows, length in zip(self.found, self.lengths.tolist(), strict=True)]
 
 
 @dataclass(slots=True)
 class _Prepared:
-    """A request on its way: what was derived, and the candidates (by id hash)."""
+    """A request on its way: what was derived, the candidates (by id hash), and their features."""
 
     request: RankRequest
-    history: tuple[HistoryEntry, ...]
     interests: Interests
-    links: Links
     rows: NDArray[np.int32]
-    sources: NDArray[np.uint32]
-    features: Features
+    masks: NDArray[np.uint32]
+    values: NDArray[np.float32]
+    cold: NDArray[np.bool_]
+    closeness: NDArray[np.float64]
     context: NDArray[np.float32]
-    proposed: Sequence[NDArray[np.int32]] = ()
-    searched: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    found: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    searched: NDArray[np.int32]
 
 
 class Recommender:
@@ -216,17 +222,17 @@ class Recommender:
         self._settings = settings
         self._serving = serving
         self.sources = default_sources(settings)
+        self._wanted = np.array([source.wanted for source in self.sources], np.int64)
         self._by_text = [source.name for source in self.sources].index("text_fast")
         self.feature_names = feature_names(settings.items)
         self._shown: NDArray[np.uint32] = np.zeros(0, np.uint32)
         self._reclaims = serving.catalogue.reclaims
-        # Sources that look at this user, and not only at what is popular.
-        personal = [not isinstance(source, Trending) for source in self.sources]
-        self._personal = np.uint32(sum(1 << bit for bit, own in enumerate(personal) if own))
+        self._personal = np.uint32(sum(1 << bit for bit, source in enumerate(self.sources) if source.personal))
         self._kinds = kind_columns(self.feature_names)
         self._signs = evidence_signs(self.feature_names)
         self._closeness = np.array([self.feature_names.index(name) for name in ("text_slow", "text_fast")])
-        self._scratch = Scratch()
+        self._lags = lags_of(settings)
+        self._scratch = Scratch(settings.retrieval.recent_items * settings.items.neighbours)
         self._masks: dict[int, list[str]] = {}
         self._said: dict[tuple[str, int, str], Reason] = {}
         self._said_of = (-1, -1)
@@ -238,8 +244,11 @@ class Recommender:
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch. A slate never holds an item that may not be served, is consumed or hidden."""
         rankings: list[Ranking] = []
-        for start in range(0, len(requests), _CHUNK):
-            rankings += [self._ranking(prepared) for prepared in self._retrieve(requests[start : start + _CHUNK])]
+        tables: Tables | None = None
+        for request in requests:
+            if tables is None or request.now != requests[len(rankings) - 1].now:
+                tables = self._tables(request.now)
+            rankings.append(self._ranking(self._prepare(request, tables), tables))
         return rankings
 
     def slate_items(self, ranking: Ranking) -> list[SlateItem]:
@@ -293,27 +302,21 @@ class Recommender:
         examples: list[Example | None] = [None] * len(choices)
         # A choice of which nothing was known teaches what is popular, which the counts say already, and drowns the rest
         # where many users come once.
-        members = [group for group in groups.values() if _known(choices[group[0]].request)]
-        for start in range(0, len(members), _CHUNK):
-            part = members[start : start + _CHUNK]
-            seen = self._seen_by([choices[group[0]] for group in part])
-            for group, ranking in zip(part, seen, strict=True):
-                taken = np.array([choices[place].row for place in group], np.int32)
-                for place in group:
-                    examples[place] = self._example(choices[place], ranking, taken)
+        for group in groups.values():
+            first = choices[group[0]]
+            if not _known(first.request):
+                continue
+            seen = self._seen_by(first)
+            taken = np.array([choices[place].row for place in group], np.int32)
+            for place in group:
+                examples[place] = self._example(choices[place], seen, taken)
         return examples
 
-    def _retrieve(self, requests: Sequence[RankRequest]) -> list[_Prepared]:
-        """Candidates of each request from every source."""
-        if not requests:
-            return []
-        serving = self._serving
-        self._scratch.reserve(serving.catalogue.rows)
-        views = [history_view(request.user.history, request.before) for request in requests]
-        interests = [self._interests(request, view) for request, view in zip(requests, views, strict=True)]
-        searched = [self._searched(request, view) for request, view in zip(requests, views, strict=True)]
-        cold_rows = serving.cold.rows(serving.catalogue, serving.signals.momentum(self._rising))
-        return [self._candidates(*parts, cold_rows) for parts in zip(requests, views, interests, searched, strict=True)]
+    def _tables(self, now: float) -> Tables:
+        """What is read by row, with room for every row in what is written by row."""
+        tables = self._serving.tables(now, self._rising)
+        self._scratch.reserve(max(self._serving.catalogue.rows, self._serving.signals.rows))
+        return tables
 
     def _interests(self, request: RankRequest, history: tuple[HistoryEntry, ...]) -> Interests:
         return derive_interests(
@@ -327,42 +330,51 @@ class Recommender:
             self._serving.factors,
         )
 
-    def _looked_at(
-        self, request: RankRequest, interests: Interests, links: Links, servable: NDArray[np.bool_]
-    ) -> tuple[Near, NDArray[np.int32]]:
-        """What of the pool (:mod:`stream_app.retrieval.pool`) is nearest to the interest vectors, and what has the
-        largest scores by learned factors; see :class:`Context`."""
-        retrieval, scratch, serving = self._settings.retrieval, self._scratch, self._serving
-        index, factors, hashes = serving.index, serving.factors, serving.catalogue.id_hash
-        queries = interests.vectors[_SEARCHED]
-        asked = queries.any(axis=1)
-        if len(index) <= retrieval.whole_below:
-            near, others = np.arange(len(servable), dtype=np.int32), _NOTHING
-        else:
-            near = index.neighbours(interests.own[: retrieval.neighbour_items]).ravel()
-            if asked.any() and (interests.words or not len(near)):
-                # Words are not near to an item that has a list.
+    def _prepare(self, request: RankRequest, tables: Tables) -> _Prepared:
+        """Candidates of a request from every source, and their features."""
+        serving, settings, scratch = self._serving, self._settings, self._scratch
+        history = history_view(request.user.history, request.before)
+        interests = self._interests(request, history)
+        searched = self._searched(request, history)
+        pins = serving.rules.pins(request.user.user_id)
+        sources = len(self._wanted)
+        most = max(int(self._wanted.max()), len(pins), settings.slate.search_places)
+        found, lengths = np.empty((sources + 2, most), np.int32), np.empty(sources + 2, np.int64)
+        rows, masks = np.empty(found.size, np.int32), np.empty(found.size, np.uint32)
+        whole = len(serving.index) <= settings.retrieval.whole_below
+        scratch.request += 1
+        count, links = find_candidates(
+            tables, interests.queries, interests.recent, interests.own, interests.own_weights, interests.factors,
+            _NOTHING if whole else self._near(request, interests), whole, self._rising, self._excluded(request),
+            np.array([pin.row for pin in pins], np.int32) if pins else _NOTHING, searched,
+            settings.slate.search_places, request.at, _seed(id_hash(request.user.user_id)), self._lags, self._wanted,
+            scratch.slot, scratch.link_slot, scratch.links, scratch.sums, scratch.blocked, scratch.request, found,
+            lengths, rows, masks,
+        )  # fmt: skip
+        rows, masks = rows[:count], masks[:count]
+        if lengths[-1]:
+            # Closeness in text proposes them, like the neighbours of what the user did of late.
+            bit = np.uint32(1 << (sources + 1))
+            by_search = (masks & bit).astype(np.bool_)
+            masks[by_search] = (masks[by_search] & ~bit) | np.uint32(1 << self._by_text)
+        rows, masks = self._permitted(rows, masks, request)
+        prepared = self._with_features(request, history, interests, rows, masks, links, tables)
+        prepared.found, prepared.lengths = found[:sources], lengths[:sources]
+        prepared.searched = found[-1, : lengths[-1]]
+        return prepared
+
+    def _near(self, request: RankRequest, interests: Interests) -> NDArray[np.int32]:
+        """Rows near to the user's last items, or to the words that say something of the user, int32."""
+        near: NDArray[np.int32] = self._serving.index.neighbours(
+            interests.own[: self._settings.retrieval.neighbour_items]
+        ).ravel()
+        if interests.words or not len(near):
+            # Words are not near to an item that has a list.
+            queries = interests.vectors[_SEARCHED]
+            asked = queries.any(axis=1)
+            if asked.any():
                 near = np.concatenate([near, self._searched_for(request, queries[asked])])
-            others = np.concatenate([links.rows, *self._popular()])
-        pool = np.empty(len(near) + len(others), np.int32)
-        first, count = gather(near, others, servable, scratch.blocked, scratch.request, scratch.slot, pool)
-        found = max(retrieval.slow, retrieval.fast) + _TIE_RESERVE
-        rows, scores = np.empty((2, found), np.int32), np.empty((2, found))
-        codes = index.codes
-        best_of_pool(
-            pool[:first], queries, codes.values, codes.steps, _NO_BIAS, index.present, hashes, _NO_TABLE, rows, scores
-        )
-        rows[~asked] = -1
-        by_factors = np.full((2, max(retrieval.factors, retrieval.factors_fast)), -1, np.int32)
-        # Without a user's factors they say nothing: what comes of zeros is the items' biases.
-        if by_factors.size and interests.factors.any():
-            factors.reserve(len(servable))
-            codes = factors.codes
-            best_of_pool(
-                pool[:count], interests.factors, codes.values, codes.steps, factors.bias, factors.has, hashes,
-                factors.target, by_factors, np.empty(by_factors.shape),
-            )  # fmt: skip
-        return Near(rows, scores), by_factors
+        return near
 
     def _searched_for(self, request: RankRequest, queries: NDArray[np.float32]) -> NDArray[np.int32]:
         """Neighbours of interest vectors in the whole index, int32, some of them twice."""
@@ -371,11 +383,6 @@ class Recommender:
         # What the user consumed lies around the interest vectors and is taken out afterwards.
         spare = min(self._taken_out(request), wanted)
         return self._serving.index.search(queries, wanted + spare + _TIE_RESERVE)[0].ravel()
-
-    def _popular(self) -> list[NDArray[np.int32]]:
-        """What is taken most lately, and of all time."""
-        signals, hashes = self._serving.signals, self._serving.catalogue.id_hash
-        return [signals.trending(column, hashes) for column in (self._rising, signals.columns - 1)]
 
     def _searched(self, request: RankRequest, history: tuple[HistoryEntry, ...]) -> NDArray[np.int32]:
         """Rows close to what the user searched for, nearest first, int32; none unless that was the last thing done.
@@ -397,67 +404,15 @@ class Recommender:
         found: NDArray[np.int32] = rows[order]
         return found
 
-    def _candidates(
-        self,
-        request: RankRequest,
-        history: tuple[HistoryEntry, ...],
-        interests: Interests,
-        searched: NDArray[np.int32],
-        cold_rows: NDArray[np.int32],
-    ) -> _Prepared:
-        serving, settings, scratch = self._serving, self._settings, self._scratch
-        catalogue = serving.catalogue
-        self._block(request)
-        links = link_scores(interests, serving.signals, settings, at=request.at, scratch=scratch)
-        servable = serving.servable(request.now)
-        # There is room for every row of the catalogue from here on.
-        serving.index.table(catalogue.rows)
-        near, by_factors = self._looked_at(request, interests, links, servable)
-        context = Context(
-            interests=interests,
-            links=links,
-            near=near,
-            cold_rows=cold_rows,
-            cold_counts=serving.signals.decayed(request.at, cold_rows, self._rising),
-            codes=serving.index.codes,
-            catalogue=catalogue,
-            signals=serving.signals,
-            by_factors=by_factors,
-            settings=settings.retrieval,
-            servable=servable,
-            scratch=scratch,
-            request=scratch.request,
-            seed=id_hash(request.user.user_id),
-        )
-        proposed = [source.propose(context) for source in self.sources]
-        searched = context.first_allowed(searched, settings.slate.search_places)
-        pinned = np.array([pin.row for pin in serving.rules.pins(request.user.user_id)], np.int32)
-        parts = [*proposed, context.first_allowed(pinned, len(pinned)), searched]
-        rows = np.concatenate(parts)
-        lengths = np.array([len(part) for part in parts])
-        distinct, sources = np.empty(len(rows), np.int32), np.empty(len(rows), np.uint32)
-        count = _merge(rows, lengths, scratch.slot, catalogue.id_hash, distinct, sources)
-        if len(searched):
-            # Closeness in text proposes them, like the neighbours of what the user did of late.
-            bit = np.uint32(1 << (len(parts) - 1))
-            found = (sources & bit).astype(np.bool_)
-            sources[found] = (sources[found] & ~bit) | np.uint32(1 << self._by_text)
-        distinct, sources = self._permitted(distinct[:count], sources[:count], request)
-        prepared = self._prepared(request, history, interests, links, distinct, sources)
-        prepared.proposed, prepared.searched = proposed, searched
-        return prepared
-
-    def _block(self, request: RankRequest) -> None:
-        """Number the request and mark what the user consumed or hid, and what is the user's own."""
-        scratch, catalogue = self._scratch, self._serving.catalogue
-        scratch.request += 1
-        scratch.blocked[catalogue.rows_of_hashes(request.user.excluded(request.at))] = scratch.request
+    def _excluded(self, request: RankRequest) -> NDArray[np.int32]:
+        """What the user consumed or hid, and what is the user's own, int32."""
+        catalogue = self._serving.catalogue
+        excluded = catalogue.rows_of_hashes(request.user.excluded(request.at))
         own = catalogue.attributes.owned_by(request.user.user_id, catalogue.rows)
-        if len(own):
-            scratch.blocked[own] = scratch.request
+        return np.concatenate([excluded, own]) if len(own) else excluded
 
     def _taken_out(self, request: RankRequest) -> int:
-        """How many neighbours :meth:`_block` may take out at most."""
+        """How many neighbours :meth:`_excluded` may take out at most."""
         catalogue, user = self._serving.catalogue, request.user
         own = len(catalogue.attributes.owned_by(user.user_id, catalogue.rows))
         return len(user.consumed) + len(user.hidden) + own
@@ -474,97 +429,80 @@ class Recommender:
         refused = self._serving.rules.refused(rows, request.user.user_id)
         return (rows, sources) if refused is None else (rows[~refused], sources[~refused])
 
-    def _prepared(
+    def _with_features(
         self,
         request: RankRequest,
         history: tuple[HistoryEntry, ...],
         interests: Interests,
-        links: Links,
         rows: NDArray[np.int32],
-        sources: NDArray[np.uint32],
+        masks: NDArray[np.uint32],
+        links: int,
+        tables: Tables,
     ) -> _Prepared:
-        serving = self._serving
-        user = request.user
-        # There is room for every row of the catalogue in what is read by row.
-        signals, factors, count = serving.signals, serving.factors, serving.catalogue.rows
-        signals.reserve(count)
-        factors.reserve(count)
-        features = candidate_features(
-            rows,
-            table=serving.index.table(count),
-            has_vector=serving.index.present,
-            queries=interests.queries,
-            links=links,
-            counts=signals.counts,
-            stated=signals.arena.stated,
-            rates=signals.rates,
-            users=interests.factors,
-            target=factors.target,
-            bias=factors.bias,
-            has_factors=factors.has,
-            own=interests.own,
-            own_weights=interests.own_weights,
-            published_at=serving.catalogue.published_at,
-            slot=self._scratch.slot,
-            at=request.at,
-            now=request.now,
-            cold_events=self._settings.retrieval.cold_events,
-        )
+        """Features of candidates; the links that were added for the request are cleared."""
+        scratch = self._scratch
+        values = np.empty((len(rows), len(self.feature_names)), np.float32)
+        cold, closeness = np.empty(len(rows), np.bool_), np.empty(len(rows))
+        candidate_features(
+            rows, tables, interests.queries, interests.factors, interests.own, interests.own_weights,
+            scratch.link_slot, scratch.sums, scratch.slot, request.at, request.now,
+            self._settings.retrieval.cold_events, values, cold, closeness,
+        )  # fmt: skip
+        clear(scratch.links[:links], scratch.link_slot)
         context = context_values(
             entries=interests.events,
-            events=user.events,
+            events=request.user.events,
             pause_s=request.at - history[-1].at if history else 0.0,
         )
-        return _Prepared(request, history, interests, links, rows, sources, features, context)
-
-    def _ranking(self, prepared: _Prepared) -> Ranking:
-        serving, features, user = self._serving, prepared.features, prepared.request.user
-        scores = np.round(serving.ranker.score(features.values, prepared.context), 6)
-        cold = np.flatnonzero(features.cold)
-        taken = serving.signals.total(prepared.rows[cold])
-        cold_order = cold[
-            thompson_order(
-                promise(features.closeness[cold], features.values[cold, self._rising_feature]),
-                taken,
-                np.maximum(serving.signals.shown(prepared.rows[cold]) - taken, 0.0),
-                serving.catalogue.id_hash[prepared.rows[cold]],
-                seed=id_hash(user.user_id) + user.events,
-                trials=self._settings.slate.cold_trials,
-            )
-        ]
-        rules = self._slate_rules(prepared)
-        if rules.boosts is not None:
-            scores = np.round(scores + rules.boosts, 6)
-        chosen = choose(
-            scores,
-            serving.index.table(int(prepared.rows.max(initial=0)) + 1),
-            cold_order,
-            size=prepared.request.n,
-            settings=self._settings.slate,
-            rules=rules,
-            rows=prepared.rows,
-            tail_order=self._tail(prepared, scores),
+        return _Prepared(
+            request, interests, rows, masks, values, cold, closeness, context, _NO_ROWS, _NO_LENGTHS, _NOTHING
         )
-        rows = prepared.rows[chosen.order]
+
+    def _ranking(self, prepared: _Prepared, tables: Tables) -> Ranking:
+        serving, request, settings = self._serving, prepared.request, self._settings.slate
+        rules = self._slate_rules(prepared)
+        rows, count = prepared.rows, len(prepared.rows)
+        size = min(request.n, count)
+        ruled = {candidate for candidate, _ in rules.pins}
+        first = [(candidate, 1) for candidate in rules.first if candidate not in ruled]
+        caps = [*rules.caps, *rules.preferences]
+        seed = id_hash(request.user.user_id) + request.user.events
+        pins = pinned_places([*rules.pins, *first], size)
+        scores = np.empty(count)
+        order, kept_for = order_candidates(
+            rows, prepared.masks, prepared.values, prepared.cold, prepared.closeness, prepared.context, tables,
+            *serving.ranker.parameters(), _NO_BOOSTS if rules.boosts is None else rules.boosts, self._rising_feature,
+            _seed(seed), settings.cold_trials, self._personal,
+            self._shown if self._reclaims == serving.catalogue.reclaims else self._shown[:0],
+            request.n >= settings.explore_rank and explores(seed, settings.explore), settings.diversity,
+            pins, reserved_places(size, settings), settings.explore_rank - 1,
+            np.array([cap.groups for cap in caps], np.int32) if caps else _NO_ROWS[:, :0],
+            np.array([(cap.at_most, cap.first) for cap in caps], np.int64) if caps else _NO_CAPS, len(rules.caps),
+            scores,
+        )  # fmt: skip
+        chosen = rows[order]
+        none = np.zeros(len(order), np.bool_)
+        placed = [candidate for candidate in pins.tolist() if candidate in ruled] if ruled else []
         return Ranking(
-            rows=rows,
-            scores=scores[chosen.order],
-            sources=prepared.sources[chosen.order],
-            reserved=chosen.reserved,
-            pinned=chosen.pinned,
-            explored=chosen.explored,
-            searched=np.isin(rows, prepared.searched) if len(prepared.searched) else np.zeros(len(rows), np.bool_),
-            boosts=np.zeros(len(chosen.order)) if rules.boosts is None else rules.boosts[chosen.order],
-            values=features.values[chosen.order],
+            rows=chosen,
+            scores=scores[order],
+            sources=prepared.masks[order],
+            reserved=kept_for == NEW,
+            pinned=np.isin(order, placed) if placed else none,
+            explored=kept_for == TAIL,
+            searched=np.isin(chosen, prepared.searched) if len(prepared.searched) else none,
+            boosts=np.zeros(len(order)) if rules.boosts is None else rules.boosts[order],
+            values=prepared.values[order],
             context=prepared.context,
-            candidates=prepared.rows,
-            candidate_values=features.values,
-            proposed=prepared.proposed,
+            candidates=rows,
+            candidate_values=prepared.values,
+            found=prepared.found,
+            lengths=prepared.lengths,
             reclaims=serving.catalogue.reclaims,
             interests=prepared.interests,
-            history=prepared.history,
-            links=prepared.links,
-            language=prepared.request.language or self._settings.slate.language,
+            at=request.at,
+            now=request.now,
+            language=request.language or self._settings.slate.language,
         )
 
     def published(self, ranking: SeenRanking) -> None:
@@ -579,21 +517,6 @@ class Recommender:
             self._shown[: len(held)] = held
             self._reclaims = ranking.reclaims
         self._shown[ranking.slate[: self._settings.slate.explore_rank]] += np.uint32(1)
-
-    def _tail(self, prepared: _Prepared, scores: NDArray[np.float64]) -> NDArray[np.intp]:
-        """Candidates of the user's own interests, in the order in which one may take the place of a less known item."""
-        user, settings = prepared.request.user, self._settings.slate
-        if prepared.request.n < settings.explore_rank or not explores(
-            id_hash(user.user_id) + user.events, settings.explore
-        ):
-            return np.zeros(0, np.intp)
-        own = np.flatnonzero(prepared.sources & self._personal)
-        rows = prepared.rows[own]
-        shown = np.zeros(len(rows), np.uint32)
-        if self._reclaims == self._serving.catalogue.reclaims:
-            counted = rows < len(self._shown)
-            shown[counted] = self._shown[rows[counted]]
-        return own[least_shown(shown, scores[own], self._serving.catalogue.id_hash[rows])]
 
     def _slate_rules(self, prepared: _Prepared) -> SlateRules:
         """Business rules as they bear on the candidates."""
@@ -618,15 +541,14 @@ class Recommender:
         count = len(ranking.rows)
         if not count:
             return []
-        links, serving = ranking.links, self._serving
         codes, near = np.empty(count, np.int64), np.empty(count, np.bool_)
         origins = np.empty((3, count), np.int64)
+        interests = ranking.interests
         explain(
             ranking.rows, ranking.values, ranking.candidate_values, ranking.context, ranking.boosts, self._kinds,
-            self._signs, len(KINDS), self._closeness, *serving.ranker.parameters(),
-            serving.index.table(int(ranking.rows.max()) + 1), ranking.interests.recent_vectors, links.recent,
-            links.symmetric_weights, links.directed_weights, links.requested_at, links.signals.transition_rate,
-            links.signals.arena, self._scratch.slot, codes, near, origins,
+            self._signs, len(KINDS), self._closeness, *self._serving.ranker.parameters(), self._tables(ranking.now),
+            interests.recent_vectors, interests.recent, self._lags, ranking.at, self._scratch.slot, codes, near,
+            origins,
         )  # fmt: skip
         reasons = []
         language, recent = ranking.language, ranking.interests.recent
@@ -671,34 +593,34 @@ class Recommender:
             params["title"] = facts.title
         return params
 
-    def _seen_by(self, choices: Sequence[Choice]) -> list[SeenRanking]:
-        """The rankings of choices: those that were kept, the others made again."""
-        # The catalogue may have grown since anything was ranked.
-        self._scratch.reserve(self._serving.catalogue.rows)
-        unseen = [place for place, choice in enumerate(choices) if choice.seen is None]
-        made = dict(zip(unseen, self._retrieve([choices[place].request for place in unseen]), strict=True))
-        found = []
-        for place, choice in enumerate(choices):
-            seen = choice.seen
-            if seen is not None and seen.values is not None:
-                found.append(seen)
-                continue
-            prepared = made[place] if seen is None else self._given(choice, seen.candidates)
-            slate, reclaims = np.zeros(0, np.int32), self._serving.catalogue.reclaims
-            found.append(SeenRanking(prepared.rows, prepared.features.values, prepared.context, slate, reclaims))
-        return found
+    def _seen_by(self, choice: Choice) -> SeenRanking:
+        """The ranking a choice was made from: the one that was kept, or it is made again."""
+        seen = choice.seen
+        if seen is not None and seen.values is not None:
+            return seen
+        tables = self._tables(choice.request.now)
+        if seen is None:
+            prepared = self._prepare(choice.request, tables)
+        else:
+            prepared = self._given(choice.request, seen.candidates, tables)
+        reclaims = self._serving.catalogue.reclaims
+        return SeenRanking(prepared.rows, prepared.values, prepared.context, _NOTHING, reclaims)
 
-    def _given(self, choice: Choice, rows: NDArray[np.int32]) -> _Prepared:
+    def _given(self, request: RankRequest, rows: NDArray[np.int32], tables: Tables) -> _Prepared:
         """A request whose candidates are given: those that can still be served, and are not the user's already."""
-        serving, request = self._serving, choice.request
+        scratch = self._scratch
         history = history_view(request.user.history, request.before)
         interests = self._interests(request, history)
-        links = link_scores(interests, serving.signals, self._settings, at=request.at, scratch=self._scratch)
-        self._block(request)
-        rows = rows[serving.servable(request.now)[rows] & (self._scratch.blocked[rows] != self._scratch.request)]
-        rows, _ = self._permitted(rows, np.zeros(len(rows), np.uint32), request)
-        rows = rows[np.argsort(serving.catalogue.id_hash[rows])]
-        return self._prepared(request, history, interests, links, rows, np.zeros(len(rows), np.uint32))
+        links = add_links(
+            interests.recent, self._lags, request.at, tables.transition_rate, tables.arena, scratch.link_slot,
+            scratch.links, scratch.sums,
+        )  # fmt: skip
+        scratch.request += 1
+        scratch.blocked[self._excluded(request)] = scratch.request
+        rows = rows[tables.servable[rows] & (scratch.blocked[rows] != scratch.request)]
+        rows, masks = self._permitted(rows, np.zeros(len(rows), np.uint32), request)
+        rows = rows[np.argsort(tables.hashes[rows])]
+        return self._with_features(request, history, interests, rows, masks, links, tables)
 
     def _example(self, choice: Choice, seen: SeenRanking, taken: NDArray[np.int32]) -> Example | None:
         if seen.values is None:
@@ -709,47 +631,6 @@ class Recommender:
         if count < 2:
             return None
         return Example(features=in_units(seen.values[places[:count]]), context=seen.context)
-
-
-@compiled
-def _merge(
-    rows: NDArray[np.int32],
-    lengths: NDArray[np.int64],
-    slot: NDArray[np.int32],
-    hashes: NDArray[np.int64],
-    distinct: NDArray[np.int32],
-    sources: NDArray[np.uint32],
-) -> int:
-    """Distinct rows of several sources, by id hash, and which sources each is from; how many there are.
-
-    Args:
-        rows: int32 [n], of one source after the other.
-        lengths: int64 [sources].
-        slot: int32 by row, -1 everywhere; and again afterwards.
-        hashes: int64 by row.
-        distinct, sources: int32, uint32 [n], overwritten; bit ``i`` stands for source ``i``.
-    """
-    met = np.empty(len(rows), np.int32)
-    bits = np.zeros(len(rows), np.uint32)
-    keys = np.empty(len(rows), np.int64)
-    count = 0
-    end = 0
-    for source, length in enumerate(lengths):
-        start, end = end, end + length
-        for row in rows[start:end]:
-            place = slot[row]
-            if place < 0:
-                place = count
-                slot[row] = place
-                met[place] = row
-                keys[place] = hashes[row]
-                count += 1
-            bits[place] |= np.uint32(1) << np.uint32(source)
-    for place, held in enumerate(np.argsort(keys[:count])):
-        distinct[place] = met[held]
-        sources[place] = bits[held]
-        slot[met[held]] = -1
-    return count
 
 
 @compiled
@@ -807,6 +688,10 @@ def _compared(
         left -= 1
         pool[drawn] = pool[left]
     return count
+
+
+def _seed(value: int) -> np.uint64:
+    return np.uint64(value & 0xFFFFFFFFFFFFFFFF)
 
 
 def _known(request: RankRequest) -> bool:

@@ -18,13 +18,13 @@ from stream_app.compiled import compiled, compiled_sums
 from stream_app.rules.book import Cap
 from stream_app.settings import SlateSettings
 
-__all__ = ["NO_RULES", "Chosen", "SlateRules", "choose"]
+__all__ = ["NEW", "TAIL", "SlateRules", "compose", "in_order", "pinned_places", "reserved_places"]
 
 _POOL_EXTRA = 20
 """Candidates beyond the slate's size that diversity may bring in."""
 _PLACES_PER = 20
-_NEW, _TAIL = 1, 2
-_NO_CAPS: NDArray[np.int64] = np.zeros((0, 2), np.int64)
+NEW, TAIL = 1, 2
+"""What a place was kept for: a new item, or a less known one."""
 
 
 @dataclass(slots=True)
@@ -46,88 +46,9 @@ class SlateRules:
     first: Sequence[int] = ()
 
 
-NO_RULES = SlateRules()
-
-
-@dataclass(slots=True)
-class Chosen:
-    """A slate as places among the candidates.
-
-    Attributes:
-        order: int [n], indices of candidates, best first.
-        reserved: bool [n], whether the place was kept for a new item.
-        pinned: bool [n], whether a rule put the item there.
-        explored: bool [n], whether the place was given to a less known item.
-    """
-
-    order: NDArray[np.intp]
-    reserved: NDArray[np.bool_]
-    pinned: NDArray[np.bool_]
-    explored: NDArray[np.bool_]
-
-
-def choose(
-    scores: NDArray[np.float64],
-    vectors: NDArray[np.float32],
-    cold_order: NDArray[np.intp],
-    *,
-    size: int,
-    settings: SlateSettings,
-    rules: SlateRules = NO_RULES,
-    rows: NDArray[np.int32] | None = None,
-    tail_order: NDArray[np.intp] | None = None,
-) -> Chosen:
-    """Pick and order at most ``size`` candidates.
-
-    Diversity is maximal marginal relevance (Carbonell and Goldstein 1998, doi 10.1145/290941.291025) over the best
-    ``size`` + 20 candidates; relevance is the score on a scale from 0 (last of these) to 1 (best).
-
-    Pins come first: they take their rank, or the next free one, whatever caps say, and count for caps from the start.
-
-    Args:
-        scores: float64 [k], boosts included, in the order in which ties are decided (smaller index first).
-        vectors: float32 [any, dimensions], unit length or zero.
-        cold_order: int [c], indices of new items, the one that deserves a reserved place most first.
-        size: how many.
-        settings: diversity and reserved places.
-        rules: business rules on these candidates.
-        rows: int32 [k], where each candidate's vector is in ``vectors``; None: in this order.
-        tail_order: int [t], indices of less known items, the first of which that is not above takes the place at
-            ``slate.explore_rank``, unless a rule or a new item does; None: that place is like any other.
-    """
-    if rows is None:
-        rows = np.arange(len(scores), dtype=np.int32)
-    size = min(size, len(scores))
-    scores = np.round(scores, 6)
-    ranked = np.argsort(-scores, kind="stable")
-    ruled = {candidate for candidate, _ in rules.pins}
-    first = [(candidate, 1) for candidate in rules.first if candidate not in ruled]
-    pins = _pinned_places([*rules.pins, *first], size)
-    caps = [*rules.caps, *rules.preferences]
-    tail = np.zeros(0, np.intp) if tail_order is None else np.ascontiguousarray(tail_order, np.intp)
-    order, kept_for = _fill(
-        scores,
-        np.ascontiguousarray(vectors, np.float32),
-        rows,
-        ranked,
-        min(size + _POOL_EXTRA, len(ranked)),
-        settings.diversity if size > 1 else 0.0,
-        pins,
-        np.ascontiguousarray(cold_order, np.intp),
-        _reserved_places(size, settings) if len(cold_order) else np.zeros(size, np.bool_),
-        tail,
-        settings.explore_rank - 1,
-        np.array([cap.groups for cap in caps], np.int32) if caps else np.zeros((0, len(scores)), np.int32),
-        np.array([(cap.at_most, cap.first) for cap in caps], np.int64) if caps else _NO_CAPS,
-        len(rules.caps),
-    )
-    placed = [candidate for candidate in pins.tolist() if candidate in ruled] if ruled else []
-    pinned = np.isin(order, placed) if placed else np.zeros(len(order), np.bool_)
-    return Chosen(order, kept_for == _NEW, pinned, kept_for == _TAIL)
-
-
-def _pinned_places(pins: Sequence[tuple[int, int]], size: int) -> NDArray[np.intp]:
-    """The pinned candidate of each place, -1 where there is none: int [size]."""
+def pinned_places(pins: Sequence[tuple[int, int]], size: int) -> NDArray[np.intp]:
+    """The pinned candidate of each place, -1 where there is none: int [size]. Who comes first gets the rank (from 1), the
+    others the next free one."""
     places = np.empty(size, np.intp)
     places.fill(-1)
     for candidate, rank in pins:
@@ -137,12 +58,84 @@ def _pinned_places(pins: Sequence[tuple[int, int]], size: int) -> NDArray[np.int
     return places
 
 
-def _reserved_places(size: int, settings: SlateSettings) -> NDArray[np.bool_]:
+def reserved_places(size: int, settings: SlateSettings) -> NDArray[np.bool_]:
     """Which places are kept for new items: ``cold_places`` per 20 ranks from ``cold_from_rank`` on, evenly spaced."""
     reserved = np.zeros(size, np.bool_)
     if settings.cold_places:
         reserved[settings.cold_from_rank - 1 :: max(1, _PLACES_PER // settings.cold_places)] = True
     return reserved
+
+
+@compiled
+def in_order(keys: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Indices by ``keys``, the largest first, then by ``seconds`` (int or float), the smallest first, then by index."""
+    count = len(keys)
+    order = np.arange(count)
+    # Shell 1959, with the gaps of Ciura 2001: a few hundred numbers, mostly fewer.
+    for gap in (701, 301, 132, 57, 23, 10, 4, 1):
+        for place in range(gap, count):
+            moved = order[place]
+            key, second = keys[moved], seconds[moved]
+            at = place
+            while at >= gap:
+                other = order[at - gap]
+                if keys[other] > key or (
+                    keys[other] == key and (seconds[other] < second or (seconds[other] == second and other < moved))
+                ):
+                    break
+                order[at] = other
+                at -= gap
+            order[at] = moved
+    return order
+
+
+@compiled
+def compose(
+    scores: NDArray[np.float64],
+    rows: NDArray[np.int32],
+    vectors: NDArray[np.float32],
+    diversity: float,
+    pins: NDArray[np.intp],
+    cold_order: NDArray[np.intp],
+    reserved: NDArray[np.bool_],
+    tail_order: NDArray[np.intp],
+    tail_place: int,
+    groups: NDArray[np.int32],
+    limits: NDArray[np.int64],
+    hard: int,
+) -> tuple[NDArray[np.intp], NDArray[np.int8]]:
+    """Pick and order as many candidates as there are places, fewer when nothing may follow.
+
+    Diversity is maximal marginal relevance (Carbonell and Goldstein 1998, doi 10.1145/290941.291025) over the best
+    ``size`` + 20 candidates; relevance is the score on a scale from 0 (last of these) to 1 (best).
+
+    Pins come first: they take their place whatever caps say, and count for caps from the start.
+
+    Args:
+        scores: float64 [k], boosts included, in steps of 1e-6, in the order in which ties are decided (smaller index
+            first).
+        rows: int32 [k], where each candidate's vector is:
+        vectors: float32 [any, dimensions], unit length or zero.
+        diversity: its share.
+        pins: int [size], see :func:`pinned_places`; ``size`` is at most ``k``.
+        cold_order: int [c], new items, the one that deserves a reserved place most first.
+        reserved: bool [size], places kept for them.
+        tail_order: int [t], less known items, the first of which that is not above takes the place ``tail_place``,
+            unless a rule or a new item does; without any that place is like any other.
+        groups: int32 [caps, k], what a candidate counts as; -1: not at all.
+        limits: int64 [caps, 2], how many of a group there may be, and among how many first ranks.
+        hard: the first so many caps are never broken: a slate rather ends early. The others give way when nothing else
+            is left.
+
+    Returns:
+        candidates, best first; and for what their places were kept: :data:`NEW`, :data:`TAIL` or 0.
+    """
+    size = min(len(pins), len(scores))
+    ranked = in_order(scores, np.zeros(len(scores)))
+    return _fill(
+        scores, vectors, rows, ranked, min(size + _POOL_EXTRA, len(ranked)), diversity if size > 1 else 0.0,
+        pins[:size], cold_order, reserved, tail_order, tail_place, groups, limits, hard,
+    )  # fmt: skip
 
 
 @compiled
@@ -249,7 +242,7 @@ def _fill(
                     if until[0, candidate] > place or until[1, candidate] > place:
                         continue
                     pick = candidate
-                    reserved[place] = _NEW
+                    reserved[place] = NEW
                     break
             if place == tail_place and reserved[place] == 0:
                 for candidate in tail_order:
@@ -260,7 +253,7 @@ def _fill(
                         continue
                     if candidate != pick:
                         pick = candidate
-                        reserved[place] = _TAIL
+                        reserved[place] = TAIL
                     break
         if pick < 0:
             return _with_pins(order, reserved, place, pins)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.retrieval.source import Context
+from stream_app.compiled import compiled
+from stream_app.retrieval.source import Context, best
 
-__all__ = ["Again"]
+__all__ = ["again"]
 
 
-@dataclass(frozen=True, slots=True)
-class Again:
+@compiled
+def again(context: Context, wanted: int, found: NDArray[np.int32]) -> int:
     """The user's own recent items that may still be recommended (what an event type consumes may not,
     ``event_types.<type>.consumes_for_days``), those with the most and latest events first.
 
     Whether that is what people want is not assumed: the feature ``again`` starts with weight 0, and the ranker learns
     how much it says.
     """
-
-    name: str = "again"
-
-    def propose(self, context: Context) -> NDArray[np.int32]:
-        interests = context.interests
-        return context.best(interests.own, interests.own_weights, context.settings.again)
+    return best(context, context.own, context.own_weights, wanted, found)

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.retrieval.interests import FAST, SLOW
-from stream_app.retrieval.source import Context
+from stream_app.compiled import compiled
+from stream_app.retrieval.source import Context, first_allowed
 
-__all__ = ["NearInterests"]
+__all__ = ["near_interest"]
 
 
-@dataclass(frozen=True, slots=True)
-class NearInterests:
+@compiled
+def near_interest(context: Context, vector: int, wanted: int, found: NDArray[np.int32]) -> int:
     """The nearest to one of the interest vectors (``SLOW`` or ``FAST``)."""
-
-    vector: int
-
-    @property
-    def name(self) -> str:
-        return {SLOW: "text_slow", FAST: "text_fast"}[self.vector]
-
-    def propose(self, context: Context) -> NDArray[np.int32]:
-        count = context.settings.slow if self.vector == SLOW else context.settings.fast
-        return context.best(context.near.rows[self.vector], context.near.similarity[self.vector], count)
+    return first_allowed(context, context.near[vector], wanted, found)

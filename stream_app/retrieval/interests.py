@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.compiled import compiled_sums
+from stream_app.compiled import compiled, compiled_sums
+from stream_app.factors.kernels import both_memories
 from stream_app.factors.table import Factors
 from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
@@ -30,6 +31,8 @@ _WORDS = 10
 """Events that words are heard over: what was said before them is a small part of what the vectors say by now."""
 _SINGLE = 15
 """Recent items a candidate is compared with one by one."""
+_NO_FACTORS: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+_NO_ROWS: NDArray[np.bool_] = np.zeros(0, np.bool_)
 
 
 @dataclass(slots=True)
@@ -40,7 +43,6 @@ class Interests:
         queries: float32 [5 + up to 15, dimensions], ``vectors`` and ``recent_vectors``: what candidates are compared
             with.
         recent: int32 [r], distinct rows of the last items with a positive event, newest first.
-        lag: float64 [r], how many distinct items are newer (0 for the newest).
         events: entries in the history, and the weight of the prior where there is one.
         own: int32 [o], distinct rows of the items of positive events, newest first.
         own_weights: float64 [o], how much was done with each: ``slow_decay`` per event since, summed up.
@@ -51,7 +53,6 @@ class Interests:
 
     queries: NDArray[np.float32]
     recent: NDArray[np.int32]
-    lag: NDArray[np.float64]
     events: int
     own: NDArray[np.int32]
     own_weights: NDArray[np.float64]
@@ -110,59 +111,94 @@ def derive_interests(
     count = len(history)
     before = _mean([text_vectors[text] for text in prior if text in text_vectors], index.dimensions)
     known = round(prior_weight) if before.any() else 0
-    slow, fast = settings.users.slow_decay, settings.users.fast_decay
-    if not count:
-        vectors = np.stack([before, before, before, np.zeros_like(before), before])
-        rows, weights = np.zeros(0, np.int32), np.zeros(0)
-        return Interests(
-            vectors,
-            rows,
-            weights,
-            known,
-            rows,
-            weights,
-            _factors(factors, rows),
-            prior_weight > 0 and bool(before.any()),
-        )
-    row_of = catalogue.row
     newest_first = history[::-1]
+    row_of = catalogue.row
     entry_rows = [row_of(entry.item_id) for entry in newest_first]
-    rows = np.array(entry_rows, np.int32)
-    weights = np.array([entry.weight for entry in newest_first])
     said = np.zeros((0, index.dimensions), np.float32)
-    if text_vectors and min(entry_rows) < 0:
+    if text_vectors and min(entry_rows, default=0) < 0:
         said = np.zeros((count, index.dimensions), np.float32)
-        for place in np.flatnonzero(rows < 0).tolist():
-            text = newest_first[place].text
-            if text and text in text_vectors:
-                said[place] = text_vectors[text]
-    table = index.table(max(entry_rows) + 1)
-    own: dict[int, float] = {}
-    share = 1.0
-    for row, entry in zip(entry_rows, newest_first, strict=True):
-        if row >= 0 and entry.weight > 0:
-            own[row] = own.get(row, 0.0) + share
-        share *= slow
-    liked = np.fromiter(own, np.int32, len(own))
-    recent = liked[: settings.retrieval.recent_items]
-    compared = recent[:_SINGLE]
-    queries = np.zeros((VECTORS + len(compared), index.dimensions), np.float32)
-    _fold(rows, weights, said, table, slow, fast, before, prior_weight, queries[:VECTORS])
-    table.take(compared, axis=0, out=queries[VECTORS:], mode="clip")
+        for place, (row, entry) in enumerate(zip(entry_rows, newest_first, strict=True)):
+            if row < 0 and entry.text and entry.text in text_vectors:
+                said[place] = text_vectors[entry.text]
+    top = max(entry_rows, default=-1) + 1
+    users, learned = settings.users, settings.factors
+    if factors is None:
+        context, has, norm = _NO_FACTORS, _NO_ROWS, 1.0
+    else:
+        factors.reserve(top)
+        context, has, norm = factors.context, factors.has, learned.norm
+    queries = np.zeros((VECTORS + _SINGLE, index.dimensions), np.float32)
+    own, own_weights = np.empty(count, np.int32), np.empty(count)
+    by_factors = np.zeros((2, context.shape[1]), np.float32)
+    distinct, single = _derive(
+        np.array(entry_rows, np.int32), np.array([entry.weight for entry in newest_first], np.float64), said,
+        index.table(top), users.slow_decay, users.fast_decay, before, prior_weight, context, has, learned.decay,
+        learned.fast_decay, norm, learned.history, min(_SINGLE, settings.retrieval.recent_items), queries, own,
+        own_weights, by_factors,
+    )  # fmt: skip
+    own = own[:distinct]
     return Interests(
-        queries,
-        recent,
-        np.arange(len(recent), dtype=np.float64),
+        queries[: VECTORS + single],
+        own[: settings.retrieval.recent_items],
         count + known,
-        liked,
-        np.fromiter(own.values(), np.float64, len(own)),
-        _factors(factors, liked),
+        own,
+        own_weights[:distinct],
+        by_factors,
         (prior_weight > 0 and count <= _WORDS and bool(before.any())) or bool(said[:_WORDS].any()),
     )
 
 
-def _factors(factors: Factors | None, liked: NDArray[np.int32]) -> NDArray[np.float32]:
-    return np.zeros((2, 0), np.float32) if factors is None else factors.users(liked)
+@compiled
+def _derive(
+    rows: NDArray[np.int32],
+    weights: NDArray[np.float64],
+    said: NDArray[np.float32],
+    table: NDArray[np.float32],
+    slow: float,
+    fast: float,
+    before: NDArray[np.float32],
+    prior_weight: float,
+    context: NDArray[np.float32],
+    has: NDArray[np.bool_],
+    decay: float,
+    fast_decay: float,
+    norm: float,
+    reach: int,
+    compared: int,
+    queries: NDArray[np.float32],
+    own: NDArray[np.int32],
+    own_weights: NDArray[np.float64],
+    factors: NDArray[np.float32],
+) -> tuple[int, int]:
+    """Fill ``queries`` (zeros before), ``own``, ``own_weights`` and ``factors`` of :class:`Interests`.
+
+    Args:
+        rows, weights, said, table, slow, fast, before, prior_weight: as in :func:`_fold`.
+        context, has, decay, fast_decay, norm, reach: of the learned factors, see ``Factors.users``.
+        compared: how many recent items are among the queries at most.
+
+    Returns:
+        how many items are the user's own, and how many of them are among the queries.
+    """
+    _fold(rows, weights, said, table, slow, fast, before, prior_weight, queries)
+    distinct = 0
+    share = 1.0
+    for entry, row in enumerate(rows):
+        if row >= 0 and weights[entry] > 0.0:
+            place = 0
+            while place < distinct and own[place] != row:
+                place += 1
+            if place == distinct:
+                own[place], own_weights[place] = row, 0.0
+                distinct += 1
+            own_weights[place] += share
+        share *= slow
+    single = min(distinct, compared)
+    for place in range(single):
+        queries[VECTORS + place] = table[own[place]]
+    if context.shape[1]:
+        both_memories(own[:distinct], context, has, reach, decay, fast_decay, norm, factors)
+    return distinct, single
 
 
 @compiled_sums
@@ -177,7 +213,7 @@ def _fold(
     prior_weight: float,
     sums: NDArray[np.float32],
 ) -> None:
-    """The interest vectors of a history, newest first: ``sums`` float32 [5, dimensions], zeros before.
+    """The interest vectors of a history, newest first: ``sums`` float32 [5 or more, dimensions], zeros before.
 
     Args:
         rows: int32 [n], -1 where an entry has no item.

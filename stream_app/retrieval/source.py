@@ -1,143 +1,103 @@
 """The interface of a candidate source, and what a source sees of a request.
 
-A new source is one file with one class: give it a name, propose rows, add it to ``stream_app.retrieval.sources``.
+A new source is one file with one compiled function like these::
+
+    @compiled
+    def newest(context: Context, wanted: int, found: NDArray[np.int32]) -> int: ...
+
+It fills ``found`` (int32, room for ``wanted`` or more) with distinct rows that may be recommended to this user now, best
+first, and returns how many there are; helpers are below. It gets its line and its name in
+:mod:`stream_app.retrieval.sources`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.codes import Codes
 from stream_app.compiled import compiled
 from stream_app.heap import drain, keep_best
-from stream_app.items.catalogue import Catalogue
-from stream_app.items.signals import Signals
-from stream_app.retrieval.interests import Interests
-from stream_app.retrieval.links import Links, Scratch
-from stream_app.settings import RetrievalSettings
+from stream_app.retrieval.tables import Tables
 
-__all__ = ["Context", "Near", "Source", "best"]
+__all__ = ["Context", "allowed", "best", "first_allowed"]
 
 
-@dataclass(slots=True)
-class Near:
-    """Neighbours of the slow and of the fast interest vector.
+class Context(NamedTuple):
+    """One request as sources see it; read-only.
 
     Attributes:
-        rows: int32 [2, k], best first, -1 where there are none.
-        similarity: float64 [2, k], their cosines, to the error of codes (:mod:`stream_app.codes`).
-    """
-
-    rows: NDArray[np.int32]
-    similarity: NDArray[np.float64]
-
-
-@dataclass(slots=True)
-class Context:
-    """One request as sources see it; not to be changed (it is not frozen because making it would take three times as
-    long).
-
-    Attributes:
-        near: what is nearest to the slow and to the fast vector.
-        cold_rows: int32 [c], cold items.
-        cold_counts: float64 [c], their decayed counts.
-        codes: unit vectors by row, in whole numbers, zeros where there is none.
+        tables: what is known by row.
+        queries: float32 [5 or more, dimensions], see ``Interests.queries``.
+        own, own_weights: what the user did with which rows before, see ``Interests``.
+        links, sums: int32 [u], float64 [u, 7], what the recent items point to (:mod:`stream_app.retrieval.links`).
+        near, near_scores: int32, float64 [2, k], allowed rows nearest to the slow and to the fast interest vector, best
+            first, -1 where there are fewer.
         by_factors: int32 [2, k], allowed rows with the largest scores by learned factors, with a long and with a short
-            memory, best first, -1 where there are none.
+            memory, best first, -1 where there are fewer.
+        cold_counts: float64, decayed counts of the new items (``tables.cold``).
+        blocked: int64 by row; rows that hold ``request`` are not for this user.
+        request: number of the request.
         seed: a hash of the user, for choices that are random but the same every time.
-        columns: popularity columns (half-lives and all time).
     """
 
-    interests: Interests
-    links: Links
-    near: Near
-    cold_rows: NDArray[np.int32]
-    cold_counts: NDArray[np.float64]
-    codes: Codes
-    catalogue: Catalogue
-    signals: Signals
+    tables: Tables
+    queries: NDArray[np.float32]
+    own: NDArray[np.int32]
+    own_weights: NDArray[np.float64]
+    links: NDArray[np.int32]
+    sums: NDArray[np.float64]
+    near: NDArray[np.int32]
+    near_scores: NDArray[np.float64]
     by_factors: NDArray[np.int32]
-    settings: RetrievalSettings
-    servable: NDArray[np.bool_]
-    scratch: Scratch
+    cold_counts: NDArray[np.float64]
+    blocked: NDArray[np.int64]
     request: int
-    seed: int
-
-    def first_allowed(self, rows: NDArray[np.int32], count: int) -> NDArray[np.int32]:
-        """The first ``count`` of ``rows`` that may be recommended to this user now, in the same order."""
-        if not len(rows):
-            return rows
-        kept = np.empty(min(count, len(rows)), np.int32)
-        return kept[: _first(rows, self.servable, self.scratch.blocked, self.request, kept)]
-
-    def best(self, rows: NDArray[np.int32], scores: NDArray[np.floating], count: int) -> NDArray[np.int32]:
-        """The ``count`` of ``rows`` with the largest scores that may be recommended to this user now, best first.
-
-        Args:
-            rows: int32 [n]; negative ones are left out.
-            scores: [n], compared in steps of 1e-6: sums in another order must not change what is proposed. Ties go to
-                the smaller id hash.
-            count: how many.
-        """
-        kept = np.empty(min(count, len(rows)), np.int32)
-        if not len(kept):
-            return kept
-        hashes = self.catalogue.id_hash
-        return kept[: best(rows, scores, self.servable, self.scratch.blocked, self.request, hashes, kept)]
+    seed: np.uint64
 
 
-class Source(Protocol):
-    """Proposes candidates for a request."""
+@compiled
+def allowed(context: Context, row: int) -> bool:
+    """Whether a row may be recommended to this user now."""
+    return bool(context.tables.servable[row] and context.blocked[row] != context.request)
 
-    @property
-    def name(self) -> str:
-        """Stable; published in slates."""
 
-    def propose(self, context: Context) -> NDArray[np.int32]:
-        """Distinct allowed rows, int32, best first."""
+@compiled
+def first_allowed(context: Context, rows: NDArray[np.int32], wanted: int, found: NDArray[np.int32]) -> int:
+    """The first ``wanted`` of ``rows`` that may be recommended, in the same order; negative ones are left out."""
+    count = 0
+    for row in rows:
+        if count == wanted:
+            break
+        if row >= 0 and allowed(context, row):
+            found[count] = row
+            count += 1
+    return count
 
 
 @compiled
 def best(
-    rows: NDArray[np.int32],
-    scores: NDArray[np.floating],
-    servable: NDArray[np.bool_],
-    blocked: NDArray[np.int64],
-    request: int,
-    hashes: NDArray[np.int64],
-    kept: NDArray[np.int32],
+    context: Context, rows: NDArray[np.int32], scores: NDArray[np.float64], wanted: int, found: NDArray[np.int32]
 ) -> int:
-    """:meth:`Context.best` over plain arrays; how many of ``kept`` were filled."""
-    kept_scores = np.empty(len(kept))
-    ties = np.empty(len(kept), np.int64)
-    found = 0
+    """The ``wanted`` of ``rows`` with the largest scores that may be recommended, best first.
+
+    Args:
+        rows: int32 [n], distinct; negative ones are left out.
+        scores: float64 [n], compared in steps of 1e-6: sums in another order must not change what is proposed. Ties go
+            to the smaller id hash.
+    """
+    wanted = min(wanted, len(rows))
+    kept = found[:wanted]
+    kept_scores = np.empty(wanted)
+    ties = np.empty(wanted, np.int64)
+    hashes = context.tables.hashes
+    count = 0
     for place, row in enumerate(rows):
-        if row >= 0 and servable[row] and blocked[row] != request:
+        if row >= 0 and allowed(context, row):
             score = np.rint(scores[place] * 1e6)
             # Asked here too, because a call takes longer than the answer.
-            if found < len(kept) or score >= kept_scores[0]:
-                found = keep_best(kept, kept_scores, ties, found, row, score, hashes[row])
-    drain(kept, kept_scores, ties, found)
-    return found
-
-
-@compiled
-def _first(
-    rows: NDArray[np.int32],
-    servable: NDArray[np.bool_],
-    blocked: NDArray[np.int64],
-    request: int,
-    kept: NDArray[np.int32],
-) -> int:
-    found = 0
-    for row in rows:
-        if found == len(kept):
-            break
-        if servable[row] and blocked[row] != request:
-            kept[found] = row
-            found += 1
-    return found
+            if count < wanted or (wanted and score >= kept_scores[0]):
+                count = keep_best(kept, kept_scores, ties, count, row, score, hashes[row])
+    drain(kept, kept_scores, ties, count)
+    return count

@@ -2,29 +2,75 @@
 
 from __future__ import annotations
 
-from stream_app.retrieval.again import Again
-from stream_app.retrieval.ann import NearInterests
-from stream_app.retrieval.cold import NewItems
-from stream_app.retrieval.factors import SimilarTaste
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_app.compiled import compiled
+from stream_app.retrieval.again import again
+from stream_app.retrieval.ann import near_interest
+from stream_app.retrieval.cold import new_items
+from stream_app.retrieval.factors import similar_taste
 from stream_app.retrieval.interests import FAST, SLOW
-from stream_app.retrieval.source import Source
-from stream_app.retrieval.transitions import TakenTogether
-from stream_app.retrieval.trending import Trending
+from stream_app.retrieval.source import Context
+from stream_app.retrieval.transitions import taken_together
+from stream_app.retrieval.trending import trending
 from stream_app.settings import Settings
 
-__all__ = ["default_sources"]
+__all__ = ["Source", "default_sources", "propose_all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source as the process is set up.
+
+    Attributes:
+        name: stable; published in slates.
+        wanted: how many rows it may propose.
+        personal: whether it looks at the user, and not only at what is popular.
+    """
+
+    name: str
+    wanted: int
+    personal: bool = True
 
 
 def default_sources(settings: Settings) -> tuple[Source, ...]:
-    """Every source, bound to the settings; at most 32."""
+    """Every source, in the order of :func:`propose_all`; at most 30."""
+    retrieval, half_lives = settings.retrieval, settings.items.half_lives_days
     return (
-        NearInterests(SLOW),
-        NearInterests(FAST),
-        TakenTogether(),
-        SimilarTaste(SLOW),
-        SimilarTaste(FAST),
-        *(Trending(column, days) for column, days in enumerate(settings.items.half_lives_days)),
-        Trending(len(settings.items.half_lives_days), None),
-        Again(),
-        NewItems(),
+        Source("text_slow", retrieval.slow),
+        Source("text_fast", retrieval.fast),
+        Source("transitions", retrieval.transitions),
+        Source("factors", retrieval.factors),
+        Source("factors_fast", retrieval.factors_fast),
+        *(Source(f"trending_{days:g}d", retrieval.trending, personal=False) for days in half_lives),
+        Source("popular", retrieval.trending, personal=False),
+        Source("again", retrieval.again),
+        Source("new", retrieval.cold),
     )
+
+
+@compiled
+def propose_all(
+    context: Context, wanted: NDArray[np.int64], found: NDArray[np.int32], lengths: NDArray[np.int64]
+) -> None:
+    """What each source proposes.
+
+    Args:
+        wanted: int64 [sources], see :class:`Source`.
+        found: int32 [sources, most that is wanted], overwritten.
+        lengths: int64 [sources], overwritten.
+    """
+    lengths[0] = near_interest(context, SLOW, wanted[0], found[0])
+    lengths[1] = near_interest(context, FAST, wanted[1], found[1])
+    lengths[2] = taken_together(context, wanted[2], found[2])
+    lengths[3] = similar_taste(context, SLOW, wanted[3], found[3])
+    lengths[4] = similar_taste(context, FAST, wanted[4], found[4])
+    place = 5
+    for column in range(len(context.tables.top_counts)):
+        lengths[place] = trending(context, column, wanted[place], found[place])
+        place += 1
+    lengths[place] = again(context, wanted[place], found[place])
+    lengths[place + 1] = new_items(context, wanted[place + 1], found[place + 1])

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.retrieval.source import Context
+from stream_app.compiled import compiled
+from stream_app.retrieval.links import DIRECTED, SYMMETRIC
+from stream_app.retrieval.source import Context, best
 
-__all__ = ["TakenTogether"]
+__all__ = ["taken_together"]
 
 
-@dataclass(frozen=True, slots=True)
-class TakenTogether:
+@compiled
+def taken_together(context: Context, wanted: int, found: NDArray[np.int32]) -> int:
     """Neighbours of the recent items by the sum of their symmetric (long memory) and directed scores."""
-
-    name: str = "transitions"
-
-    def propose(self, context: Context) -> NDArray[np.int32]:
-        links = context.links
-        return context.best(links.rows, links.scores[0] + links.scores[3], context.settings.transitions)
+    scale = context.tables.arena.scale
+    scores = np.empty(len(context.links))
+    for place, row in enumerate(context.links):
+        sums = context.sums[place]
+        scores[place] = (np.sqrt(sums[SYMMETRIC]) + np.sqrt(sums[DIRECTED])) * np.sqrt(scale[row])
+    return best(context, context.links, scores, wanted, found)

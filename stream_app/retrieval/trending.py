@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.retrieval.source import Context
+from stream_app.compiled import compiled
+from stream_app.retrieval.source import Context, first_allowed
 
-__all__ = ["Trending"]
+__all__ = ["trending"]
 
 
-@dataclass(frozen=True, slots=True)
-class Trending:
-    """The top of one popularity column.
-
-    Attributes:
-        column: index of the half-life in ``items.half_lives_days``; the one after the last is all time.
-        days: the half-life, for the name; None: all time.
-    """
-
-    column: int
-    days: float | None
-
-    @property
-    def name(self) -> str:
-        return "popular" if self.days is None else f"trending_{self.days:g}d"
-
-    def propose(self, context: Context) -> NDArray[np.int32]:
-        rows = context.signals.trending(self.column, context.catalogue.id_hash)
-        return context.first_allowed(rows, context.settings.trending)
+@compiled
+def trending(context: Context, column: int, wanted: int, found: NDArray[np.int32]) -> int:
+    """The top of one popularity column: a half-life of ``items.half_lives_days``, or all time, the last."""
+    tables = context.tables
+    return first_allowed(context, tables.tops[column, : tables.top_counts[column]], wanted, found)

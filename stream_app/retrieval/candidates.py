@@ -1,0 +1,191 @@
+"""From a user's interests to candidates, in one compiled call: links, the pool, every source, and which of them each
+candidate is from."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_app.compiled import compiled
+from stream_app.items.signals import decayed_column
+from stream_app.retrieval.interests import FAST, SLOW
+from stream_app.retrieval.links import Lags, add_links
+from stream_app.retrieval.pool import best_of_pool, gather
+from stream_app.retrieval.source import Context, first_allowed
+from stream_app.retrieval.sources import propose_all
+from stream_app.retrieval.tables import Tables
+
+__all__ = ["find_candidates"]
+
+
+@compiled
+def find_candidates(
+    tables: Tables,
+    queries: NDArray[np.float32],
+    recent: NDArray[np.int32],
+    own: NDArray[np.int32],
+    own_weights: NDArray[np.float64],
+    factors: NDArray[np.float32],
+    neighbours: NDArray[np.int32],
+    whole: bool,
+    rising: int,
+    excluded: NDArray[np.int32],
+    pinned: NDArray[np.int32],
+    searched: NDArray[np.int32],
+    search_places: int,
+    at: float,
+    seed: np.uint64,
+    lags: Lags,
+    wanted: NDArray[np.int64],
+    slot: NDArray[np.int32],
+    link_slot: NDArray[np.int32],
+    links: NDArray[np.int32],
+    sums: NDArray[np.float64],
+    blocked: NDArray[np.int64],
+    request: int,
+    found: NDArray[np.int32],
+    lengths: NDArray[np.int64],
+    rows: NDArray[np.int32],
+    masks: NDArray[np.uint32],
+) -> tuple[int, int]:
+    """The candidates of one request, by id hash.
+
+    Args:
+        tables: what is known by row.
+        queries, recent, own, own_weights, factors: see ``Interests``.
+        neighbours: int32, rows near to one of the user's last items, or to words; negative ones are left out.
+        whole: everything there is is looked at, whatever ``neighbours`` says.
+        rising: the column of counts that says what rises.
+        excluded: int32, rows that may not be recommended to this user.
+        pinned: int32, rows that rules want in the slate.
+        searched: int32, rows close to what the user searched for, nearest first.
+        search_places: how many of them are candidates.
+        at: event time of the request (seconds).
+        seed: a hash of the user.
+        lags: how much earlier items count in links.
+        wanted: int64 [sources], how many each may propose.
+        slot, link_slot, links, sums, blocked: see ``Scratch``; ``link_slot`` is left with the places of the links.
+        request: a number that no request before had.
+        found: int32 [sources + 2, enough for each], overwritten: what each source proposed, then the pinned and the
+            searched rows.
+        lengths: int64 [sources + 2], overwritten: how many.
+        rows, masks: int32, uint32 [as many as ``found`` has], overwritten: the candidates, and for each the sources it
+            is from: bit ``i`` stands for source ``i``, the next two for rules and the search.
+
+    Returns:
+        how many candidates there are, and how many links.
+    """
+    for row in excluded:
+        blocked[row] = request
+    count = add_links(recent, lags, at, tables.transition_rate, tables.arena, link_slot, links, sums)
+    links, sums = links[:count], sums[:count]
+    near, near_scores, by_factors = _look(
+        tables, queries, factors, neighbours, whole, rising, links, blocked, request, slot, wanted
+    )
+    cold_counts = np.empty(len(tables.cold))
+    decayed_column(at, tables.cold, tables.counts, tables.arena.stated, rising, tables.rates[rising], cold_counts)
+    context = Context(
+        tables, queries, own, own_weights, links, sums, near, near_scores, by_factors, cold_counts, blocked, request,
+        seed,
+    )  # fmt: skip
+    propose_all(context, wanted, found, lengths)
+    sources = len(wanted)
+    lengths[sources] = first_allowed(context, pinned, len(pinned), found[sources])
+    lengths[sources + 1] = first_allowed(context, searched, search_places, found[sources + 1])
+    return _merge(found, lengths, slot, tables.hashes, rows, masks), count
+
+
+@compiled
+def _look(
+    tables: Tables,
+    queries: NDArray[np.float32],
+    factors: NDArray[np.float32],
+    neighbours: NDArray[np.int32],
+    whole: bool,
+    rising: int,
+    links: NDArray[np.int32],
+    blocked: NDArray[np.int64],
+    request: int,
+    slot: NDArray[np.int32],
+    wanted: NDArray[np.int64],
+) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int32]]:
+    """What of the pool is nearest to the interest vectors, how near, and what has the largest scores by factors."""
+    near = np.full((2, max(wanted[0], wanted[1])), -1, np.int32)
+    near_scores = np.full(near.shape, -np.inf)
+    by_factors = np.full((2, max(wanted[3], wanted[4])), -1, np.int32)
+    if whole:
+        neighbours = np.arange(len(tables.servable)).astype(np.int32)
+    last = len(tables.top_counts) - 1
+    popular = tables.top_counts[rising]
+    others = np.empty(len(links) + popular + tables.top_counts[last], np.int32)
+    others[: len(links)] = links
+    others[len(links) : len(links) + popular] = tables.tops[rising, :popular]
+    others[len(links) + popular :] = tables.tops[last, : tables.top_counts[last]]
+    if whole:
+        others = others[:0]
+    pool = np.empty(len(neighbours) + len(others), np.int32)
+    first, count = gather(neighbours, others, tables.servable, blocked, request, slot, pool)
+    asked = np.zeros(2, np.bool_)
+    for memory in range(2):
+        for value in queries[SLOW + memory]:
+            asked[memory] = asked[memory] or value != 0.0
+    nothing = np.empty(0, np.float32)
+    if near.shape[1] and (asked[0] or asked[1]):
+        best_of_pool(
+            pool[:first], queries[SLOW : FAST + 1], tables.codes, tables.steps, nothing, tables.present,
+            tables.hashes, queries[:0], near, near_scores,
+        )  # fmt: skip
+        for memory in range(2):
+            if not asked[memory]:
+                near[memory] = -1
+    known = False
+    for user in factors:
+        for value in user:
+            known = known or value != 0.0
+    # Without a user's factors they say nothing: what comes of zeros is the items' biases.
+    if by_factors.shape[1] and known:
+        best_of_pool(
+            pool[:count], factors, tables.factor_codes, tables.factor_steps, tables.bias, tables.has_factors,
+            tables.hashes, tables.target, by_factors, np.empty(by_factors.shape),
+        )  # fmt: skip
+    return near, near_scores, by_factors
+
+
+@compiled
+def _merge(
+    found: NDArray[np.int32],
+    lengths: NDArray[np.int64],
+    slot: NDArray[np.int32],
+    hashes: NDArray[np.int64],
+    distinct: NDArray[np.int32],
+    masks: NDArray[np.uint32],
+) -> int:
+    """Distinct rows of several sources, by id hash, and which sources each is from; how many there are.
+
+    Args:
+        found: int32 [sources, any], of each source the first so many rows:
+        lengths: int64 [sources].
+        slot: int32 by row, -1 everywhere; and again afterwards.
+        hashes: int64 by row.
+        distinct, masks: int32, uint32 [as many as there are], overwritten; bit ``i`` stands for source ``i``.
+    """
+    most = lengths.sum()
+    met = np.empty(most, np.int32)
+    bits = np.zeros(most, np.uint32)
+    keys = np.empty(most, np.int64)
+    count = 0
+    for source, length in enumerate(lengths):
+        for row in found[source, :length]:
+            place = slot[row]
+            if place < 0:
+                place = count
+                slot[row] = place
+                met[place] = row
+                keys[place] = hashes[row]
+                count += 1
+            bits[place] |= np.uint32(1) << np.uint32(source)
+    for place, held in enumerate(np.argsort(keys[:count])):
+        distinct[place] = met[held]
+        masks[place] = bits[held]
+        slot[met[held]] = -1
+    return count
