@@ -176,8 +176,9 @@ def candidate_features(
             known = known or value != 0.0
     if known:
         score_rows(factors, tables.target, tables.bias, rows, scores)
+    has_factors = tables.has_factors
     for place, row in enumerate(rows):
-        if not known or not tables.has_factors[row]:
+        if not known or not has_factors[row]:
             scores[:, place] = np.nan
     done = _looked_up(own, own_weights, rows, slot)
     _fill(rows, tables, products, links, decayed, scores, done, at, now, cold_events, values, cold, closeness)
@@ -224,8 +225,9 @@ def _fill(
     closeness: NDArray[np.float64],
 ) -> None:
     """Unscaled features; NaN where nothing can be said."""
+    present, stated, published_at = tables.present, tables.arena.stated, tables.published_at
     for place, row in enumerate(rows):
-        if tables.present[row]:
+        if present[row]:
             for vector in range(VECTORS):
                 values[place, vector] = cosines[place, vector]
             best = np.float32(0.0)
@@ -247,12 +249,12 @@ def _fill(
             column += 1
         total = counts[place, counts.shape[1] - 1]
         cold[place] = total < cold_events
-        hours = max(at - tables.arena.stated[row], 0.0) / _HOUR_S if total > 0.0 else _NEVER_HOURS
+        hours = max(at - stated[row], 0.0) / _HOUR_S if total > 0.0 else _NEVER_HOURS
         values[place, column] = -_log1p(min(hours, _NEVER_HOURS))
         for memory in range(2):
             score = factors[memory, place]
             values[place, column + 1 + memory] = score if score > -np.inf else np.nan
-        published = tables.published_at[row]
+        published = published_at[row]
         values[place, column + 3] = -_log1p(max(now - published, 0.0) / _DAY_S) if published > -1e300 else np.nan
         values[place, column + 4] = 1.0 if cold[place] else 0.0
         values[place, column + 5] = _log1p(own[place])

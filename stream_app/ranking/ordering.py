@@ -92,12 +92,13 @@ def _new_items(
     taken, passed = np.empty(count), np.empty(count)
     hashes = np.empty(count, np.int64)
     last = len(tables.rates) - 1
+    counts, shown, all_hashes = tables.counts, tables.shown, tables.hashes
     for at, place in enumerate(places):
         row = rows[place]
         near[at], rises[at] = closeness[place], values[place, rising]
-        taken[at] = tables.counts[row, last]
-        passed[at] = max(tables.shown[row] - taken[at], 0.0)
-        hashes[at] = tables.hashes[row]
+        taken[at] = counts[row, last]
+        passed[at] = max(shown[row] - taken[at], 0.0)
+        hashes[at] = all_hashes[row]
     promising = np.empty(count)
     promise(near, rises, promising)
     return places[thompson_order(promising, taken, passed, hashes, seed, trials)]

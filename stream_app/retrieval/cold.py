@@ -13,7 +13,7 @@ from stream_app.heap import drain, keep_best
 from stream_app.mixing import GOLDEN, mixed
 from stream_app.prefetch import AHEAD, prefetch_row
 from stream_app.retrieval.interests import SLOW
-from stream_app.retrieval.source import Context, allowed, best
+from stream_app.retrieval.source import Context, best
 
 __all__ = ["new_items", "promise"]
 
@@ -26,13 +26,15 @@ _RISING = 2.0
 def new_items(context: Context, wanted: int, found: NDArray[np.int32]) -> int:
     """Cold items by closeness to the slow interest vector and recent counts; without either the newest, then a sample
     of the user's own."""
-    tables, slow, counts = context.tables, context.queries[SLOW], context.cold_counts
-    rows = np.empty(len(tables.cold), np.int32)
+    cold, slow, counts = context.tables.cold, context.queries[SLOW], context.cold_counts
+    servable, blocked, request = context.tables.servable, context.blocked, context.request
+    codes, steps = context.tables.codes, context.tables.steps
+    rows = np.empty(len(cold), np.int32)
     rising = np.empty(len(rows))
     count = 0
     known = False
-    for place, row in enumerate(tables.cold):
-        if allowed(context, row):
+    for place, row in enumerate(cold):
+        if servable[row] and blocked[row] != request:
             rows[count] = row
             # Most of them nobody took of late.
             rising[count] = np.log1p(counts[place]) if counts[place] > 0.0 else 0.0
@@ -44,12 +46,12 @@ def new_items(context: Context, wanted: int, found: NDArray[np.int32]) -> int:
     if not known:
         return _newest(context, rows, wanted, found)
     # Not exact: what promises more is a guess to begin with.
-    words, scale = in_words(slow.reshape(1, -1), tables.codes.shape[1])
+    words, scale = in_words(slow.reshape(1, -1), codes.shape[1])
     closeness = np.empty(count, np.float32)
     for place, row in enumerate(rows):
-        prefetch_row(tables.codes, rows[min(place + AHEAD, count - 1)])
-        product, _ = two_products(tables.codes, row, words[0], words[0])
-        closeness[place] = np.float32(product) * tables.steps[row] * scale[0]
+        prefetch_row(codes, rows[min(place + AHEAD, count - 1)])
+        product, _ = two_products(codes, row, words[0], words[0])
+        closeness[place] = np.float32(product) * steps[row] * scale[0]
     promising = np.empty(count)
     promise(closeness, rising[:count], promising)
     return best(context, rows, promising, wanted, found)
@@ -60,11 +62,12 @@ def _newest(context: Context, rows: NDArray[np.int32], wanted: int, found: NDArr
     wanted = min(wanted, len(rows))
     kept = found[:wanted]
     published, ties = np.empty(wanted), np.empty(wanted, np.int64)
+    hashes, published_at, seed = context.tables.hashes, context.tables.published_at, context.seed
     count = 0
     for row in rows:
         # Of items published at the same time everybody sees others.
-        tie = np.int64(mixed(np.uint64(context.tables.hashes[row]) + context.seed * GOLDEN) >> np.uint64(1))
-        count = keep_best(kept, published, ties, count, row, context.tables.published_at[row], tie)
+        tie = np.int64(mixed(np.uint64(hashes[row]) + seed * GOLDEN) >> np.uint64(1))
+        count = keep_best(kept, published, ties, count, row, published_at[row], tie)
     drain(kept, published, ties, count)
     return count
 

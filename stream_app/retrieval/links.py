@@ -28,7 +28,7 @@ For compiled callers (arrays in, arrays out; ``stream_app.compiled``)::
   met, and their sums (columns as in :data:`SCORES`); beyond their room no row is added;
 * ``scores`` float64 [7, some rows]: filled with the roots of the sums, normalised, and 0 where nothing points to.
 
-A further view of the links is one more column: a name in :data:`SCORES`, a line in ``_add`` and one in
+A further view of the links is one more column: a name in :data:`SCORES`, a line in ``add_links`` and one in
 ``link_scores``.
 """
 
@@ -98,27 +98,6 @@ class Scratch:
 
 
 @compiled
-def _add(
-    sums: NDArray[np.float64],
-    symmetric: float,
-    directed: float,
-    slow: float,
-    short: float,
-    ahead: float,
-    newest: float,
-    scale: float,
-) -> None:
-    """Add one link to the sums [7] of the item it points to; its weights are faded and scaled by their origin."""
-    sums[0] += slow * symmetric
-    sums[1] += short * symmetric
-    sums[2] = max(sums[2], symmetric)
-    sums[3] += ahead * directed
-    sums[4] += short * scale * symmetric
-    sums[5] += newest * scale * directed
-    sums[6] += 1.0
-
-
-@compiled
 def add_links(
     recent: NDArray[np.int32],
     lags: Lags,
@@ -130,15 +109,17 @@ def add_links(
     sums: NDArray[np.float64],
 ) -> int:
     """Sums over the links of ``recent``; returns how many distinct rows they point to (see the module)."""
+    starts, lengths, stated, scales = arena.starts, arena.lengths, arena.stated, arena.scale
+    others, symmetric, directed = arena.rows, arena.symmetric, arena.directed
     count = 0
     slow = short = ahead = newest = 1.0
     for lag, origin in enumerate(recent):
-        scale = arena.scale[origin]
-        faded = scale * 2.0 ** (-max(at - arena.stated[origin], 0.0) * rate)
+        scale = scales[origin]
+        faded = scale * 2.0 ** (-max(at - stated[origin], 0.0) * rate)
         following = ahead if lag < lags.reach else 0.0
-        start = arena.starts[origin]
-        for entry in range(start, start + arena.lengths[origin]):
-            row = arena.rows[entry]
+        start = starts[origin]
+        for entry in range(start, start + lengths[origin]):
+            row = others[entry]
             place = slot[row]
             if place < 0:
                 if count == len(rows):
@@ -148,10 +129,14 @@ def add_links(
                 rows[place] = row
                 sums[place] = 0.0
                 count += 1
-            _add(
-                sums[place], arena.symmetric[entry] * faded, arena.directed[entry] * faded, slow, short, following,
-                newest, scale,
-            )  # fmt: skip
+            both, after = symmetric[entry] * faded, directed[entry] * faded
+            sums[place, 0] += slow * both
+            sums[place, 1] += short * both
+            sums[place, 2] = max(sums[place, 2], both)
+            sums[place, 3] += following * after
+            sums[place, 4] += short * scale * both
+            sums[place, 5] += newest * scale * after
+            sums[place, 6] += 1.0
         slow *= lags.slow
         short *= lags.short
         ahead *= lags.ahead
@@ -197,23 +182,25 @@ def strongest_origins(
     """For each of ``rows`` (distinct) the index in ``recent`` that adds most to its symmetric and to its directed score,
     the newest of equals: int64 [2, rows], overwritten, -1 where nothing does. ``slot`` is -1 everywhere, and again
     afterwards."""
+    starts, lengths, stated, scales = arena.starts, arena.lengths, arena.stated, arena.scale
+    others, symmetric, directed = arena.rows, arena.symmetric, arena.directed
     strongest = np.zeros((2, len(rows)))
     origins[:] = -1
     for place, row in enumerate(rows):
         slot[row] = place
     slow = ahead = 1.0
     for lag, origin in enumerate(recent):
-        start = arena.starts[origin]
-        faded = arena.scale[origin] * 2.0 ** (-max(at - arena.stated[origin], 0.0) * rate)
-        for entry in range(start, start + arena.lengths[origin]):
-            place = slot[arena.rows[entry]]
+        start = starts[origin]
+        faded = scales[origin] * 2.0 ** (-max(at - stated[origin], 0.0) * rate)
+        for entry in range(start, start + lengths[origin]):
+            place = slot[others[entry]]
             if place < 0:
                 continue
-            added = arena.symmetric[entry] * faded * slow
+            added = symmetric[entry] * faded * slow
             if added > strongest[0, place]:
                 strongest[0, place] = added
                 origins[0, place] = lag
-            added = arena.directed[entry] * faded * ahead if lag < lags.reach else 0.0
+            added = directed[entry] * faded * ahead if lag < lags.reach else 0.0
             if added > strongest[1, place]:
                 strongest[1, place] = added
                 origins[1, place] = lag

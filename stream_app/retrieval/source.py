@@ -6,7 +6,8 @@ A new source is one file with one compiled function like these::
     def newest(context: Context, wanted: int, found: NDArray[np.int32]) -> int: ...
 
 It fills ``found`` (int32, room for ``wanted`` or more) with distinct rows that may be recommended to this user now, best
-first, and returns how many there are; helpers are below. It gets its line and its name in
+first, and returns how many there are; helpers are below. What a loop reads of the context is taken out before it: every
+look into it counts references. It gets its line and its name in
 :mod:`stream_app.retrieval.sources`.
 """
 
@@ -21,7 +22,7 @@ from stream_app.compiled import compiled
 from stream_app.heap import drain, keep_best
 from stream_app.retrieval.tables import Tables
 
-__all__ = ["Context", "allowed", "best", "first_allowed"]
+__all__ = ["Context", "best", "first_allowed"]
 
 
 class Context(NamedTuple):
@@ -58,19 +59,14 @@ class Context(NamedTuple):
 
 
 @compiled
-def allowed(context: Context, row: int) -> bool:
-    """Whether a row may be recommended to this user now."""
-    return bool(context.tables.servable[row] and context.blocked[row] != context.request)
-
-
-@compiled
 def first_allowed(context: Context, rows: NDArray[np.int32], wanted: int, found: NDArray[np.int32]) -> int:
     """The first ``wanted`` of ``rows`` that may be recommended, in the same order; negative ones are left out."""
+    servable, blocked, request = context.tables.servable, context.blocked, context.request
     count = 0
     for row in rows:
         if count == wanted:
             break
-        if row >= 0 and allowed(context, row):
+        if row >= 0 and servable[row] and blocked[row] != request:
             found[count] = row
             count += 1
     return count
@@ -91,10 +87,11 @@ def best(
     kept = found[:wanted]
     kept_scores = np.empty(wanted)
     ties = np.empty(wanted, np.int64)
+    servable, blocked, request = context.tables.servable, context.blocked, context.request
     hashes = context.tables.hashes
     count = 0
     for place, row in enumerate(rows):
-        if row >= 0 and allowed(context, row):
+        if row >= 0 and servable[row] and blocked[row] != request:
             score = np.rint(scores[place] * 1e6)
             # Asked here too, because a call takes longer than the answer.
             if count < wanted or (wanted and score >= kept_scores[0]):

@@ -15,9 +15,8 @@ __all__ = ["taken_together"]
 @compiled
 def taken_together(context: Context, wanted: int, found: NDArray[np.int32]) -> int:
     """Neighbours of the recent items by the sum of their symmetric (long memory) and directed scores."""
-    scale = context.tables.arena.scale
-    scores = np.empty(len(context.links))
-    for place, row in enumerate(context.links):
-        sums = context.sums[place]
-        scores[place] = (np.sqrt(sums[SYMMETRIC]) + np.sqrt(sums[DIRECTED])) * np.sqrt(scale[row])
-    return best(context, context.links, scores, wanted, found)
+    links, sums, scale = context.links, context.sums, context.tables.arena.scale
+    scores = np.empty(len(links))
+    for place, row in enumerate(links):
+        scores[place] = (np.sqrt(sums[place, SYMMETRIC]) + np.sqrt(sums[place, DIRECTED])) * np.sqrt(scale[row])
+    return best(context, links, scores, wanted, found)
