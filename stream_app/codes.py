@@ -125,8 +125,7 @@ def _generate_products(context: Any, builder: Any, signature: Any, args: Any) ->
     wide, half = ir.VectorType(whole, _LANES), ir.VectorType(whole, _LANES // 2)
     bytes_, words = ir.VectorType(ir.IntType(8), _LANES), ir.VectorType(ir.IntType(16), _LANES)
     table, *queries = (
-        context.make_array(signature.args[place])(context, builder, args[place])
-        for place in (0, *range(2, len(args)))
+        context.make_array(signature.args[place])(context, builder, args[place]) for place in (0, *range(2, len(args)))
     )
     columns = cgutils.unpack_tuple(builder, table.shape, 2)[1]
     start = builder.gep(table.data, [builder.mul(args[1], columns)])

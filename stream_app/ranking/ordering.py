@@ -1,5 +1,4 @@
-"""From features to a slate, in one compiled call: scores, who of the new and of the less known items comes first, and the
-places."""
+"""From features to a slate, in one compiled call: scores, who of the new and of the less known items comes first, places."""
 
 from __future__ import annotations
 

@@ -128,9 +128,7 @@ def strongest_kind(contributions: NDArray[np.float64], *, boosts: NDArray[np.flo
 
 
 @compiled
-def _strongest(
-    contributions: NDArray[np.float64], boosts: NDArray[np.float64], found: NDArray[np.int64]
-) -> None:
+def _strongest(contributions: NDArray[np.float64], boosts: NDArray[np.float64], found: NDArray[np.int64]) -> None:
     """:func:`strongest_kind` as indices of :data:`CODES`: int64 [items], overwritten."""
     for item in range(len(contributions)):
         kind = 0

@@ -47,8 +47,8 @@ class SlateRules:
 
 
 def pinned_places(pins: Sequence[tuple[int, int]], size: int) -> NDArray[np.intp]:
-    """The pinned candidate of each place, -1 where there is none: int [size]. Who comes first gets the rank (from 1), the
-    others the next free one."""
+    """The pinned candidate of each place, -1 where there is none: int [size]. Who comes first gets the rank (from 1),
+    the others the next free one."""
     places = np.empty(size, np.intp)
     places.fill(-1)
     for candidate, rank in pins:

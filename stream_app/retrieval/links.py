@@ -43,7 +43,18 @@ from stream_app.compiled import compiled
 from stream_app.items.signals import Arena
 from stream_app.settings import Settings
 
-__all__ = ["DIRECTED", "SCORES", "SYMMETRIC", "Lags", "Scratch", "add_links", "clear", "lags_of", "link_scores", "strongest_origins"]
+__all__ = [
+    "DIRECTED",
+    "SCORES",
+    "SYMMETRIC",
+    "Lags",
+    "Scratch",
+    "add_links",
+    "clear",
+    "lags_of",
+    "link_scores",
+    "strongest_origins",
+]
 
 SCORES = ("symmetric", "recent", "best", "directed", "share", "last", "count")
 """Rows of the scores."""
@@ -54,8 +65,8 @@ _NORMALISED = 4
 
 
 class Lags(NamedTuple):
-    """What an item counts by the number of distinct items that are newer: ``slow``, ``short`` and ``ahead`` to the power
-    of it, and for the directed scores nothing from ``reach`` on."""
+    """What an item counts by the number of distinct items that are newer: ``slow``, ``short`` and ``ahead`` to the
+    power of it, and for the directed scores nothing from ``reach`` on."""
 
     slow: float
     short: float
@@ -73,7 +84,8 @@ class Scratch:
     """Reusable arrays, so that a request costs what it touches and not the size of the catalogue.
 
     ``slot`` and ``link_slot`` int32 [rows], -1 everywhere between uses; ``blocked`` int64 [rows], holds the number of
-    the last request that excluded the row; ``links`` int32 [room] and ``sums`` float64 [room, 7], anything between uses.
+    the last request that excluded the row; ``links`` int32 [room] and ``sums`` float64 [room, 7], anything between
+    uses.
 
     Args:
         links: room for links of one request.
@@ -179,8 +191,8 @@ def strongest_origins(
     slot: NDArray[np.int32],
     origins: NDArray[np.int64],
 ) -> None:
-    """For each of ``rows`` (distinct) the index in ``recent`` that adds most to its symmetric and to its directed score,
-    the newest of equals: int64 [2, rows], overwritten, -1 where nothing does. ``slot`` is -1 everywhere, and again
+    """For each of ``rows`` (distinct) the index in ``recent`` that adds most to its symmetric and to its directed
+    score, the newest of equals: int64 [2, rows], overwritten, -1 where nothing does. ``slot`` is -1 everywhere, and again
     afterwards."""
     starts, lengths, stated, scales = arena.starts, arena.lengths, arena.stated, arena.scale
     others, symmetric, directed = arena.rows, arena.symmetric, arena.directed
