@@ -23,7 +23,7 @@ from stream_app.prefetch import AHEAD, prefetch_row
 
 types: Any = numba_types
 
-__all__ = ["MAX_COLUMNS", "SPARE", "Codes", "code_products", "four_products", "in_words", "scan_codes", "two_products"]
+__all__ = ["MAX_COLUMNS", "SPARE", "Codes", "code_products", "four_products", "in_words", "one_product", "scan_codes", "two_products"]
 
 MAX_COLUMNS = 100_000
 """Sums of products of two codes over so many columns stay within 32 bits."""
@@ -71,28 +71,36 @@ class Codes:
 
 
 @compiled
-def _code(vector: NDArray[np.float32], codes: NDArray[np.int8]) -> float:
-    """Codes of one vector, in the first places of ``codes``; returns their step."""
-    # Without their signs floats are in the order of the whole numbers with the same bits, which many at once can be
-    # compared as.
-    largest_bits = np.zeros(1, np.int32)
-    for bits in vector.view(np.int32):
-        largest_bits[0] = max(largest_bits[0], np.int32(bits & np.int32(0x7FFFFFFF)))
-    largest = largest_bits.view(np.float32)[0]
-    # What is so small has no codes: its scale would not be finite.
-    scale = np.float32(_LARGEST) / largest if largest > 1e-30 else np.float32(0.0)
-    for column in range(len(vector)):
-        codes[column] = np.int8(np.rint(vector[column] * scale))
-    step: float = largest / np.float32(_LARGEST)
-    return step
-
-
-@compiled
 def _take(
     rows: NDArray[np.int64], table: NDArray[np.float32], values: NDArray[np.int8], steps: NDArray[np.float32]
 ) -> None:
-    for row in rows:
-        steps[row] = _code(table[row], values[row])
+    """Codes of ``rows`` of a table, in the first columns of ``values``, and their steps."""
+    columns, last = table.shape[1], len(rows) - 1
+    # Without their signs floats are in the order of the whole numbers with the same bits, which many at once can be
+    # compared as.
+    bits = np.empty(1, np.int32)
+    as_float = bits.view(np.float32)
+    for place, row in enumerate(rows):
+        prefetch_row(table, rows[min(place + AHEAD, last)])
+        prefetch_row(values, rows[min(place + AHEAD, last)])
+        numbers = table[row].view(np.int32)
+        most = np.int32(0)
+        for column in range(columns):
+            number = np.int32(numbers[column] & np.int32(0x7FFFFFFF))
+            most = number if number > most else most
+        bits[0] = most
+        largest = as_float[0]
+        # What is so small has no codes: its scale would not be finite.
+        scale = np.float32(_LARGEST) / largest if largest > 1e-30 else np.float32(0.0)
+        for column in range(columns):
+            values[row, column] = np.int32(np.rint(table[row, column] * scale))
+        steps[row] = largest / np.float32(_LARGEST)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def one_product(_context: Any, codes: Any, row: Any, one: Any) -> Any:
+    """:func:`two_products` of one query: a tuple of one int32."""
+    return _products_of(codes, one)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -171,13 +179,9 @@ def in_words(queries: NDArray[np.float32], width: int) -> tuple[NDArray[np.int16
         queries: float32 [q, columns].
         width: of the rows of codes they are compared with.
     """
-    words = np.zeros((len(queries), width), np.int16)
-    steps = np.empty(len(queries), np.float32)
-    codes = np.empty(queries.shape[1], np.int8)
-    for query in range(len(queries)):
-        steps[query] = _code(queries[query], codes)
-        for column in range(len(codes)):
-            words[query, column] = codes[column]
+    codes, steps = np.zeros((len(queries), width), np.int8), np.empty(len(queries), np.float32)
+    _take(np.arange(len(queries)), queries, codes, steps)
+    words = codes.astype(np.int16)
     return words, steps
 
 

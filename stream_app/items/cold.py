@@ -131,6 +131,10 @@ def _choose(
     newest = rows[found:]
     count = 0
     for row in members:
-        if row not in held and (count < len(newest) or (count and published[row] >= keys[0])):
-            count = keep_best(newest, keys, ties, count, row, published[row], hashes[row])
+        at = published[row]
+        # Asked here too, because a call takes longer than the answer, and in many catalogues no item has a date.
+        if count == len(newest) and (not count or at < keys[0] or (at == keys[0] and hashes[row] > ties[0])):
+            continue
+        if row not in held:
+            count = keep_best(newest, keys, ties, count, row, at, hashes[row])
     drain(newest, keys, ties, count)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
+from stream_app.heap import largest
 from stream_app.mixing import GOLDEN, mixed
 from stream_app.ranking.slate import in_order
 
@@ -29,6 +30,9 @@ _MOST_RATE = 0.5
 _LIFT = 1.0
 """Log of the factor by which the prior's mean grows per standard deviation of promise."""
 _UNIT = 2.0**-53
+_CONTESTANTS = 64
+"""New items that compete, those that promise most and a few that promise as much as the last of them: for a handful of
+places no other has a chance worth its draw."""
 
 
 @compiled
@@ -40,7 +44,7 @@ def thompson_order(
     seed: np.uint64,
     trials: float,
 ) -> NDArray[np.intp]:
-    """Indices of new items, the one that deserves a reserved place most first: int [c].
+    """Indices of new items, the one that deserves a reserved place most first: int64 [up to c], not all of many.
 
     Args:
         promise: float64 [c], of the user taking each; any scale.
@@ -50,9 +54,14 @@ def thompson_order(
         seed: of user and state: the same one gives the same order.
         trials: how many showings the prior counts for; inf: no chance, promise alone decides.
     """
-    draws = np.empty(len(promise))
-    _draw_all(promise, taken, passed, hashes, seed, trials, draws)
-    return in_order(draws, hashes)
+    lifts = _lifts(promise)
+    if np.isinf(trials):
+        return in_order(lifts, hashes)
+    places = np.empty(len(lifts), np.int32)
+    places = places[: largest(lifts, _CONTESTANTS, places)]
+    mean = np.minimum(_BASE_RATE * np.exp(_LIFT * lifts[places]), _MOST_RATE)
+    draws = _draws(mean * trials + taken[places], (1.0 - mean) * trials + passed[places], hashes[places], seed)
+    return places[in_order(draws, hashes[places])].astype(np.int64)
 
 
 def explores(seed: int, share: float) -> bool:
@@ -84,16 +93,8 @@ def least_shown(shown: NDArray[np.uint32], scores: NDArray[np.float64]) -> NDArr
 
 
 @compiled
-def _draw_all(
-    promise: NDArray[np.float64],
-    taken: NDArray[np.float64],
-    passed: NDArray[np.float64],
-    hashes: NDArray[np.int64],
-    seed: np.uint64,
-    trials: float,
-    draws: NDArray[np.float64],
-) -> None:
-    """What orders the items: a draw of each; with endless trials the promise itself."""
+def _lifts(promise: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many standard deviations each is above the mean."""
     count = len(promise)
     middle = squares = 0.0
     for value in promise:
@@ -101,14 +102,12 @@ def _draw_all(
     for value in promise:
         squares += (value - middle) ** 2 / count
     spread = np.sqrt(squares)
-    mean = np.empty(count)
-    for place, value in enumerate(promise):
-        # Rounded: the last bits differ between processors, and the draws must not.
-        lift = np.rint((value - middle) / spread * 1e4) / 1e4 if spread > 1e-6 else 0.0
-        draws[place] = lift
-        mean[place] = min(_BASE_RATE * np.exp(_LIFT * lift), _MOST_RATE)
-    if not np.isinf(trials):
-        draws[:] = _draws(mean * trials + taken, (1.0 - mean) * trials + passed, hashes, seed)
+    lifts = np.zeros(count)
+    if spread > 1e-6:
+        for place, value in enumerate(promise):
+            # Rounded: the last bits differ between processors, and the draws must not.
+            lifts[place] = np.rint((value - middle) / spread * 1e4) / 1e4
+    return lifts
 
 
 @compiled

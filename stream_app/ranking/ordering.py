@@ -67,7 +67,7 @@ def order_candidates(
         if len(boosts):
             scores[place] = np.rint((scores[place] + boosts[place]) * 1e6) / 1e6
     return compose(
-        scores, rows, tables.vectors, diversity, pins,
+        scores, rows, tables.codes, tables.steps, diversity, pins,
         _new_items(rows, values, cold, closeness, tables, rising, seed, trials), reserved,
         _less_known(rows, masks, scores, personal, in_first_ranks, explores), tail_place, groups, limits, hard,
     )  # fmt: skip

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.compiled import compiled, compiled_sums
+from stream_app.codes import one_product
+from stream_app.compiled import compiled
 from stream_app.rules.book import Cap
 from stream_app.settings import SlateSettings
 
@@ -23,6 +24,8 @@ __all__ = ["NEW", "TAIL", "SlateRules", "compose", "in_order", "pinned_places", 
 _POOL_EXTRA = 20
 """Candidates beyond the slate's size that diversity may bring in."""
 _PLACES_PER = 20
+_PLACE_BITS = 20
+"""Enough for a million candidates, and leaves room for scores up to millions."""
 NEW, TAIL = 1, 2
 """What a place was kept for: a new item, or a less known one."""
 
@@ -90,10 +93,22 @@ def in_order(keys: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray
 
 
 @compiled
+def _ranked(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Indices by score in steps of 1e-6, the largest first, then by index: whole numbers that hold both are sorted."""
+    count = len(scores)
+    keys = np.empty(count, np.int64)
+    for place in range(count):
+        keys[place] = (-np.int64(np.rint(scores[place] * 1e6)) << _PLACE_BITS) | place
+    keys.sort()
+    return keys & ((1 << _PLACE_BITS) - 1)
+
+
+@compiled
 def compose(
     scores: NDArray[np.float64],
     rows: NDArray[np.int32],
-    vectors: NDArray[np.float32],
+    codes: NDArray[np.int8],
+    steps: NDArray[np.float32],
     diversity: float,
     pins: NDArray[np.intp],
     cold_order: NDArray[np.intp],
@@ -115,7 +130,7 @@ def compose(
         scores: float64 [k], boosts included, in steps of 1e-6, in the order in which ties are decided (smaller index
             first).
         rows: int32 [k], where each candidate's vector is:
-        vectors: float32 [any, dimensions], unit length or zero.
+        codes, steps: unit vectors or zeros in whole numbers (:class:`stream_app.codes.Codes`).
         diversity: its share.
         pins: int [size], see :func:`pinned_places`; ``size`` is at most ``k``.
         cold_order: int [c], new items, the one that deserves a reserved place most first.
@@ -131,9 +146,9 @@ def compose(
         candidates, best first; and for what their places were kept: :data:`NEW`, :data:`TAIL` or 0.
     """
     size = min(len(pins), len(scores))
-    ranked = in_order(scores, np.zeros(len(scores)))
+    ranked = _ranked(scores)
     return _fill(
-        scores, vectors, rows, ranked, min(size + _POOL_EXTRA, len(ranked)), diversity if size > 1 else 0.0,
+        scores, codes, steps, rows, ranked, min(size + _POOL_EXTRA, len(ranked)), diversity if size > 1 else 0.0,
         pins[:size], cold_order, reserved, tail_order, tail_place, groups, limits, hard,
     )  # fmt: skip
 
@@ -141,7 +156,8 @@ def compose(
 @compiled
 def _fill(
     scores: NDArray[np.float64],
-    vectors: NDArray[np.float32],
+    codes: NDArray[np.int8],
+    steps: NDArray[np.float32],
     rows: NDArray[np.int32],
     ranked: NDArray[np.intp],
     pool: int,
@@ -163,8 +179,8 @@ def _fill(
 
     Args:
         scores: [k].
-        vectors: [any, dimensions].
-        rows: [k], of ``vectors``.
+        codes, steps: by row.
+        rows: [k], of the candidates.
         ranked: [k], candidates, best first.
         pool: how many of them diversity may choose from.
         share: of diversity.
@@ -195,6 +211,8 @@ def _fill(
     worth = relevance.copy()
     likeness = np.zeros(count)
     compared = np.zeros(count, np.intp)
+    # Codes of what is in the slate, for products with those of candidates.
+    words = np.empty((size, codes.shape[1]), np.int16)
     until = np.zeros((2, count), np.int64)  # the place a cap bars it until: hard caps, the others
     start = 0
     cold_above = 0
@@ -219,10 +237,10 @@ def _fill(
                     if attempt < 2 and until[1, candidate] > place:
                         continue
                     if share > 0.0:
+                        row = rows[candidate]
                         for above in range(compared[candidate], place):
-                            likeness[candidate] = max(
-                                likeness[candidate], _dot(vectors, rows[order[above]], rows[candidate])
-                            )
+                            product = one_product(codes, row, words[above])[0] * steps[row] * steps[rows[order[above]]]
+                            likeness[candidate] = max(likeness[candidate], product)
                         compared[candidate] = place
                         worth[candidate] = relevance[candidate] - share * likeness[candidate]
                         if worth[candidate] <= best_worth:
@@ -258,6 +276,7 @@ def _fill(
         if pick < 0:
             return _with_pins(order, reserved, place, pins)
         order[place] = pick
+        words[place] = codes[rows[pick]]
         used[pick] = True
         cold_above += is_cold[pick]
     return order, reserved
@@ -303,11 +322,3 @@ def _bar(
             until[kind, candidate] = max(until[kind, candidate], first)
             barred = True
     return barred
-
-
-@compiled_sums
-def _dot(vectors: NDArray[np.float32], left: int, right: int) -> np.float32:
-    total = np.float32(0.0)
-    for column in range(vectors.shape[1]):
-        total += vectors[left, column] * vectors[right, column]
-    return total

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.codes import in_words, two_products
+from stream_app.codes import in_words, one_product
 from stream_app.compiled import compiled
 from stream_app.heap import drain, keep_best
 from stream_app.mixing import GOLDEN, mixed
@@ -50,8 +50,7 @@ def new_items(context: Context, wanted: int, found: NDArray[np.int32]) -> int:
     closeness = np.empty(count, np.float32)
     for place, row in enumerate(rows):
         prefetch_row(codes, rows[min(place + AHEAD, count - 1)])
-        product, _ = two_products(codes, row, words[0], words[0])
-        closeness[place] = np.float32(product) * steps[row] * scale[0]
+        closeness[place] = np.float32(one_product(codes, row, words[0])[0]) * steps[row] * scale[0]
     promising = np.empty(count)
     promise(closeness, rising[:count], promising)
     return best(context, rows, promising, wanted, found)

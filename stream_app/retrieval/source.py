@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
-from stream_app.heap import drain, keep_best
+from stream_app.heap import drain, keep_best, largest
 from stream_app.retrieval.tables import Tables
 
 __all__ = ["Context", "best", "first_allowed"]
@@ -84,17 +84,21 @@ def best(
             to the smaller id hash.
     """
     wanted = min(wanted, len(rows))
+    if not wanted:
+        return 0
     kept = found[:wanted]
     kept_scores = np.empty(wanted)
     ties = np.empty(wanted, np.int64)
     servable, blocked, request = context.tables.servable, context.blocked, context.request
     hashes = context.tables.hashes
-    count = 0
+    steps = np.empty(len(rows))
     for place, row in enumerate(rows):
-        if row >= 0 and servable[row] and blocked[row] != request:
-            score = np.rint(scores[place] * 1e6)
-            # Asked here too, because a call takes longer than the answer.
-            if count < wanted or (wanted and score >= kept_scores[0]):
-                count = keep_best(kept, kept_scores, ties, count, row, score, hashes[row])
+        may = row >= 0 and servable[row] and blocked[row] != request
+        steps[place] = np.rint(scores[place] * 1e6) if may else -np.inf
+    places = np.empty(len(rows), np.int32)
+    count = 0
+    for place in places[: largest(steps, wanted, places)]:
+        row = rows[place]
+        count = keep_best(kept, kept_scores, ties, count, row, steps[place], hashes[row])
     drain(kept, kept_scores, ties, count)
     return count
