@@ -202,8 +202,7 @@ class ServingState:
         )
         count = int(np.count_nonzero(applied))
         changed = rows if count == len(rows) else rows[applied]
-        for row, is_cold in zip(changed.tolist(), self.is_cold(changed).tolist(), strict=True):
-            self.cold.set(row, cold=is_cold, counted=True)
+        self.cold.set_all(changed, self.is_cold(changed), counted=True)
         self.counters["signals"] += count
         self.counters["signals_ignored"] += len(rows) - count
 

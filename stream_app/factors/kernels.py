@@ -140,6 +140,7 @@ def learn_examples(
             state = state + GOLDEN
             row = drawable[below(mixed(state), len(drawable))]
             if row != rows[0]:
+                prefetch_row(target, row)
                 rows[count] = row
                 count += 1
         largest = -1e30

@@ -29,18 +29,19 @@ class ColdItems:
 
     def __init__(self, *, limit: int = 512) -> None:
         self._limit = limit
-        # Where each member is in the array, whose rest is unused: choosing reads it whole.
-        self._place_of: dict[int, int] = {}
+        # Where each member is in the array of members, by row, -1: it is none; and the members, in no order.
+        self._place_of: NDArray[np.int32] = np.full(1_024, -1, np.int32)
         self._members: NDArray[np.int32] = np.zeros(1_024, np.int32)
+        self._count = 0
         self._changes = 0.0
         self._stale = True
         self._rows: NDArray[np.int32] = np.zeros(0, np.int32)
 
     def __len__(self) -> int:
-        return len(self._place_of)
+        return self._count
 
     def __contains__(self, row: int) -> bool:
-        return row in self._place_of
+        return row < len(self._place_of) and bool(self._place_of[row] >= 0)
 
     def set(self, row: int, *, cold: bool, changed: bool = False, counted: bool = False) -> None:
         """State whether a row is cold.
@@ -51,34 +52,28 @@ class ColdItems:
             changed: its dates are different now.
             counted: its counts are.
         """
-        member = row in self._place_of
-        if not (cold or member):
+        self.set_all(np.array([row], np.int32), np.array([cold]), changed=changed, counted=counted)
+
+    def set_all(
+        self, rows: NDArray[np.int32], cold: NDArray[np.bool_], *, changed: bool = False, counted: bool = False
+    ) -> None:
+        """:meth:`set` of several rows (int32, distinct): ``cold`` bool, one for each."""
+        if not len(rows):
             return
-        if cold != member:
-            changed = True
-            if cold:
-                self._add(row)
-            else:
-                self._remove(row)
-        self._changes += 1.0 if changed else _COUNTED * counted
+        self._reserve(int(rows.max()) + 1)
+        self._count, moved, others = _set_all(rows, cold, self._place_of, self._members, self._count)
+        self._changes += moved + others * (1.0 if changed else _COUNTED * counted)
         # Beyond the limit the choice is a sample anyway, so a few changes may wait; below it only counts may.
-        exact = len(self._place_of) <= self._limit and self._changes >= 1.0
+        exact = self._count <= self._limit and self._changes >= 1.0
         if exact or self._changes > _REFRESH_SHARE * self._limit:
             self._stale = True
 
-    def _add(self, row: int) -> None:
-        place = len(self._place_of)
-        if place == len(self._members):
-            self._members = np.concatenate([self._members, np.zeros(place, np.int32)])
-        self._place_of[row] = place
-        self._members[place] = row
-
-    def _remove(self, row: int) -> None:
-        """The last member takes the place that becomes free."""
-        place, last = self._place_of[row], int(self._members[len(self._place_of) - 1])
-        self._members[place] = last
-        self._place_of[last] = place
-        del self._place_of[row]
+    def _reserve(self, rows: int) -> None:
+        held = len(self._place_of)
+        if rows > held:
+            size = max(rows, 2 * held)
+            self._place_of = np.concatenate([self._place_of, np.full(size - held, -1, np.int32)])
+            self._members = np.concatenate([self._members, np.zeros(size - held, np.int32)])
 
     def rows(self, catalogue: Catalogue, momentum: NDArray[np.float64]) -> NDArray[np.int32]:
         """The rows, int32 [c]: rising ones first, then the newest publication, then by id hash.
@@ -88,13 +83,40 @@ class ColdItems:
             momentum: float64 by row, larger for what was taken more and later; -inf for what nobody took.
         """
         if self._stale:
-            count = len(self._place_of)
-            rows = np.empty(min(self._limit, count), np.int32)
-            _choose(self._members[:count], momentum, catalogue.published_at, catalogue.id_hash, self._limit // 2, rows)
+            rows = np.empty(min(self._limit, self._count), np.int32)
+            _choose(self._members[: self._count], momentum, catalogue.published_at, catalogue.id_hash, self._limit // 2, rows)
             self._rows = rows
             self._changes = 0.0
             self._stale = False
         return self._rows
+
+
+@compiled
+def _set_all(
+    rows: NDArray[np.int32],
+    cold: NDArray[np.bool_],
+    place_of: NDArray[np.int32],
+    members: NDArray[np.int32],
+    count: int,
+) -> tuple[int, int, int]:
+    """Take rows in or out; how many members there are now, how many rows came or went, and how many stayed in."""
+    moved = stayed = 0
+    for at, row in enumerate(rows):
+        place = place_of[row]
+        if cold[at] and place >= 0:
+            stayed += 1
+        elif cold[at]:
+            place_of[row], members[count] = count, row
+            count += 1
+            moved += 1
+        elif place >= 0:
+            # The last member takes the place that becomes free.
+            count -= 1
+            last = members[count]
+            members[place], place_of[last] = last, place
+            place_of[row] = -1
+            moved += 1
+    return count, moved, stayed
 
 
 @compiled

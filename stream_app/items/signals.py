@@ -80,10 +80,7 @@ class Signals:
         half_lives = [days * _DAY for days in settings.half_lives_days]
         self._rates = np.array([1.0 / seconds for seconds in half_lives] + [0.0])
         self._transition_rate = 1.0 / (settings.transition_half_life_days * _DAY)
-        self._top = [TopRows(top) for _ in self._rates]
-        self._tops = np.zeros((len(self._rates), top), np.int32)
-        self._top_counts = np.zeros(len(self._rates), np.int64)
-        self._tops_of = (-1, -1, -1)
+        self._top = TopRows(len(self._rates), top)
         self._rows = 0
         self._sources: dict[str, int] = {}
         self._applied = np.full((0, _START_CAPACITY), -1, np.int64)
@@ -164,20 +161,14 @@ class Signals:
             column: index of the half-life; the last is all time.
             ties: int64 by row, the smaller goes first (``Catalogue.id_hash``).
         """
-        count = min(self.rows, len(ties))
-        return self._top[column].rows(self._keys[column, :count], ties[:count])
+        tops, counts = self.tops(ties)
+        found: NDArray[np.int32] = tops[column, : counts[column]].copy()
+        return found
 
     def tops(self, ties: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """:meth:`trending` of every column: int32 [columns, most], and how many there are, int64 [columns]. Read-only,
         and good until the next change."""
-        of = (self.version, self.rows, len(ties))
-        if of != self._tops_of:
-            self._tops_of = of
-            for column in range(self.columns):
-                rows = self.trending(column, ties)
-                self._tops[column, : len(rows)] = rows
-                self._top_counts[column] = len(rows)
-        return self._tops, self._top_counts
+        return self._top.rows(self._keys, ties, min(self.rows, len(ties)))
 
     def neighbours(self, row: int) -> Neighbours:
         """Neighbours of a row, as they were stated; empty when there are none. Views: read-only, and good until the
@@ -285,8 +276,7 @@ class Signals:
             self.arena, self._sizes, self._free, self._applied, self._counts, self._shown, self._keys, self._rates,
         )  # fmt: skip
         self.version += int(np.count_nonzero(found))
-        for column in self._top:
-            column.change(rows)
+        self._top.change(rows)
         return found
 
     def _clear(self, rows: NDArray[np.int32]) -> None:
@@ -303,8 +293,7 @@ class Signals:
         self._counts[rows] = 0.0
         self._shown[rows] = 0.0
         self._keys[:, rows] = -np.inf
-        for column in self._top:
-            column.change(rows)
+        self._top.change(rows)
         self.version += len(rows)
 
     def referenced(self, rows: int) -> NDArray[np.bool_]:

@@ -54,17 +54,39 @@ def score_network(
         for column in range(len(context)):
             total += inner[unit, features + column] * context[column]
         fixed[unit] = total
-    for row in range(len(values)):
-        score = 0.0
+    # Feature by feature over all candidates: long loops, of which the processor does many steps at once.
+    count = len(values)
+    by_feature = np.empty((features, count))
+    for row in range(count):
         for column in range(features):
-            score += skip[column] * values[row, column]
-        for unit in range(hidden):
-            total = fixed[unit]
-            for column in range(features):
-                total += inner[unit, column] * values[row, column]
-            if total > 0.0:
-                score += outer[unit] * total
-        out[row] = score
+            by_feature[column, row] = values[row, column]
+    out[:] = 0.0
+    _add_features(by_feature, skip, out)
+    reached = np.empty(count)
+    for unit in range(hidden):
+        reached[:] = fixed[unit]
+        _add_features(by_feature, inner[unit], reached)
+        weight = outer[unit]
+        for row in range(count):
+            out[row] += weight * max(reached[row], 0.0)
+
+
+@compiled_sums
+def _add_features(by_feature: NDArray[np.float64], weights: NDArray[np.float64], sums: NDArray[np.float64]) -> None:
+    """Add weighted features (float64 [features, k]) to ``sums`` [k], three at a time."""
+    features, count = by_feature.shape
+    column = 0
+    while column + 2 < features:
+        one, two, three = weights[column], weights[column + 1], weights[column + 2]
+        for row in range(count):
+            sums[row] += (
+                one * by_feature[column, row] + two * by_feature[column + 1, row] + three * by_feature[column + 2, row]
+            )
+        column += 3
+    while column < features:
+        for row in range(count):
+            sums[row] += weights[column] * by_feature[column, row]
+        column += 1
 
 
 @compiled_sums
