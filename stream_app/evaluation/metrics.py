@@ -9,6 +9,7 @@ one. Both take tests as independent; tests of one user are not quite, so the tru
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Final
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
 
-__all__ = ["DEPTH", "FEW_TESTS", "SHOWN", "Estimate", "Ranks", "gains", "hit_rate", "mean", "wilson"]
+__all__ = ["DEPTH", "FEW_TESTS", "SHOWN", "Estimate", "Ranks", "RanksBySource", "gains", "hit_rate", "mean", "wilson"]
 
 SHOWN: Final = 10
 """Ranks that coverage looks at."""
@@ -82,7 +83,7 @@ class Ranks:
 
     def __init__(self, rows: int) -> None:
         self._ranks = array("f")
-        self._shown = np.zeros(rows, np.bool_)
+        self._shown: NDArray[np.bool_] = np.zeros(rows, np.bool_)
 
     def __len__(self) -> int:
         return len(self._ranks)
@@ -117,6 +118,53 @@ class Ranks:
         ranks = np.empty(len(tested), np.float32)
         _rank(np.ascontiguousarray(slate), tested, _NONE_HAD if had is None else had, DEPTH, ranks, self._shown)
         self._ranks.frombytes(ranks.tobytes())
+
+
+class RanksBySource:
+    """Ranks of the same tests in several rankings.
+
+    Args:
+        names: of the rankings.
+        rows: rows of the catalogue.
+
+    Attributes:
+        by_name: the ranks of each.
+    """
+
+    def __init__(self, names: Sequence[str], rows: int) -> None:
+        self._shown = np.zeros((len(names), rows), np.bool_)
+        self.by_name = {name: Ranks(rows) for name in names}
+        for ranks, shown in zip(self.by_name.values(), self._shown, strict=True):
+            ranks._shown = shown
+
+    def add(
+        self, slates: NDArray[np.int32], lengths: NDArray[np.int64], tested: NDArray[np.int32], had: NDArray[np.bool_]
+    ) -> None:
+        """Tests of one request against the slate of each ranking.
+
+        Args:
+            slates: int32 [names, any], of each the first so many rows, distinct, best first:
+            lengths: int64 [names].
+            tested, had: see :meth:`Ranks.add_slate`.
+        """
+        ranks = np.empty((len(slates), len(tested)), np.float32)
+        _rank_all(slates, lengths, tested, had, DEPTH, ranks, self._shown)
+        for of_one, added in zip(self.by_name.values(), ranks, strict=True):
+            of_one._ranks.frombytes(added.tobytes())
+
+
+@compiled
+def _rank_all(
+    slates: NDArray[np.int32],
+    lengths: NDArray[np.int64],
+    tested: NDArray[np.int32],
+    had: NDArray[np.bool_],
+    depth: int,
+    ranks: NDArray[np.float32],
+    shown: NDArray[np.bool_],
+) -> None:
+    for place, length in enumerate(lengths):
+        _rank(slates[place, :length], tested, had, depth, ranks[place], shown[place])
 
 
 @compiled

@@ -29,7 +29,7 @@ from schemas.arrays import pack_float32
 from schemas.messages import Interaction, Item, ItemVector, TrainingExamples, Transitions
 from stream_app.evaluation.baselines import Baseline, Told
 from stream_app.evaluation.ledger import MAX_DEPTH, Ledger
-from stream_app.evaluation.metrics import Ranks
+from stream_app.evaluation.metrics import Ranks, RanksBySource
 from stream_app.factors.basis import fit_basis
 from stream_app.factors.learner import FactorLearner
 from stream_app.items.statistics import ItemStatistics
@@ -155,7 +155,8 @@ class Prequential:
         self._baselines = {baseline.name: baseline for baseline in baselines}
         self._ledger = Ledger(settings, self.serving.catalogue.row, rows)
         self._had = np.zeros(rows, np.bool_)
-        self._of_source = {source.name: Ranks(rows) for source in self.recommender.sources} if options.sources else {}
+        names = [source.name for source in self.recommender.sources] if options.sources else []
+        self._of_source = RanksBySource(names, rows)
         self._of_baseline = {name: Ranks(rows) for name in self._baselines}
         self._offset = 0
         self._unpublished = 0
@@ -234,7 +235,7 @@ class Prequential:
             at=self._ledger.at,
             cold=self._ledger.cold,
             slates=self._ledger.slates,
-            sources=self._of_source,
+            sources=self._of_source.by_name,
             baselines=self._of_baseline,
             weights={name: round(weight, 4) for name, weight in weights},
             untested=dict(self._ledger.untested),
@@ -271,9 +272,9 @@ class Prequential:
         had = np.fromiter(tests.had, np.int32, len(tests.had))
         self._had[had] = True
         self._ledger.slates.add_slate(ranking.rows, tests.rows, self._had)
-        if self._of_source:
-            for source, proposed in zip(self.recommender.sources, ranking.proposed, strict=True):
-                self._of_source[source.name].add_slate(proposed[:MAX_DEPTH], tests.rows, self._had)
+        if self._of_source.by_name:
+            lengths = np.minimum(ranking.lengths, MAX_DEPTH)
+            self._of_source.add(ranking.found, lengths, tests.rows, self._had)
         self._had[had] = False
         for name, baseline in self._baselines.items():
             self._of_baseline[name].add(*baseline.test(tests.user, at, had, tests.rows))

@@ -37,6 +37,8 @@ __all__ = ["VectorIndex"]
 
 _START_CAPACITY = 1_024
 _NO_LABEL = -1
+_AT_ONCE = 4
+"""Queries compared with everything in one pass."""
 _SAME = np.float32(1e-5)
 """Vectors that differ by no more than this in any component are one vector computed twice."""
 
@@ -216,22 +218,22 @@ class VectorIndex:
     def _search_exact(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         rows = np.empty((len(queries), k), np.int32)
         similarities = np.empty((len(queries), k), np.float32)
-        for start in range(0, len(queries), 2):
-            part = slice(start, start + 2)
-            # Of an odd number the last is multiplied twice, and compared once.
-            products = self._products(queries[[start, min(start + 1, len(queries) - 1)]], k)
+        for start in range(0, len(queries), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            products = self._products(queries[part], k)
             _nearest(products, queries[part], self._matrix, k + SPARE, rows[part], similarities[part])
         return rows, similarities
 
     def _products(self, queries: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-        """Of two queries with all rows, -inf where there is no vector: float32 [2, rows]."""
-        products = np.zeros((2, self._end), np.float32)
+        """Of queries with all rows, -inf where there is no vector: float32 [queries, rows]."""
+        products = np.zeros((len(queries), self._end), np.float32)
         # Codes pay where they leave something out.
         if self.dimensions <= MAX_COLUMNS and k + SPARE < self._live:
             scan_codes(queries, self._codes.values, self._codes.steps, products)
         else:
             np.matmul(queries, self._matrix[: self._end].T, out=products)
-        products[:, ~self._present[: self._end]] = -np.inf
+        if self._live < self._end:
+            products[:, ~self._present[: self._end]] = -np.inf
         return products
 
     def _search_graph(
@@ -464,7 +466,7 @@ def _nearest(
     """The rows nearest to each query, best first, of equal ones the smaller row.
 
     Args:
-        products: float32 [q or more, n], about the similarities; -inf leaves a row out.
+        products: float32 [q, n], about the similarities; -inf leaves a row out.
         queries: float32 [q, dimensions].
         matrix: float32 [n or more, dimensions].
         looked_at: how many of the best are compared in full precision.

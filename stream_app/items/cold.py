@@ -84,7 +84,14 @@ class ColdItems:
         """
         if self._stale:
             rows = np.empty(min(self._limit, self._count), np.int32)
-            _choose(self._members[: self._count], momentum, catalogue.published_at, catalogue.id_hash, self._limit // 2, rows)
+            _choose(
+                self._members[: self._count],
+                momentum,
+                catalogue.published_at,
+                catalogue.id_hash,
+                self._limit // 2,
+                rows,
+            )
             self._rows = rows
             self._changes = 0.0
             self._stale = False

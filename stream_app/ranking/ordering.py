@@ -1,4 +1,4 @@
-"""From features to a slate, in one compiled call: scores, who of the new and of the less known items comes first, places."""
+"""From features to a slate, in one compiled call: scores, who of the new and less known items comes first, places."""
 
 from __future__ import annotations
 

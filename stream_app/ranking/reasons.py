@@ -162,7 +162,7 @@ def medians(values: NDArray[np.float32], found: NDArray[np.float32]) -> None:
             bucket = np.uint8((values[row, column] + np.float32(FEATURE_LIMIT)) * scale)
             bucket_of[row, column] = bucket
             counts[column, bucket] += 1
-    chosen = np.empty(columns, np.uint8)
+    chosen = np.empty(columns, np.int64)
     left = np.empty(columns, np.int32)
     for column in range(columns):
         wanted = rows // 2
@@ -204,7 +204,8 @@ def _ordered(values: NDArray[np.float32], place: int) -> np.float32:
             low = left
         else:
             break
-    return values[place]
+    found: np.float32 = values[place]
+    return found
 
 
 @compiled

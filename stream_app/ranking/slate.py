@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,7 @@ def reserved_places(size: int, settings: SlateSettings) -> NDArray[np.bool_]:
 
 
 @compiled
-def in_order(keys: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.intp]:
+def in_order(keys: NDArray[np.float64], seconds: NDArray[Any]) -> NDArray[np.intp]:
     """Indices by ``keys``, the largest first, then by ``seconds`` (int or float), the smallest first, then by index."""
     count = len(keys)
     order = np.arange(count)

@@ -65,7 +65,7 @@ def _newest(context: Context, rows: NDArray[np.int32], wanted: int, found: NDArr
     count = 0
     for row in rows:
         # Of items published at the same time everybody sees others.
-        tie = np.int64(mixed(np.uint64(hashes[row]) + seed * GOLDEN) >> np.uint64(1))
+        tie = int(mixed(np.uint64(hashes[row]) + seed * GOLDEN) >> np.uint64(1))
         count = keep_best(kept, published, ties, count, row, published_at[row], tie)
     drain(kept, published, ties, count)
     return count

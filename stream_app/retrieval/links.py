@@ -192,8 +192,8 @@ def strongest_origins(
     origins: NDArray[np.int64],
 ) -> None:
     """For each of ``rows`` (distinct) the index in ``recent`` that adds most to its symmetric and to its directed
-    score, the newest of equals: int64 [2, rows], overwritten, -1 where nothing does. ``slot`` is -1 everywhere, and again
-    afterwards."""
+    score, the newest of equals: int64 [2, rows], overwritten, -1 where nothing does. ``slot`` is -1 everywhere, and
+    again afterwards."""
     starts, lengths, stated, scales = arena.starts, arena.lengths, arena.stated, arena.scale
     others, symmetric, directed = arena.rows, arena.symmetric, arena.directed
     strongest = np.zeros((2, len(rows)))

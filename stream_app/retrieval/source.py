@@ -6,9 +6,8 @@ A new source is one file with one compiled function like these::
     def newest(context: Context, wanted: int, found: NDArray[np.int32]) -> int: ...
 
 It fills ``found`` (int32, room for ``wanted`` or more) with distinct rows that may be recommended to this user now,
-best first, and returns how many there are; helpers are below. What a loop reads of the context is taken out before it: every
-look into it counts references. It gets its line and its name in
-:mod:`stream_app.retrieval.sources`.
+best first, and returns how many there are; helpers are below. What a loop reads of the context is taken out before it:
+every look into it counts references. The function gets its line and its name in :mod:`stream_app.retrieval.sources`.
 """
 
 from __future__ import annotations
