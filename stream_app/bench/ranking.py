@@ -4,15 +4,22 @@ Batches go through :class:`stream_app.users.stage.UserStage` as live. The stages
 and methods that make them up are replaced by ones that note how long they took, what they called apart left out. That
 costs a microsecond per call, so the sum is measured without it, in alternation. Time is that of the processor: what
 other programs take is left out.
+
+Finding candidates and ordering them are one compiled call each. What their parts take is measured afterwards: some of
+these calls are made again, part by part. To hand a part its arguments takes longer than some parts do (10 us and more
+for all that a source sees), so what a call takes that finds nothing to do is subtracted from each. What is left of the
+whole call is handing over its own arguments, and what one part or another takes more of alone.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -22,50 +29,69 @@ from numpy.typing import NDArray
 from schemas.decode import decode_interaction, encode
 from schemas.messages import Slate, TrainingExamples, Transitions, Trigger
 from stream_app.bench.shop import MadeUpShop
+from stream_app.items.signals import decayed_column
 from stream_app.ranking import recommender as ranking
 from stream_app.ranking.features import in_steps
+from stream_app.ranking.network import score_network
+from stream_app.ranking.ordering import _less_known, _new_items, order_candidates
 from stream_app.ranking.recommender import Recommender
-from stream_app.retrieval.source import Context, Source
+from stream_app.ranking.slate import compose
+from stream_app.retrieval.again import again
+from stream_app.retrieval.ann import near_interest
+from stream_app.retrieval.candidates import _look, _merge, find_candidates
+from stream_app.retrieval.cold import new_items
+from stream_app.retrieval.factors import similar_taste
+from stream_app.retrieval.interests import FAST, SLOW
+from stream_app.retrieval.links import add_links, clear
+from stream_app.retrieval.source import Context, first_allowed
+from stream_app.retrieval.transitions import taken_together
+from stream_app.retrieval.trending import trending
 from stream_app.users import stage as user_stage
 from stream_app.users.stage import NewSlate, SourcedEvent, StageResult, UserStage
 from stream_app.users.state import encode_state
 
-__all__ = ["STAGES", "ranking_figures"]
+__all__ = ["PARTS", "STAGES", "ranking_figures"]
 
 STAGES = {
     "decode": "JSON to an event, checked",
     "fold": "the event into the user's state",
     "examples": "what the ranker learns from a choice",
+    "tables": "what is known by row, for compiled functions",
     "interests": "vectors and factors of the user",
-    "links": "what was taken together with the last items",
-    "pool": "rows that are looked at",
-    "nearest": "the nearest of them, and the best by factors",
+    "neighbours": "lists of what is near to the last items",
     "search": "of the whole index: lists of neighbours, and what is near to words",
-    "cold rows": "which new items are looked at",
-    "merge": "distinct candidates of all sources",
+    "candidates": "from every source, and distinct",
     "features": "features of all candidates",
-    "score": "scores",
-    "new items": "the order in which new items may take a place",
-    "choose": "diversity, rules, reserved places",
+    "order": "from features to a slate",
     "reasons": "reasons and sources of the slate",
     "encode slate": "slate to JSON",
     "encode state": "state to bytes",
     "encode notes": "transitions and examples to JSON",
     "other": "everything between, and the clock: a microsecond per call of a stage",
 }
-"""Stages, and what they do; besides there is one per candidate source."""
+"""Stages, and what they do."""
+
+PARTS = {
+    "links": "what was taken together with the last items",
+    "pool and nearest": "rows that are looked at, the nearest of them, and the best by factors",
+    "counts": "what of the new items was taken of late",
+    "merge": "distinct candidates of all sources",
+    "scores": "of all candidates",
+    "new items": "the order in which they may take a place",
+    "less known": "the same of less known items",
+    "places": "diversity, rules, reserved places",
+}
+"""Parts of stages, and what they do; besides, ``candidates`` has one per source."""
 
 _FUNCTIONS = {
     "derive_interests": "interests",
-    "link_scores": "links",
-    "gather": "pool",
-    "best_of_pool": "nearest",
-    "_merge": "merge",
+    "find_candidates": "candidates",
     "candidate_features": "features",
-    "thompson_order": "new items",
-    "choose": "choose",
+    "order_candidates": "order",
 }
 """Functions as the module ``stream_app.ranking.recommender`` calls them."""
+_AGAIN = 300
+"""Calls that are made again, part by part."""
 
 
 class _Stopwatch:
@@ -93,10 +119,143 @@ class _Stopwatch:
         return call
 
 
-class _TimedSource:
-    def __init__(self, source: Source, watch: _Stopwatch) -> None:
-        self.name = source.name
-        self.propose: Callable[[Context], NDArray[np.int32]] = watch.timed(f"source {source.name}", source.propose)
+class _Calls:
+    """Calls of one function: how many, and the arguments of some, by name; what they point to is not copied, because
+    nothing here changes the shop."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.count = 0
+        self.kept: list[SimpleNamespace] = []
+        self._signature = inspect.signature(function)
+
+    def noted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, and its calls are noted."""
+
+        def call(*args: Any) -> Any:
+            self.count += 1
+            if len(self.kept) < _AGAIN:
+                self.kept.append(SimpleNamespace(**self._signature.bind(*args).arguments))
+            return function(*args)
+
+        return call
+
+    def seconds(self, parts: Callable[[_Parts, SimpleNamespace], Any]) -> dict[str, float]:
+        """What the parts of all calls take together, going by those that were kept."""
+        for call in self.kept[:1]:
+            parts(_Parts(), call)  # the first time compiles, or reads what was compiled
+        timed = _Parts()
+        for call in self.kept:
+            parts(timed, call)
+        return {name: max(took, 0.0) * self.count / len(self.kept) for name, took in timed.seconds.items()}
+
+
+class _Parts:
+    """Seconds by part, without those of handing over the arguments."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def __call__(self, part: str, call: tuple[Any, ...], idle: tuple[Any, ...]) -> Any:
+        """What ``call`` (a function and its arguments) returns; ``idle`` is one of the same kind with nothing to do."""
+        (function, *args), (idling, *nothing), clock = call, idle, time.thread_time
+        idling(*nothing)  # the first to touch the objects that are handed over waits for memory
+        began = clock()
+        found = function(*args)
+        between = clock()
+        idling(*nothing)
+        self.seconds[part] += (between - began) - (clock() - between)
+        return found
+
+
+def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[str]) -> NDArray[np.int32]:
+    """``find_candidates`` part by part; returns the candidates.
+
+    Args:
+        time_part: takes the times.
+        call: the arguments of ``find_candidates``.
+        names: of the sources.
+    """
+    tables, wanted, none = call.tables, call.wanted, call.recent[:0]
+    found, lengths = np.empty_like(call.found), np.zeros_like(call.lengths)
+    rows, masks = np.empty_like(call.rows), np.empty_like(call.masks)
+    call.blocked[call.excluded] = call.request
+
+    filled = call.link_slot, call.links, call.sums
+    rest: tuple[Any, ...] = call.lags, call.at, tables.transition_rate, tables.arena, *filled
+    count = time_part("links", (add_links, call.recent, *rest), (add_links, none, *rest))
+    links, sums = call.links[:count], call.sums[:count]
+
+    asked = call.queries, call.factors
+    end = call.blocked, call.request, call.slot
+    without = tables._replace(top_counts=np.zeros_like(tables.top_counts))
+    near, near_scores, by_factors = time_part(
+        "pool and nearest",
+        (_look, tables, *asked, call.neighbours, call.whole, call.rising, links, *end, wanted),
+        (_look, without, *asked, none, False, call.rising, none, *end, np.zeros_like(wanted)),
+    )
+
+    cold_counts = np.empty(len(tables.cold))
+    rest = tables.counts, tables.arena.stated, call.rising, tables.rates[call.rising]
+    time_part(
+        "counts",
+        (decayed_column, call.at, tables.cold, *rest, cold_counts),
+        (decayed_column, call.at, tables.cold[:0], *rest, cold_counts),
+    )
+
+    context = Context(
+        tables, call.queries, call.own, call.own_weights, links, sums, near, near_scores, by_factors, cold_counts,
+        call.blocked, call.request, call.seed,
+    )  # fmt: skip
+    sources: list[tuple[Any, ...]] = [
+        (near_interest, context, SLOW),
+        (near_interest, context, FAST),
+        (taken_together, context),
+        (similar_taste, context, SLOW),
+        (similar_taste, context, FAST),
+        *((trending, context, column) for column in range(len(tables.top_counts))),
+        (again, context),
+        (new_items, context),
+    ]
+    for place, (name, source) in enumerate(zip(names, sources, strict=True)):
+        lengths[place] = time_part(
+            f"source {name}", (*source, wanted[place], found[place]), (trending, context, 0, 0, found[place])
+        )
+    lengths[-2] = first_allowed(context, call.pinned, len(call.pinned), found[-2])
+    lengths[-1] = first_allowed(context, call.searched, call.search_places, found[-1])
+
+    rest = call.slot, tables.hashes, rows, masks
+    distinct: int = time_part("merge", (_merge, found, lengths, *rest), (_merge, found, np.zeros_like(lengths), *rest))
+    clear(links, call.link_slot)
+    candidates: NDArray[np.int32] = rows[:distinct]
+    return candidates
+
+
+def _order_parts(time_part: _Parts, call: SimpleNamespace) -> NDArray[np.intp]:
+    """``order_candidates`` part by part, on the scores that it left; returns the slate."""
+    rows, values, cold, tables = call.rows, call.values, call.cold, call.tables
+    scores, none = np.empty_like(call.scores), np.zeros(0, np.intp)
+
+    rest: tuple[Any, ...] = call.context, call.skip, call.inner, call.outer
+    time_part("scores", (score_network, values, *rest, scores), (score_network, values[:0], *rest, scores[:0]))
+
+    scores = call.scores
+    rest = call.closeness, tables, call.rising, call.seed, call.trials
+    cold_order = time_part(
+        "new items", (_new_items, rows, values, cold, *rest), (_new_items, rows, values, cold[:0], *rest)
+    )
+
+    rest = scores, call.personal, call.in_first_ranks, call.explores
+    tail_order = time_part(
+        "less known", (_less_known, rows, call.masks, *rest), (_less_known, rows, call.masks[:0], *rest)
+    )
+
+    rest = call.reserved, tail_order, call.tail_place, call.groups, call.limits, call.hard
+    order: NDArray[np.intp] = time_part(
+        "places",
+        (compose, scores, rows, tables.vectors, call.diversity, call.pins, cold_order, *rest),
+        (compose, scores[:0], rows, tables.vectors, call.diversity, call.pins[:0], none, *rest),
+    )[0]
+    return order
 
 
 def ranking_figures(
@@ -113,12 +272,14 @@ def ranking_figures(
         on_progress: told how many records are done, and of how many.
 
     Returns:
-        ``us_per_event`` by stage (exclusive), ``us_per_event_in_all``, ``p50`` and ``p99`` of batches per event,
+        ``us_per_event`` by stage (exclusive), of ``candidates`` and ``order`` also by part (``us_of_candidates``,
+        ``us_of_order``, per event too), ``us_per_event_in_all``, ``p50`` and ``p99`` of batches per event,
         ``slates_per_event``.
     """
     recommender = Recommender(shop.settings, shop.serving)
     stage = UserStage(shop.settings, shop.serving, recommender)
     watch = _Stopwatch()
+    found, ordered = _Calls(find_candidates), _Calls(order_candidates)
     batches = [shop.records[start : start + batch] for start in range(0, len(shop.records) - batch + 1, batch)]
     if len(batches) < 4:
         raise ValueError(
@@ -138,11 +299,18 @@ def ranking_figures(
             whole.append((time.thread_time() - began) / len(records))
             slates += len(result.slates)
         else:
-            with _watched(recommender, stage, watch):
+            with _watched(recommender, stage, watch, {"find_candidates": found, "order_candidates": ordered}):
                 watch.timed("other", _process)(shop, stage, records, first, watch)
             staged += len(records)
         on_progress((number + 1) * batch, len(batches) * batch)
-    named = {name: 1e6 * seconds / staged for name, seconds in watch.seconds.items()}
+    names = [source.name for source in recommender.sources]
+
+    def per_event(seconds: dict[str, float]) -> dict[str, float]:
+        """Microseconds, the most first."""
+        return {
+            name: round(1e6 * took / staged, 1) for name, took in sorted(seconds.items(), key=lambda pair: -pair[1])
+        }
+
     return {
         "benchmark": "ranking",
         "items": len(shop.serving.index),
@@ -153,7 +321,9 @@ def ranking_figures(
         "us_per_event_in_all": round(1e6 * float(np.mean(whole)), 1),
         "p50_us": round(1e6 * float(np.percentile(whole, 50)), 1),
         "p99_us": round(1e6 * float(np.percentile(whole, 99)), 1),
-        "us_per_event": {name: round(took, 1) for name, took in sorted(named.items(), key=lambda pair: -pair[1])},
+        "us_per_event": per_event(watch.seconds),
+        "us_of_candidates": per_event(found.seconds(lambda timed, call: _candidate_parts(timed, call, names))),
+        "us_of_order": per_event(ordered.seconds(_order_parts)),
     }
 
 
@@ -165,25 +335,22 @@ def _rank_everybody(shop: MadeUpShop, stage: UserStage, batch: int) -> None:
 
 
 @contextmanager
-def _watched(recommender: Recommender, stage: UserStage, watch: _Stopwatch) -> Iterator[None]:
-    """The stages timed while inside."""
+def _watched(recommender: Recommender, stage: UserStage, watch: _Stopwatch, calls: dict[str, _Calls]) -> Iterator[None]:
+    """The stages timed while inside, and ``calls`` noted, by function."""
     serving = stage._serving
     with ExitStack() as stack:
         for name, of_stage in _FUNCTIONS.items():
-            stack.enter_context(patch.object(ranking, name, watch.timed(of_stage, getattr(ranking, name))))
+            timed = watch.timed(of_stage, getattr(ranking, name))
+            stack.enter_context(patch.object(ranking, name, calls[name].noted(timed) if name in calls else timed))
         for held, name, of_stage in (
             (recommender, "examples", "examples"),
             (recommender, "slate_items", "reasons"),
-            (serving.ranker, "score", "score"),
-            (serving.index, "neighbours", "pool"),
+            (recommender, "_tables", "tables"),
+            (serving.index, "neighbours", "neighbours"),
             (serving.index, "search", "search"),
-            (serving.cold, "rows", "cold rows"),
         ):
             stack.enter_context(patch.object(held, name, watch.timed(of_stage, getattr(held, name))))
         stack.enter_context(patch.object(stage, "_fold", watch.timed("fold", stage._fold)))
-        stack.enter_context(
-            patch.object(recommender, "sources", tuple(_TimedSource(one, watch) for one in recommender.sources))
-        )
         stack.enter_context(patch.object(user_stage, "in_steps", watch.timed("examples", in_steps)))
         yield
 

@@ -34,7 +34,7 @@ def ranking(items: int, users: int, events: int, batch: int, seed: int, json_fil
     """Microseconds per event by stage, from JSON to JSON: everything but the broker and Redis."""
     from rich.table import Table
 
-    from stream_app.bench.ranking import STAGES, ranking_figures
+    from stream_app.bench.ranking import PARTS, STAGES, ranking_figures
     from stream_app.bench.shop import made_up_shop
     from stream_app.cli.console import errors, output
     from stream_app.cli.evaluate import advancing, open_progress, writable
@@ -61,6 +61,8 @@ def ranking(items: int, users: int, events: int, batch: int, seed: int, json_fil
     total = sum(stages.values())
     for name, took in stages.items():
         table.add_row(name, f"{took:.1f}", f"{took / total:.0%}", STAGES.get(name, ""))
+        for part, of_it in figures.get(f"us_of_{name}", {}).items():
+            table.add_row(f"  {part}", f"{of_it:.1f}", f"{of_it / total:.0%}", PARTS.get(part, ""))
     table.add_section()
     table.add_row("in all", f"{figures['us_per_event_in_all']:.1f}", "", "not timed by stage, which itself takes time")
     output().print(table)

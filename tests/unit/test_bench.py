@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from stream_app.bench import ranking
 from stream_app.bench.index import index_figures
-from stream_app.bench.ranking import STAGES, ranking_figures
+from stream_app.bench.ranking import PARTS, STAGES, ranking_figures
 from stream_app.bench.shop import MadeUpShop, made_up_shop
 from stream_app.cli import main
+from stream_app.ranking.ordering import order_candidates
 from stream_app.ranking.recommender import Recommender
+from stream_app.retrieval.candidates import find_candidates
+from stream_app.retrieval.links import clear
 from stream_app.settings import IndexSettings, RetrievalSettings, Settings
 
 
@@ -37,14 +43,43 @@ def test_every_stage_is_measured_and_every_event_is_covered_by_a_slate(whole: bo
     figures = ranking_figures(made, batch=32)
     sources = {f"source {source.name}" for source in Recommender(made.settings, made.serving).sources}
     # Nothing is searched for where everything is looked at.
-    assert set(figures["us_per_event"]) | {"search"} == {*STAGES, *sources}
-    assert whole != ("search" in figures["us_per_event"])
-    assert all(took >= 0.0 for took in figures["us_per_event"].values())
-    assert sum(figures["us_per_event"].values()) > 0
+    assert set(figures["us_per_event"]) | {"search", "neighbours"} == set(STAGES)
+    for searching in ("search", "neighbours"):
+        assert whole != (searching in figures["us_per_event"])
+    assert {*figures["us_of_candidates"], *figures["us_of_order"]} == {*PARTS, *sources}
+    assert sources < set(figures["us_of_candidates"])
+    for group in ("us_per_event", "us_of_candidates", "us_of_order"):
+        assert all(took >= 0.0 for took in figures[group].values())
+        assert sum(figures[group].values()) > 0
     # Several events of one user in a batch cost one slate.
     assert 0.3 < figures["slates_per_event"] < 1.0
     assert figures["p50_us"] <= figures["p99_us"]
     assert sum(state.events for state in made.states.values()) == 40 * 8 + 640
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_part_by_part_calls_find_and_order_what_they_do_whole(monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+    compared = {"candidates": 0, "order": 0}
+    candidate_parts, order_parts = ranking._candidate_parts, ranking._order_parts
+
+    def candidates(timed: Any, call: SimpleNamespace, names: list[str]) -> None:
+        rows = candidate_parts(timed, call, names)
+        assert (call.slot == -1).all()
+        assert (call.link_slot == -1).all()
+        count, links = find_candidates(*vars(call).values())
+        clear(call.links[:links], call.link_slot)
+        assert rows.tolist() == call.rows[:count].tolist()
+        compared["candidates"] += 1
+
+    def order(timed: Any, call: SimpleNamespace) -> None:
+        places = order_parts(timed, call)
+        assert places.tolist() == order_candidates(*vars(call).values())[0].tolist()
+        compared["order"] += 1
+
+    monkeypatch.setattr(ranking, "_candidate_parts", candidates)
+    monkeypatch.setattr(ranking, "_order_parts", order)
+    ranking_figures(shop(Settings() if whole else Settings(retrieval=RetrievalSettings(whole_below=0))), batch=32)
+    assert min(compared.values()) > 50
 
 
 def test_too_few_events_are_refused() -> None:
@@ -56,7 +91,9 @@ def test_the_command_shows_a_table_and_writes_a_list(tmp_path: Path, capsys: pyt
     file = tmp_path / "figures.json"
     command = ["bench", "ranking", "--items", "200", "--users", "20", "--events", "256", "--batch", "16"]
     assert main([*command, "--json", str(file)]) == 0
-    assert "microseconds per event" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "microseconds per event" in printed
+    assert "source text_slow" in printed
     (figures,) = json.loads(file.read_text())
     assert figures["benchmark"] == "ranking"
     assert (figures["items"], figures["users"], figures["batch"], figures["seed"]) == (200, 20, 16, 0)
