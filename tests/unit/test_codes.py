@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from stream_app.codes import Codes, scan_codes
+from stream_app.codes import Codes, code_products, four_products, in_words, scan_codes, two_products
+from stream_app.compiled import compiled
 
 
 @pytest.mark.parametrize("columns", [1, 15, 16, 17, 64, 384])
@@ -36,6 +38,46 @@ def test_the_largest_codes_do_not_overflow() -> None:
     products = np.empty((2, 3), np.float32)
     scan_codes(vectors[:2], codes.values, codes.steps, products)
     np.testing.assert_allclose(products, vectors[:2] @ vectors.T, rtol=1e-5)
+
+
+@compiled
+def _both(codes: NDArray[np.int8], words: NDArray[np.int16], found: NDArray[np.int64]) -> None:
+    """Products of four queries with each row by twos and by fours: int64 [2, rows, 4], overwritten."""
+    one, two, three, four = words[0], words[1], words[2], words[3]
+    for row in range(len(codes)):
+        found[0, row, 0], found[0, row, 1] = two_products(codes, row, one, two)
+        found[0, row, 2], found[0, row, 3] = two_products(codes, row, three, four)
+        products = four_products(codes, row, one, two, three, four)
+        for query in range(4):
+            found[1, row, query] = products[query]
+
+
+@pytest.mark.parametrize("width", [16, 48, 384, 4_096])
+def test_by_twos_and_by_fours_products_are_exactly_those_of_whole_numbers(width: int) -> None:
+    rng = np.random.default_rng(width)
+    codes = rng.integers(-127, 128, size=(7, width)).astype(np.int8)
+    words = rng.integers(-127, 128, size=(4, width)).astype(np.int16)
+    codes[0], words[0], words[3] = 127, 127, -127
+    found = np.zeros((2, 7, 4), np.int64)
+    _both(codes, words, found)
+    assert found.tolist() == [(codes.astype(np.int64) @ words.astype(np.int64).T).tolist()] * 2
+
+
+@pytest.mark.parametrize("asked", range(10))
+@pytest.mark.parametrize("looked_at", [0, 1, 2, 7, 33])
+def test_products_of_some_rows_are_exactly_those_of_their_codes(asked: int, looked_at: int) -> None:
+    rng = np.random.default_rng(asked)
+    table = rng.normal(size=(50, 40)).astype(np.float32)
+    queries = rng.normal(size=(asked, 40)).astype(np.float32)
+    codes = Codes(40, 50)
+    codes.take(np.arange(50), table)
+    rows = rng.permutation(50)[:looked_at].astype(np.int32)
+    products = np.full((looked_at, asked), np.nan, np.float32)
+    code_products(rows, codes.values, codes.steps, queries, products)
+    words, steps = in_words(queries, codes.values.shape[1])
+    whole = codes.values[rows].astype(np.int64) @ words.astype(np.int64).T
+    assert np.array_equal(products, whole.astype(np.float32) * codes.steps[rows, None] * steps)
+    assert np.abs(products - table[rows] @ queries.T).max(initial=0.0) < 0.02 * 40
 
 
 def test_rows_are_taken_and_kept_when_there_is_more_room() -> None:

@@ -13,11 +13,11 @@ from schemas.arrays import pack_float32, pack_float64
 from schemas.messages import Item, ItemSignals, ItemVector
 from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
-from stream_app.mixing import shuffled
 from stream_app.ranking.recommender import RankRequest, Recommender
+from stream_app.retrieval.candidates import _merge
 from stream_app.retrieval.interests import FAST, LAST, NEGATIVE, SLOW, Interests, derive_interests, history_view
-from stream_app.retrieval.links import SCORES, Links, Scratch, link_scores, pick
-from stream_app.retrieval.source import best
+from stream_app.retrieval.links import SCORES, Scratch, add_links, clear, lags_of, link_scores, strongest_origins
+from stream_app.retrieval.source import Context, best, first_allowed
 from stream_app.serving import ServingState
 from stream_app.settings import IndexSettings, ItemSettings, RetrievalSettings, Settings
 from stream_app.users.state import HistoryEntry, UserState, id_hash
@@ -96,7 +96,6 @@ class TestInterests:
         assert interests.vectors[LAST] == pytest.approx(unit(0, 1))
         assert not interests.vectors[NEGATIVE].any()
         assert interests.recent.tolist() == [1, 0]
-        assert interests.lag.tolist() == [0.0, 1.0]
 
     def test_dislikes_subtract_and_are_kept_apart(
         self, settings: Settings, catalogue: Catalogue, index: VectorIndex
@@ -157,10 +156,37 @@ class TestInterests:
         assert interests.recent.tolist() == [0, 1]
 
 
-def scores_at(links: Links, rows: NDArray[np.int32], scratch: Scratch) -> NDArray[np.float64]:
-    found = np.zeros((len(SCORES), len(rows)))
-    pick(links.rows, links.scores, rows, scratch.slot, found)
-    return found
+class Links:
+    """What the recent items point to at one time."""
+
+    def __init__(self, state: ServingState, interests: Interests, at: float, *, room: int = 10_000) -> None:
+        self._scratch = Scratch(room)
+        self._scratch.reserve(max(state.catalogue.rows, state.signals.rows))
+        state.signals.reserve(state.catalogue.rows)
+        signals, self._arena = state.signals, state.signals.arena
+        self._asked = interests.recent, lags_of(state.settings), at, signals.transition_rate, self._arena
+        scratch = self._scratch
+        count = add_links(*self._asked, scratch.link_slot, scratch.links, scratch.sums)
+        self.rows = scratch.links[:count]
+
+    def scores(self, rows: NDArray[np.int32]) -> NDArray[np.float64]:
+        """Of any rows: float64 [7, rows]."""
+        scores = np.full((len(SCORES), len(rows)), np.nan)
+        link_scores(rows, self._scratch.link_slot, self._scratch.sums, self._arena.scale, scores)
+        return scores
+
+    def origins(self, rows: NDArray[np.int32]) -> tuple[list[int], list[int]]:
+        """The strongest symmetric and the strongest directed one of each row."""
+        origins = np.full((2, len(rows)), 99, np.int64)
+        strongest_origins(*self._asked, rows, self._scratch.slot, origins)
+        assert (self._scratch.slot == -1).all(), "scratch arrays are left as they were"
+        symmetric, directed = origins.tolist()
+        return symmetric, directed
+
+    def cleared(self) -> bool:
+        """Whether the scratch arrays are as they were once the links are cleared."""
+        clear(self.rows, self._scratch.link_slot)
+        return bool((self._scratch.link_slot == -1).all() and (self._scratch.slot == -1).all())
 
 
 def brute_force_links(state: ServingState, events: Sequence[HistoryEntry], at: float) -> dict[str, dict[str, float]]:
@@ -210,18 +236,15 @@ def test_transition_scores_are_those_of_the_formula() -> None:
     events = history(*[(names[number], 1.0) for number in range(15)])
     at = 5 * DAY
     interests = derive_interests(events, state.catalogue, state.index, state.settings, {})
-    scratch = Scratch()
-    scratch.reserve(state.catalogue.rows)
-    links = link_scores(interests, state.signals, state.settings, at=at, scratch=scratch)
+    links = Links(state, interests, at)
     expected = brute_force_links(state, events, at)
     rows = np.arange(state.catalogue.rows, dtype=np.int32)
-    found = scores_at(links, rows, scratch)
+    found = links.scores(rows)
     for column, score in enumerate(SCORES):
         by_row = [expected[score].get(state.catalogue.item_id(row), 0.0) for row in rows.tolist()]
         assert found[column] == pytest.approx(by_row)
-    assert (scratch.slot == -1).all(), "scratch arrays are left as they were"
-    symmetric, _ = links.strongest_origin(rows[:5], scratch)
-    assert (scratch.slot == -1).all()
+    symmetric, _ = links.origins(rows[:5])
+    assert links.cleared(), "scratch arrays are left as they were"
     for row, origin in zip(rows[:5].tolist(), symmetric, strict=True):
         parts = [
             float(part.symmetric[part.rows == row].sum())
@@ -248,9 +271,10 @@ def matrix_links(
         faded = own[place] * signals.decay(part.at, at)
         symmetric[place, np.searchsorted(rows, part.rows)] = part.symmetric * faded
         directed[place, np.searchsorted(rows, part.rows)] = part.directed * faded
-    slow = settings.users.slow_decay**interests.lag
-    short = settings.items.symmetric_decay**interests.lag
-    ahead = np.where(interests.lag < settings.items.directed_history, settings.items.directed_decay**interests.lag, 0.0)
+    lag = np.arange(len(parts), dtype=np.float64)
+    slow = settings.users.slow_decay**lag
+    short = settings.items.symmetric_decay**lag
+    ahead = np.where(lag < settings.items.directed_history, settings.items.directed_decay**lag, 0.0)
     pointed = np.zeros(symmetric.shape)
     for place, part in enumerate(parts):
         pointed[place, np.searchsorted(rows, part.rows)] = 1.0
@@ -278,28 +302,31 @@ def test_transition_scores_are_those_of_one_matrix_product(seed: int) -> None:
         )
     events = history(*[(names[number], 1.0) for number in rng.permutation(400)[:60].tolist()])
     interests = derive_interests(events, state.catalogue, state.index, state.settings, {})
-    scratch = Scratch()
-    links_found = link_scores(interests, state.signals, state.settings, at=5 * DAY, scratch=scratch)
+    links = Links(state, interests, 5 * DAY)
     rows, scores, together, after = matrix_links(state, interests, 5 * DAY)
-    assert np.array_equal(np.sort(links_found.rows), rows)
-    assert scores_at(links_found, rows, scratch) == pytest.approx(scores, rel=1e-12)
+    assert np.array_equal(np.sort(links.rows), rows)
+    assert links.scores(rows) == pytest.approx(scores, rel=1e-12)
     shown = rng.permutation(rows)[:10]
     place = np.searchsorted(rows, shown)
-    assert links_found.strongest_origin(shown, scratch) == (together[place].tolist(), after[place].tolist())
-    assert (scratch.slot == -1).all()
+    assert links.origins(shown) == (together[place].tolist(), after[place].tolist())
+    # Without room for all of them the scores of those there is room for are the same.
+    few = Links(state, interests, 5 * DAY, room=20)
+    assert few.rows.tolist() == links.rows[:20].tolist()
+    assert np.array_equal(few.scores(few.rows), links.scores(few.rows))
+    assert not few.scores(links.rows[20:]).any()
+    assert links.cleared()
+    assert few.cleared()
 
 
 def test_without_links_every_score_is_zero() -> None:
     state = ServingState(Settings(), space=SPACE, dimensions=DIMENSIONS)
     state.apply_item("a", Item(item_id="a", title="a"))
     interests = derive_interests(history(("a", 1.0)), state.catalogue, state.index, state.settings, {})
-    scratch = Scratch()
-    scratch.reserve(1)
-    links = link_scores(interests, state.signals, state.settings, at=0.0, scratch=scratch)
+    links = Links(state, interests, 0.0)
     rows = np.array([0], np.int32)
     assert not len(links.rows)
-    assert not scores_at(links, rows, scratch).any()
-    assert links.strongest_origin(rows, scratch) == ([-1], [-1])
+    assert not links.scores(rows).any()
+    assert links.origins(rows) == ([-1], [-1])
 
 
 def test_what_is_blocked_stays_blocked_when_room_is_made() -> None:
@@ -308,7 +335,29 @@ def test_what_is_blocked_stays_blocked_when_room_is_made() -> None:
     scratch.blocked[3] = 7
     scratch.reserve(100_000)
     assert scratch.blocked[3] == 7
-    assert len(scratch.slot) == len(scratch.blocked) >= 100_000
+    assert len(scratch.slot) == len(scratch.link_slot) == len(scratch.blocked) >= 100_000
+
+
+def context(
+    hashes: NDArray[np.int64],
+    servable: NDArray[np.bool_] | None = None,
+    blocked: NDArray[np.int64] | None = None,
+    request: int = 1,
+) -> Context:
+    """A request of which nothing is known but what may be recommended."""
+    count = len(hashes)
+    state = ServingState(Settings(), space=SPACE, dimensions=DIMENSIONS)
+    tables = state.tables(0.0, 0)._replace(
+        hashes=hashes, servable=np.ones(count, np.bool_) if servable is None else servable
+    )
+    rows, numbers = np.zeros(0, np.int32), np.zeros(0)
+    two_rows = np.zeros((2, 0), np.int32)
+    return Context(
+        tables=tables, queries=np.zeros((5, DIMENSIONS), np.float32), own=rows, own_weights=numbers, links=rows,
+        sums=np.zeros((0, len(SCORES))), near=two_rows, near_scores=np.zeros((2, 0)), by_factors=two_rows,
+        cold_counts=numbers, blocked=np.zeros(count, np.int64) if blocked is None else blocked, request=request,
+        seed=np.uint64(0),
+    )  # fmt: skip
 
 
 def test_best_breaks_ties_by_id_and_not_by_row() -> None:
@@ -321,7 +370,7 @@ def test_best_breaks_ties_by_id_and_not_by_row() -> None:
 
     def chosen(catalogue: Catalogue, scores: NDArray[np.float64], count: int) -> list[str]:
         rows, kept = np.arange(4, dtype=np.int32), np.empty(count, np.int32)
-        found = best(rows, scores, np.ones(4, np.bool_), np.zeros(4, np.int64), 1, catalogue.id_hash, kept)
+        found = best(context(catalogue.id_hash), rows, scores, count, kept)
         return [catalogue.item_id(row) for row in kept[:found].tolist()]
 
     assert chosen(first, scores, 2) == chosen(second, scores[::-1], 2) == sorted("acd", key=id_hash)[:2]
@@ -331,17 +380,30 @@ def test_best_breaks_ties_by_id_and_not_by_row() -> None:
 def test_best_leaves_out_what_may_not_be_recommended() -> None:
     rows = np.array([3, -1, 0, 2, 1], np.int32)
     servable, blocked = np.array([True, True, False, True]), np.array([5, 4, 5, 4])
-    hashes, kept = np.arange(4), np.empty(5, np.int32)
-    found = best(rows, np.array([1.0, 9.0, 8.0, 7.0, 2.0]), servable, blocked, 5, hashes, kept)
+    asked, kept = context(np.arange(4), servable, blocked, 5), np.empty(5, np.int32)
+    found = best(asked, rows, np.array([1.0, 9.0, 8.0, 7.0, 2.0]), 5, kept)
     assert kept[:found].tolist() == [1, 3], "row 0 is blocked, 2 is not servable, -1 is none"
+    found = first_allowed(asked, rows, 5, kept)
+    assert kept[:found].tolist() == [3, 1], "in the same order"
+    assert first_allowed(asked, rows, 1, kept) == best(asked, rows, np.zeros(5), 1, kept) == 1
+    assert first_allowed(asked, rows, 0, kept) == best(asked, rows, np.zeros(5), 0, kept) == 0
 
 
-def test_a_shuffle_depends_on_ids_and_seed_alone() -> None:
-    hashes = np.array([id_hash(name) for name in "abcdefgh"])
-    order = np.argsort(shuffled(hashes, 7))
-    assert hashes[order].tolist() == hashes[::-1][np.argsort(shuffled(hashes[::-1], 7))].tolist()
-    orders = {tuple(np.argsort(shuffled(hashes, seed)).tolist()) for seed in range(200)}
-    assert len(orders) > 150
+def test_candidates_of_several_sources_are_merged_by_id_hash() -> None:
+    rng = np.random.default_rng(6)
+    hashes, slot = rng.permutation(50).astype(np.int64), np.full(50, -1, np.int32)
+    for _ in range(20):
+        lengths = rng.integers(0, 10, 5)
+        found = np.stack([rng.permutation(50)[:10] for _ in lengths]).astype(np.int32)
+        rows, masks = np.empty(50, np.int32), np.empty(50, np.uint32)
+        count = _merge(found, lengths, slot, hashes, rows, masks)
+        by = [set(of_source[:length].tolist()) for of_source, length in zip(found, lengths, strict=True)]
+        expected = sorted(set().union(*by), key=lambda row: hashes[row])
+        assert rows[:count].tolist() == expected
+        assert masks[:count].tolist() == [
+            sum(1 << bit for bit, source in enumerate(by) if row in source) for row in expected
+        ]
+        assert (slot == -1).all()
 
 
 @pytest.fixture

@@ -211,6 +211,36 @@ def test_trending_is_not_sorted_anew_for_every_update() -> None:
     assert totals[catalogue.item_id(int(signals.trending(2, catalogue.id_hash)[0]))] == max(totals.values())
 
 
+def test_the_tops_are_what_trends_by_each_count_also_after_changes() -> None:
+    signals, other, catalogue = Signals(SETTINGS, top=10), Signals(SETTINGS, top=10), Catalogue(unknown_items=1_000)
+    rng = np.random.default_rng(1)
+
+    def tops() -> list[list[int]]:
+        rows, counts = signals.tops(catalogue.id_hash)
+        found = [of_column[:count].tolist() for of_column, count in zip(rows, counts, strict=True)]
+        # Another one too: it is asked for nothing else.
+        for each in (signals, other):
+            assert found == [each.trending(column, catalogue.id_hash).tolist() for column in range(3)]
+        return found
+
+    assert tops() == [[], [], []]
+    for offset in range(300):
+        name = f"i{rng.integers(0, 25)}"
+        counts, at = rng.integers(0, 9, 3).astype(float).tolist(), float(rng.integers(0, 30)) * DAY
+        change = message(name, counts, at=at, applied={"0": offset}) if rng.random() < 0.6 else None
+        for each in (signals, other):
+            each.apply(name, change, catalogue)
+        tops()
+    before = tops()
+    # An item without events is one more row.
+    catalogue.intern("quiet")
+    assert tops() == before
+    gone = before[2][:3]
+    for each in (signals, other):
+        each.forget(np.array(gone, np.int32))
+    assert not set(gone) & {row for rows in tops() for row in rows}
+
+
 def test_equal_counts_are_ordered_by_the_tie_break_and_not_by_row() -> None:
     top = TopRows(2)
     keys = np.zeros(4)

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from schemas.messages import Item, Rule, RuleWhere, SlateItem
 from stream_app.ranking.exploration import _draws, explores, least_shown, thompson_order
 from stream_app.ranking.recommender import Recommender, SeenRanking
-from stream_app.ranking.slate import Chosen, SlateRules, choose
+from stream_app.ranking.slate import SlateRules, in_order
 from stream_app.rules.book import Cap
 from stream_app.serving import ServingState
 from stream_app.settings import Settings, SlateSettings
 from stream_app.users.state import UserState, id_hash
+from tests.slates import Chosen, choose
 from tests.unit.test_ranking import DIMENSIONS, SPACE, fill, new_state, request, user
 
 
@@ -183,6 +184,14 @@ def test_a_preference_gives_way_and_a_cap_does_not() -> None:
     assert hard.order.tolist() == [0, 1, 5]
 
 
+@given(st.integers(0, 800), st.integers(1, 300), st.integers(0, 10_000))
+def test_an_order_is_that_of_sorting_by_two_keys(count: int, distinct: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    keys = rng.integers(0, distinct, count) / 8.0
+    for seconds in (np.zeros(count), rng.integers(-3, 3, count) * 0.5, rng.integers(-(2**62), 2**62, count)):
+        assert in_order(keys, seconds).tolist() == np.lexsort((seconds, -keys)).tolist()
+
+
 # Thompson sampling ------------------------------------------------------------------------------------------------
 
 
@@ -201,7 +210,7 @@ def order_of(seed: int, *, trials: float = 200.0, taken: float = 0.0, passed: fl
     first = np.arange(10) == 0
     hashes = (np.arange(10, dtype=np.int64) + 1) * 104_729
     return thompson_order(
-        closeness, np.where(first, taken, 0.0), np.where(first, passed, 0.0), hashes, seed=seed, trials=trials
+        closeness, np.where(first, taken, 0.0), np.where(first, passed, 0.0), hashes, np.uint64(seed), trials
     ).tolist()
 
 
@@ -223,11 +232,11 @@ def test_the_order_depends_on_ids_and_seed_alone() -> None:
     rng = np.random.default_rng(0)
     closeness, hashes = rng.random(12), rng.integers(1, 2**62, 12)
     zeros = np.zeros(12)
-    first = hashes[thompson_order(closeness, zeros, zeros, hashes, seed=5, trials=50.0)]
+    first = hashes[thompson_order(closeness, zeros, zeros, hashes, np.uint64(5), 50.0)]
     shuffle = rng.permutation(12)
-    again = thompson_order(closeness[shuffle], zeros, zeros, hashes[shuffle], seed=5, trials=50.0)
+    again = thompson_order(closeness[shuffle], zeros, zeros, hashes[shuffle], np.uint64(5), 50.0)
     assert first.tolist() == hashes[shuffle][again].tolist()
-    assert len(thompson_order(zeros[:0], zeros[:0], zeros[:0], hashes[:0], seed=1, trials=10.0)) == 0
+    assert len(thompson_order(zeros[:0], zeros[:0], zeros[:0], hashes[:0], np.uint64(1), 10.0)) == 0
 
 
 # Rules through the recommender ------------------------------------------------------------------------------------
@@ -422,8 +431,8 @@ def test_the_share_of_slates_that_explore_is_the_setting_and_the_same_every_time
 
 
 def test_what_was_shown_least_goes_first_and_of_that_the_best_scored() -> None:
-    order = least_shown(np.array([3, 0, 0, 1, 0], np.uint32), np.array([9.0, 1.0, 2.0, 8.0, 2.0]), np.arange(5)[::-1])
-    assert order.tolist() == [4, 2, 1, 3, 0]
+    order = least_shown(np.array([3, 0, 0, 1, 0], np.uint32), np.array([9.0, 1.0, 2.0, 8.0, 2.0]))
+    assert order.tolist() == [2, 4, 1, 3, 0], "of equal ones the one with the smaller id hash, which comes first here"
 
 
 def test_the_place_goes_to_the_first_that_is_not_above_and_not_to_one_a_rule_pins() -> None:
