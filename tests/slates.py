@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.codes import Codes
 from stream_app.ranking.slate import NEW, TAIL, SlateRules, compose, pinned_places, reserved_places
 from stream_app.settings import SlateSettings
 
-__all__ = ["Chosen", "choose"]
+__all__ = ["Chosen", "choose", "codes_of"]
 
 
 @dataclass(slots=True)
@@ -28,6 +29,13 @@ class Chosen:
     reserved: NDArray[np.bool_]
     pinned: NDArray[np.bool_]
     explored: NDArray[np.bool_]
+
+
+def codes_of(vectors: NDArray[np.float32]) -> Codes:
+    """Codes of vectors, float32 [k, dimensions]."""
+    codes = Codes(vectors.shape[1], len(vectors))
+    codes.take(np.arange(len(vectors)), np.ascontiguousarray(vectors, np.float32))
+    return codes
 
 
 def choose(
@@ -56,8 +64,10 @@ def choose(
     ruled = {candidate for candidate, _ in rules.pins}
     pins = pinned_places([*rules.pins, *((one, 1) for one in rules.first if one not in ruled)], size)
     caps = [*rules.caps, *rules.preferences]
+    codes = codes_of(vectors)
     order, kept_for = compose(
-        np.rint(scores * 1e6) / 1e6, np.arange(count, dtype=np.int32), vectors, settings.diversity, pins, cold_order,
+        np.rint(scores * 1e6) / 1e6, np.arange(count, dtype=np.int32), codes.values, codes.steps, settings.diversity,
+        pins, cold_order,
         reserved_places(size, settings), np.zeros(0, np.intp) if tail_order is None else tail_order,
         settings.explore_rank - 1, np.array([cap.groups for cap in caps], np.int32).reshape(len(caps), count),
         np.array([(cap.at_most, cap.first) for cap in caps], np.int64).reshape(-1, 2), len(rules.caps),

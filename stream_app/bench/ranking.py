@@ -252,8 +252,8 @@ def _order_parts(time_part: _Parts, call: SimpleNamespace) -> NDArray[np.intp]:
     rest = call.reserved, tail_order, call.tail_place, call.groups, call.limits, call.hard
     order: NDArray[np.intp] = time_part(
         "places",
-        (compose, scores, rows, tables.vectors, call.diversity, call.pins, cold_order, *rest),
-        (compose, scores[:0], rows, tables.vectors, call.diversity, call.pins[:0], none, *rest),
+        (compose, scores, rows, tables.codes, tables.steps, call.diversity, call.pins, cold_order, *rest),
+        (compose, scores[:0], rows, tables.codes, tables.steps, call.diversity, call.pins[:0], none, *rest),
     )[0]
     return order
 

@@ -159,9 +159,11 @@ def medians(values: NDArray[np.float32], found: NDArray[np.float32]) -> None:
     counts = np.zeros((columns, _BUCKETS), np.int32)
     for row in range(rows):
         for column in range(columns):
-            bucket = np.uint8((values[row, column] + np.float32(FEATURE_LIMIT)) * scale)
-            bucket_of[row, column] = bucket
-            counts[column, bucket] += 1
+            place = (values[row, column] + np.float32(FEATURE_LIMIT)) * scale
+            # Within its bounds whatever the value is: compiled code does not check indices.
+            held_in = np.int64(min(max(place, np.float32(0.0)), np.float32(_BUCKETS - 1)))
+            bucket_of[row, column] = held_in
+            counts[column, held_in] += 1
     chosen = np.empty(columns, np.int64)
     left = np.empty(columns, np.int32)
     for column in range(columns):

@@ -357,8 +357,11 @@ class Recommender:
             bit = np.uint32(1 << (sources + 1))
             by_search = (masks & bit).astype(np.bool_)
             masks[by_search] = (masks[by_search] & ~bit) | np.uint32(1 << self._by_text)
-        rows, masks = self._permitted(rows, masks, request)
-        prepared = self._with_features(request, history, interests, rows, masks, links, tables)
+        try:
+            rows, masks = self._permitted(rows, masks, request)
+            prepared = self._with_features(request, history, interests, rows, masks, tables)
+        finally:
+            clear(scratch.links[:links], scratch.link_slot)
         prepared.found, prepared.lengths = found[:sources], lengths[:sources]
         prepared.searched = found[-1, : lengths[-1]]
         return prepared
@@ -436,10 +439,9 @@ class Recommender:
         interests: Interests,
         rows: NDArray[np.int32],
         masks: NDArray[np.uint32],
-        links: int,
         tables: Tables,
     ) -> _Prepared:
-        """Features of candidates; the links that were added for the request are cleared."""
+        """Features of candidates, while the links that were added for the request are in the scratch arrays."""
         scratch = self._scratch
         values = np.empty((len(rows), len(self.feature_names)), np.float32)
         cold, closeness = np.empty(len(rows), np.bool_), np.empty(len(rows))
@@ -448,7 +450,6 @@ class Recommender:
             scratch.link_slot, scratch.sums, scratch.slot, request.at, request.now,
             self._settings.retrieval.cold_events, values, cold, closeness,
         )  # fmt: skip
-        clear(scratch.links[:links], scratch.link_slot)
         context = context_values(
             entries=interests.events,
             events=request.user.events,
@@ -615,12 +616,15 @@ class Recommender:
             interests.recent, self._lags, request.at, tables.transition_rate, tables.arena, scratch.link_slot,
             scratch.links, scratch.sums,
         )  # fmt: skip
-        scratch.request += 1
-        scratch.blocked[self._excluded(request)] = scratch.request
-        rows = rows[tables.servable[rows] & (scratch.blocked[rows] != scratch.request)]
-        rows, masks = self._permitted(rows, np.zeros(len(rows), np.uint32), request)
-        rows = rows[np.argsort(tables.hashes[rows])]
-        return self._with_features(request, history, interests, rows, masks, links, tables)
+        try:
+            scratch.request += 1
+            scratch.blocked[self._excluded(request)] = scratch.request
+            rows = rows[tables.servable[rows] & (scratch.blocked[rows] != scratch.request)]
+            rows, masks = self._permitted(rows, np.zeros(len(rows), np.uint32), request)
+            rows = rows[np.argsort(tables.hashes[rows])]
+            return self._with_features(request, history, interests, rows, masks, tables)
+        finally:
+            clear(scratch.links[:links], scratch.link_slot)
 
     def _example(self, choice: Choice, seen: SeenRanking, taken: NDArray[np.int32]) -> Example | None:
         if seen.values is None:

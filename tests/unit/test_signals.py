@@ -207,7 +207,7 @@ def test_trending_is_not_sorted_anew_for_every_update() -> None:
         totals[name] = totals.get(name, 0.0) + 1.0
         signals.apply(name, message(name, [totals[name]] * 3, at=float(offset), applied={"0": offset}), catalogue)
         signals.trending(2, catalogue.id_hash)
-    assert signals._top[2].scans <= 2
+    assert signals._top.scans <= 2 * signals.columns
     assert totals[catalogue.item_id(int(signals.trending(2, catalogue.id_hash)[0]))] == max(totals.values())
 
 
@@ -242,11 +242,10 @@ def test_the_tops_are_what_trends_by_each_count_also_after_changes() -> None:
 
 
 def test_equal_counts_are_ordered_by_the_tie_break_and_not_by_row() -> None:
-    top = TopRows(2)
-    keys = np.zeros(4)
-    assert top.rows(keys, np.array([4, 3, 2, 1])).tolist() == [3, 2]
-    again = TopRows(2)
-    assert again.rows(keys, np.array([1, 2, 3, 4])).tolist() == [0, 1]
+    keys = np.zeros((1, 4))
+    for ties, expected in (([4, 3, 2, 1], [3, 2]), ([1, 2, 3, 4], [0, 1])):
+        top, counts = TopRows(1, 2).rows(keys, np.array(ties), 4)
+        assert top[0, : counts[0]].tolist() == expected
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from stream_app.rules.book import Cap
 from stream_app.serving import ServingState
 from stream_app.settings import Settings, SlateSettings
 from stream_app.users.state import UserState, id_hash
-from tests.slates import Chosen, choose
+from tests.slates import Chosen, choose, codes_of
 from tests.unit.test_ranking import DIMENSIONS, SPACE, fill, new_state, request, user
 
 
@@ -84,7 +84,11 @@ def held(cap: Cap, order: list[int], pins: set[int], *, ended_early: bool) -> bo
 
 def plain(case: dict[str, Any]) -> list[int]:
     """The same slate, everything computed anew for every place."""
-    scores, vectors = case["scores"], case["vectors"]
+    scores = case["scores"]
+    # Diversity goes by codes.
+    codes = codes_of(case["vectors"])
+    whole, steps = codes.values.astype(np.int64), codes.steps.astype(np.float64)
+    products = (whole @ whole.T) * steps[:, None] * steps[None, :]
     rules, slate = case["rules"], case["settings"]
     size = min(case["size"], len(scores))
     ranked = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
@@ -120,7 +124,7 @@ def plain(case: dict[str, Any]) -> list[int]:
         scale = (1.0 - share) / max(high - low, 1e-9) if share else 1.0
 
         def worth(candidate: int, scale: float = scale, low: float = low) -> float:
-            likeness = max([0.0, *(float(vectors[candidate] @ vectors[above]) for above in order)])
+            likeness = max([0.0, *(float(products[candidate, above]) for above in order)])
             return float((scores[candidate] - low) * scale - share * likeness)
 
         taken = {*order, *places.values()}
