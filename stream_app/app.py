@@ -25,6 +25,7 @@ from stream_app.delivery.publisher import Publisher
 from stream_app.delivery.retry import until_it_works
 from stream_app.errors import TailraceError, Unavailable
 from stream_app.logs import get_logger
+from stream_app.memory import settle
 from stream_app.metrics import Metrics, serve_metrics
 from stream_app.ranking.recommender import Recommender
 from stream_app.replicas.replica import Replica
@@ -129,6 +130,7 @@ class Tailrace:
             await warming
         # Together: joining a consumer group takes a broker up to half a session.
         await asyncio.gather(*(self._start_role(role, publisher, redis, pool) for role in self.roles))
+        settle()
         self.ready.set()
         metrics.ready.set(1)
         if pool is not None:

@@ -42,6 +42,7 @@ SPARE = 64
 10,000 vectors of MiniLM some 5 lie within .001 of the hundredth)."""
 _LARGEST = 127
 _LANES = 16
+_LINE = 64
 
 
 class Codes:
@@ -58,14 +59,14 @@ class Codes:
 
     def __init__(self, columns: int, rows: int) -> None:
         width = -(-columns // _LANES) * _LANES
-        self.values = np.zeros((rows, width), np.int8)
+        self.values = _at_lines(rows, width)
         self.steps = np.zeros(rows, np.float32)
 
     def reserve(self, rows: int) -> None:
         """Make room for exactly so many rows, if there is less."""
         held = len(self.steps)
         if rows > held:
-            values = np.zeros((rows, self.values.shape[1]), np.int8)
+            values = _at_lines(rows, self.values.shape[1])
             values[:held] = self.values
             self.values = values
             self.steps = np.concatenate([self.steps, np.zeros(rows - held, np.float32)])
@@ -78,6 +79,13 @@ class Codes:
         """``rows`` have no vectors any more."""
         self.values[rows] = 0
         self.steps[rows] = 0.0
+
+
+def _at_lines(rows: int, width: int) -> NDArray[np.int8]:
+    """Zeros that begin where a line of the processor's cache does, so that no row lies in one line more than it must."""
+    room = np.zeros(rows * width + _LINE, np.int8)
+    start = -room.ctypes.data % _LINE
+    return room[start : start + rows * width].reshape(rows, width)
 
 
 @compiled

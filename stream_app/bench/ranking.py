@@ -30,6 +30,7 @@ from schemas.decode import decode_interaction, encode
 from schemas.messages import Slate, TrainingExamples, Transitions, Trigger
 from stream_app.bench.shop import MadeUpShop
 from stream_app.items.signals import decayed_column
+from stream_app.memory import settle
 from stream_app.ranking import recommender as ranking
 from stream_app.ranking.features import in_steps
 from stream_app.ranking.network import score_network
@@ -287,6 +288,7 @@ def ranking_figures(
         )
     warm = max(2, len(batches) // 10)
     _rank_everybody(shop, stage, batch)
+    settle()
     whole: list[float] = []
     staged = slates = 0
     for number, records in enumerate(batches):

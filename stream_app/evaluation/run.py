@@ -21,6 +21,7 @@ from stream_app.evaluation.files import Log
 from stream_app.evaluation.prequential import Options, Prequential, Protocol
 from stream_app.evaluation.report import Run, report
 from stream_app.evaluation.vectors import default_cache, text_vectors
+from stream_app.memory import settle
 from stream_app.settings import Settings
 from stream_app.textify import said
 from stream_app.textify.items import item_text
@@ -119,6 +120,7 @@ def evaluate_log(
         baselines=baselines,
         texts=encoded.texts,
     )
+    settle()
     started = time.perf_counter()
 
     def advance(done: int) -> None:
