@@ -82,7 +82,7 @@ class Codes:
 
 
 def _at_lines(rows: int, width: int) -> NDArray[np.int8]:
-    """Zeros that begin where a line of the processor's cache does, so that no row lies in one line more than it must."""
+    """Zeros that begin where a line of the processor's cache does, so that no row lies in more lines than it must."""
     room = np.zeros(rows * width + _LINE, np.int8)
     start = -room.ctypes.data % _LINE
     return room[start : start + rows * width].reshape(rows, width)

@@ -10,9 +10,9 @@ __all__ = ["settle"]
 def settle() -> None:
     """Leave everything that exists now out of future collections.
 
-    To be called when a process has started: a catalogue is a million objects and more, and each full collection looks at
-    all of them (measured: the slowest hundredth of batches took 4.6 ms per event, and 2.6 ms after this). What is no
-    longer referred to is freed as before; only cycles among what exists now are not found any more.
+    To be called when a process has started: a catalogue is a million objects and more, and each full collection looks
+    at all of them (measured: the slowest hundredth of batches took 4.6 ms per event, and 2.6 ms after this). What is
+    no longer referred to is freed as before; only cycles among what exists now are not found any more.
     """
     gc.collect()
     gc.freeze()

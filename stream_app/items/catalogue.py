@@ -132,6 +132,11 @@ class Catalogue:
         """The row of an id, -1 when it has none."""
         return self._row_of.get(item_id, -1)
 
+    def rows_of(self, item_ids: Iterable[str]) -> list[int]:
+        """The row of each id, -1 where it has none."""
+        row_of = self._row_of.get
+        return [row_of(item_id, -1) for item_id in item_ids]
+
     def row_of_hash(self, item_hash: int) -> int:
         """The row of an id hash, -1 when it has none."""
         return self._row_of_hash.get(item_hash, -1)

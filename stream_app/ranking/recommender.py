@@ -163,7 +163,7 @@ class Ranking:
         reclaims: of the catalogue; see :class:`SeenRanking`.
         interests: what was derived of the user.
         at: event time of the request (seconds).
-        now: wall clock of the request (seconds since 1970).
+        tables: what it was ranked with; good until the serving state changes.
         language: of the reasons.
     """
 
@@ -184,7 +184,7 @@ class Ranking:
     reclaims: int
     interests: Interests
     at: float
-    now: float
+    tables: Tables
     language: str
 
     @property
@@ -236,6 +236,7 @@ class Recommender:
         self._masks: dict[int, list[str]] = {}
         self._said: dict[tuple[str, int, str], Reason] = {}
         self._said_of = (-1, -1)
+        self._reserved_in: dict[int, NDArray[np.bool_]] = {}
         # Of the half-lives the one nearest to a week says what rises.
         days = settings.items.half_lives_days
         self._rising = min(range(len(days)), key=lambda column: abs(days[column] - 7.0))
@@ -253,20 +254,12 @@ class Recommender:
 
     def slate_items(self, ranking: Ranking) -> list[SlateItem]:
         """The slate with provenance and reasons, to be made before the serving state changes."""
-        catalogue = self._serving.catalogue
-        reasons = self._reasons(ranking)
+        ids = map(self._serving.catalogue.item_id, ranking.rows.tolist())
+        sources = map(self._named_by, ranking.sources.tolist())
+        columns = zip(ids, ranking.scores.tolist(), sources, self._reasons(ranking), strict=True)
         return [
-            SlateItem(
-                item_id=catalogue.item_id(row),
-                rank=rank,
-                score=score,
-                sources=self._named_by(mask),
-                reason=reason,
-            )
-            for rank, (row, score, mask, reason) in enumerate(
-                zip(ranking.rows.tolist(), ranking.scores.tolist(), ranking.sources.tolist(), reasons, strict=True),
-                start=1,
-            )
+            SlateItem(item_id=item_id, rank=rank, score=score, sources=names, reason=reason)
+            for rank, (item_id, score, names, reason) in enumerate(columns, start=1)
         ]
 
     def _named_by(self, mask: int) -> list[str]:
@@ -476,7 +469,7 @@ class Recommender:
             _seed(seed), settings.cold_trials, self._personal,
             self._shown if self._reclaims == serving.catalogue.reclaims else self._shown[:0],
             request.n >= settings.explore_rank and explores(seed, settings.explore), settings.diversity,
-            pins, reserved_places(size, settings), settings.explore_rank - 1,
+            pins, self._reserved(size), settings.explore_rank - 1,
             np.array([cap.groups for cap in caps], np.int32) if caps else _NO_ROWS[:, :0],
             np.array([(cap.at_most, cap.first) for cap in caps], np.int64) if caps else _NO_CAPS, len(rules.caps),
             scores,
@@ -502,7 +495,7 @@ class Recommender:
             reclaims=serving.catalogue.reclaims,
             interests=prepared.interests,
             at=request.at,
-            now=request.now,
+            tables=tables,
             language=request.language or self._settings.slate.language,
         )
 
@@ -518,6 +511,13 @@ class Recommender:
             self._shown[: len(held)] = held
             self._reclaims = ranking.reclaims
         self._shown[ranking.slate[: self._settings.slate.explore_rank]] += np.uint32(1)
+
+    def _reserved(self, size: int) -> NDArray[np.bool_]:
+        """The places kept for new items in a slate of this size; made once."""
+        held = self._reserved_in.get(size)
+        if held is None:
+            held = self._reserved_in[size] = reserved_places(size, self._settings.slate)
+        return held
 
     def _slate_rules(self, prepared: _Prepared) -> SlateRules:
         """Business rules as they bear on the candidates."""
@@ -547,18 +547,22 @@ class Recommender:
         interests = ranking.interests
         explain(
             ranking.rows, ranking.values, ranking.candidate_values, ranking.context, ranking.boosts, self._kinds,
-            self._signs, len(KINDS), self._closeness, *self._serving.ranker.parameters(), self._tables(ranking.now),
+            self._signs, len(KINDS), self._closeness, *self._serving.ranker.parameters(), ranking.tables,
             interests.recent_vectors, interests.recent, self._lags, ranking.at, self._scratch.slot, codes, near,
             origins,
         )  # fmt: skip
+        catalogue = self._serving.catalogue
+        of = (catalogue.version, catalogue.reclaims)
+        if of != self._said_of or len(self._said) >= _KEPT:
+            self._said, self._said_of = {}, of
+        said, language, recent = self._said, ranking.language, interests.recent.tolist()
         reasons = []
-        language, recent = ranking.language, ranking.interests.recent
         told = zip(
             codes.tolist(), near.tolist(), ranking.reserved.tolist(), ranking.pinned.tolist(),
-            ranking.searched.tolist(), ranking.explored.tolist(), strict=True,
+            ranking.searched.tolist(), ranking.explored.tolist(), origins.T.tolist(), strict=True,
         )  # fmt: skip
-        for place, (kind, close, reserved, pinned, searched, explored) in enumerate(told):
-            code = CODES[kind]
+        for kind, close, reserved, pinned, searched, explored, places in told:
+            code, row = CODES[kind], -1
             if pinned:
                 code = "pinned"
             elif searched:
@@ -567,22 +571,14 @@ class Recommender:
                 code = "new_for_you" if close else "new"
             elif explored:
                 code = "less_known_for_you" if close else "less_known"
-            column = _ORIGINS.get(code)
-            origin = -1 if column is None or searched else int(origins[column, place])
-            reasons.append(self._reason(code, int(recent[origin]) if origin >= 0 else -1, language))
+            elif code in _ORIGINS and places[_ORIGINS[code]] >= 0:
+                row = recent[places[_ORIGINS[code]]]
+            # A reason is the same for everybody, and kept as long as no item changes.
+            reason = said.get((code, row, language))
+            if reason is None:
+                reason = said[code, row, language] = phrase(code, self._named(row), language)
+            reasons.append(reason)
         return reasons
-
-    def _reason(self, code: str, row: int, language: str) -> Reason:
-        """A reason that names an item (-1: none), kept as long as no item changes."""
-        catalogue = self._serving.catalogue
-        of = (catalogue.version, catalogue.reclaims)
-        if of != self._said_of or len(self._said) >= _KEPT:
-            self._said, self._said_of = {}, of
-        key = (code, row, language)
-        reason = self._said.get(key)
-        if reason is None:
-            reason = self._said[key] = phrase(code, self._named(row), language)
-        return reason
 
     def _named(self, row: int) -> dict[str, Any]:
         """Id and title of an item; nothing for -1."""

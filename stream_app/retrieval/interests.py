@@ -110,10 +110,10 @@ def derive_interests(
     """
     count = len(history)
     before = _mean([text_vectors[text] for text in prior if text in text_vectors], index.dimensions)
-    known = round(prior_weight) if before.any() else 0
+    spoken = bool(prior) and bool(before.any())
+    known = round(prior_weight) if spoken else 0
     newest_first = history[::-1]
-    row_of = catalogue.row
-    entry_rows = [row_of(entry.item_id) for entry in newest_first]
+    entry_rows = catalogue.rows_of([entry.item_id for entry in newest_first])
     said = np.zeros((0, index.dimensions), np.float32)
     if text_vectors and min(entry_rows, default=0) < 0:
         said = np.zeros((count, index.dimensions), np.float32)
@@ -144,7 +144,7 @@ def derive_interests(
         own,
         own_weights[:distinct],
         by_factors,
-        (prior_weight > 0 and count <= _WORDS and bool(before.any())) or bool(said[:_WORDS].any()),
+        (prior_weight > 0 and count <= _WORDS and spoken) or (len(said) > 0 and bool(said[:_WORDS].any())),
     )
 
 

@@ -266,8 +266,10 @@ class RuleBook:
         return Cap(np.where(fitting, groups, np.int32(-1)), rule.at_most or 0, rule.first or 0)
 
     def _for_user(self, user_id: str, kind: str) -> Iterable[Rule]:
-        rules = (self._rules[rule_id] for rule_id in self._personal.get(user_id, ()))
-        return [rule for rule in rules if rule.kind == kind] if self._personal else ()
+        if user_id not in self._personal:  # as nearly always
+            return ()
+        rules = (self._rules[rule_id] for rule_id in self._personal[user_id])
+        return [rule for rule in rules if rule.kind == kind]
 
     def _drop(self, rule_id: str) -> None:
         dropped = self._rules.pop(rule_id)

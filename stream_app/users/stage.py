@@ -446,7 +446,7 @@ def _previous(history: tuple[HistoryEntry, ...], limit: int) -> list[str]:
 
 def _known_to(state: UserState) -> float:
     """Event time of the newest event of the history; -inf when there is none."""
-    return max((entry.at for entry in state.history), default=-math.inf)
+    return max([entry.at for entry in state.history], default=-math.inf)
 
 
 def _last_at(state: UserState, now: float) -> float:
