@@ -278,7 +278,7 @@ class IndexSettings(_Group):
     )
     m: int = Field(16, ge=4, le=128, description="Links per node.")
     neighbours: int = Field(
-        64,
+        32,
         ge=4,
         le=1_000,
         description="Nearest items kept of every item that somebody who is ranked took; 8 bytes each, 16 after "
@@ -318,14 +318,14 @@ class RetrievalSettings(_Group):
         description="Up to this many vectors everything is looked at; beyond, what lies near to the last items, what "
         "was taken together with them, and what is popular.",
     )
-    neighbour_items: int = Field(20, ge=1, le=100, description="Last items whose nearest items are looked at.")
-    slow: int = Field(60, ge=0, le=1_000, description="Nearest to the slow interest vector.")
-    fast: int = Field(60, ge=0, le=1_000, description="Nearest to the fast interest vector.")
-    transitions: int = Field(120, ge=0, le=1_000, description="Neighbours of the last items.")
+    neighbour_items: int = Field(12, ge=1, le=100, description="Last items whose nearest items are looked at.")
+    slow: int = Field(30, ge=0, le=1_000, description="Nearest to the slow interest vector.")
+    fast: int = Field(30, ge=0, le=1_000, description="Nearest to the fast interest vector.")
+    transitions: int = Field(80, ge=0, le=1_000, description="Neighbours of the last items.")
     recent_items: int = Field(40, ge=1, le=100, description="Last items whose neighbours are looked at.")
-    trending: int = Field(30, ge=0, le=1_000, description="Per half-life, and of all time.")
-    factors: int = Field(60, ge=0, le=1_000, description="Largest scores by learned factors, long memory.")
-    factors_fast: int = Field(40, ge=0, le=1_000, description="Largest scores by learned factors, short memory.")
+    trending: int = Field(15, ge=0, le=1_000, description="Per half-life, and of all time.")
+    factors: int = Field(50, ge=0, le=1_000, description="Largest scores by learned factors, long memory.")
+    factors_fast: int = Field(30, ge=0, le=1_000, description="Largest scores by learned factors, short memory.")
     again: int = Field(20, ge=0, le=1_000, description="The user's own items that may be recommended again.")
     cold: int = Field(20, ge=0, le=1_000, description="New items close in text.")
     cold_events: float = Field(5.0, ge=0, le=1_000, description="An item with fewer events than this is cold.")
