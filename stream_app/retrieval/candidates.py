@@ -12,7 +12,7 @@ from stream_app.retrieval.interests import FAST, SLOW
 from stream_app.retrieval.links import Lags, add_links
 from stream_app.retrieval.pool import best_of_pool, gather
 from stream_app.retrieval.source import Context, first_allowed
-from stream_app.retrieval.sources import propose_all
+from stream_app.retrieval.sources import FACTORS, FACTORS_FAST, TEXT_FAST, TEXT_SLOW, propose_all
 from stream_app.retrieval.tables import Tables
 
 __all__ = ["find_candidates"]
@@ -110,9 +110,9 @@ def _look(
     wanted: NDArray[np.int64],
 ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int32]]:
     """What of the pool is nearest to the interest vectors, how near, and what has the largest scores by factors."""
-    near = np.full((2, max(wanted[0], wanted[1])), -1, np.int32)
+    near = np.full((2, max(wanted[TEXT_SLOW], wanted[TEXT_FAST])), -1, np.int32)
     near_scores = np.full(near.shape, -np.inf)
-    by_factors = np.full((2, max(wanted[3], wanted[4])), -1, np.int32)
+    by_factors = np.full((2, max(wanted[FACTORS], wanted[FACTORS_FAST])), -1, np.int32)
     if whole:
         neighbours = np.arange(len(tables.servable)).astype(np.int32)
     last = len(tables.top_counts) - 1

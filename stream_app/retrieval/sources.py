@@ -18,7 +18,10 @@ from stream_app.retrieval.transitions import taken_together
 from stream_app.retrieval.trending import trending
 from stream_app.settings import Settings
 
-__all__ = ["Source", "default_sources", "propose_all"]
+__all__ = ["FACTORS", "FACTORS_FAST", "TEXT_FAST", "TEXT_SLOW", "Source", "default_sources", "propose_all"]
+
+TEXT_SLOW, TEXT_FAST, TRANSITIONS, FACTORS, FACTORS_FAST, FIRST_TRENDING = range(6)
+"""Places of the sources; after those of trending come ``again`` and ``new``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +66,12 @@ def propose_all(
         found: int32 [sources, most that is wanted], overwritten.
         lengths: int64 [sources], overwritten.
     """
-    lengths[0] = near_interest(context, SLOW, wanted[0], found[0])
-    lengths[1] = near_interest(context, FAST, wanted[1], found[1])
-    lengths[2] = taken_together(context, wanted[2], found[2])
-    lengths[3] = similar_taste(context, SLOW, wanted[3], found[3])
-    lengths[4] = similar_taste(context, FAST, wanted[4], found[4])
-    place = 5
+    lengths[TEXT_SLOW] = near_interest(context, SLOW, wanted[TEXT_SLOW], found[TEXT_SLOW])
+    lengths[TEXT_FAST] = near_interest(context, FAST, wanted[TEXT_FAST], found[TEXT_FAST])
+    lengths[TRANSITIONS] = taken_together(context, wanted[TRANSITIONS], found[TRANSITIONS])
+    lengths[FACTORS] = similar_taste(context, SLOW, wanted[FACTORS], found[FACTORS])
+    lengths[FACTORS_FAST] = similar_taste(context, FAST, wanted[FACTORS_FAST], found[FACTORS_FAST])
+    place = FIRST_TRENDING
     for column in range(len(context.tables.top_counts)):
         lengths[place] = trending(context, column, wanted[place], found[place])
         place += 1
