@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_app.evaluation.metrics import DEPTH, Ranks, gains, hit_rate, mean, wilson
+from stream_app.evaluation.metrics import DEPTH, Ranks, RanksBySource, gains, hit_rate, mean, wilson
 
 INF = float("inf")
 
@@ -97,3 +97,19 @@ def test_what_the_user_had_takes_no_place_in_a_slate():
 
     assert ranks.values.tolist() == [2.0, np.inf, 50.0, np.inf]
     assert ranks.shown == 10, "9 and 5 of the first, and 0 to 11 without 3 and 7 of the second"
+
+
+def test_several_rankings_together_are_ranked_as_each_alone() -> None:
+    rng = np.random.default_rng(3)
+    together, alone = RanksBySource(["a", "b", "c"], 60), {name: Ranks(60) for name in "abc"}
+    for _ in range(50):
+        had = rng.random(60) < 0.1
+        tested = rng.permutation(60)[:3].astype(np.int32)
+        slates = np.stack([rng.permutation(60) for _ in range(3)]).astype(np.int32)
+        lengths = rng.integers(0, 61, 3)
+        together.add(slates, lengths, tested, had)
+        for ranks, slate, length in zip(alone.values(), slates, lengths.tolist(), strict=True):
+            ranks.add_slate(slate[:length], tested, had)
+    for name, ranks in alone.items():
+        assert together.by_name[name].values.tolist() == ranks.values.tolist()
+        assert together.by_name[name].shown == ranks.shown > 0
