@@ -98,7 +98,7 @@ def largest(scores: NDArray[np.floating[Any]], wanted: int, rows: NDArray[np.int
     precision, or by something else, afterwards.
 
     Args:
-        scores: float32 or float64 [n]; -inf leaves a place out.
+        scores: float32 or float64 [n]; what is not finite is left out.
         wanted: how many, more than 0.
         rows: int32 [n], overwritten with the result, in ascending order.
 
@@ -107,15 +107,15 @@ def largest(scores: NDArray[np.floating[Any]], wanted: int, rows: NDArray[np.int
     """
     low, high = np.inf, -np.inf
     for score in scores:
-        if score > -np.inf:
+        if -np.inf < score < np.inf:
             low, high = min(low, score), max(high, score)
     if low > high:
         return 0
     scale = (_BUCKETS - 1) / (high - low) if high > low else 0.0
     counts = np.zeros(_BUCKETS, np.int64)
     for score in scores:
-        if score > -np.inf:
-            counts[np.int64((score - low) * scale)] += 1
+        if -np.inf < score < np.inf:
+            counts[_bucket(score, low, scale)] += 1
     bucket = _BUCKETS - 1
     held = counts[bucket]
     while held < wanted and bucket > 0:
@@ -123,7 +123,14 @@ def largest(scores: NDArray[np.floating[Any]], wanted: int, rows: NDArray[np.int
         held += counts[bucket]
     found = 0
     for place, score in enumerate(scores):
-        if score > -np.inf and np.int64((score - low) * scale) >= bucket:
+        if -np.inf < score < np.inf and _bucket(score, low, scale) >= bucket:
             rows[found] = place
             found += 1
     return found
+
+
+@compiled
+def _bucket(score: np.floating[Any], low: float, scale: float) -> int:
+    """Of scores further apart than a number can say the first: compiled code does not check indices."""
+    place = (score - low) * scale
+    return int(place) if 0.0 <= place < _BUCKETS else 0

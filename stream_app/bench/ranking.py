@@ -189,7 +189,7 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
     asked = call.queries, call.factors
     end = call.blocked, call.request, call.slot
     without = tables._replace(top_counts=np.zeros_like(tables.top_counts))
-    near, near_scores, by_factors = time_part(
+    near, by_factors = time_part(
         "pool and nearest",
         (_look, tables, *asked, call.neighbours, call.whole, call.rising, links, *end, wanted),
         (_look, without, *asked, none, False, call.rising, none, *end, np.zeros_like(wanted)),
@@ -204,7 +204,7 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
     )
 
     context = Context(
-        tables, call.queries, call.own, call.own_weights, links, sums, near, near_scores, by_factors, cold_counts,
+        tables, call.queries, call.own, call.own_weights, links, sums, near, by_factors, cold_counts,
         call.blocked, call.request, call.seed,
     )  # fmt: skip
     sources: list[tuple[Any, ...]] = [
@@ -240,7 +240,7 @@ def _order_parts(time_part: _Parts, call: SimpleNamespace) -> NDArray[np.intp]:
     time_part("scores", (score_network, values, *rest, scores), (score_network, values[:0], *rest, scores[:0]))
 
     scores = call.scores
-    rest = call.closeness, tables, call.rising, call.seed, call.trials
+    rest = call.closeness, tables, call.rising, call.seed, call.trials, int(call.reserved.sum())
     cold_order = time_part(
         "new items", (_new_items, rows, values, cold, *rest), (_new_items, rows, values, cold[:0], *rest)
     )

@@ -30,6 +30,8 @@ __all__ = ["Arena", "Neighbours", "Signals", "decayed_column", "decayed_counts"]
 _DAY = 86_400.0
 _START_CAPACITY = 1_024
 _START_ENTRIES = 16_384
+_LARGEST = 1e30
+"""What is larger is no count, weight or time, and would not stay finite in sums of float32."""
 
 
 class Neighbours(NamedTuple):
@@ -82,6 +84,7 @@ class Signals:
         self._transition_rate = 1.0 / (settings.transition_half_life_days * _DAY)
         self._top = TopRows(len(self._rates), top)
         self._rows = 0
+        self.longest = 0
         self._sources: dict[str, int] = {}
         self._applied = np.full((0, _START_CAPACITY), -1, np.int64)
         self._counts = np.zeros((_START_CAPACITY, len(self._rates)))
@@ -207,6 +210,9 @@ class Signals:
         directed = unpack_float64(signals.directed)
         if not len(symmetric) == len(directed) == len(signals.neighbours):
             raise ValueError(f"signals of item {item_id!r}: neighbours and weights differ in length")
+        numbers = (symmetric, directed, np.array([*signals.counts, signals.at, signals.shown], np.float64))
+        if any(not (np.abs(values) <= _LARGEST).all() for values in numbers):
+            raise ValueError(f"signals of item {item_id!r}: a number is not finite, or too large")
         if not all(-(2**63) <= offset < 2**63 for offset in signals.applied.values()):
             raise ValueError(f"signals of item {item_id!r}: an offset of {signals.applied} is no 64-bit integer")
         row = catalogue.intern(item_id)
@@ -270,6 +276,7 @@ class Signals:
             offsets[self._sources[source]] = values
         # A block holds less than twice its entries, or four.
         self._room(2 * len(neighbours) + 4 * len(rows))
+        self.longest = max(self.longest, int(lengths.max(initial=0)))
         found = np.zeros(len(rows), np.bool_)
         _take_over(
             rows, lengths, neighbours, symmetric, directed, counts, at, offsets, shown, found,
@@ -390,6 +397,9 @@ class Signals:
                 raise ValueError("lists of neighbours differ in length")
             if held["lengths"].min(initial=0) < 0 or held["rows"].min(initial=0) < 0:
                 raise ValueError("a length or a row is negative")
+            for name in ("counts", "at", "symmetric", "directed"):
+                if not (np.abs(held[name]) <= _LARGEST).all():
+                    raise ValueError(f"{name}: a number is not finite, or too large")
             signals.reserve(count)
             signals.apply_arrays(
                 np.arange(count, dtype=np.int32),

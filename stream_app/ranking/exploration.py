@@ -31,8 +31,9 @@ _LIFT = 1.0
 """Log of the factor by which the prior's mean grows per standard deviation of promise."""
 _UNIT = 2.0**-53
 _CONTESTANTS = 64
-"""New items that compete, those that promise most and a few that promise as much as the last of them: for a handful of
-places no other has a chance worth its draw."""
+"""New items that compete at least, and four for each place: those that promise most, and what promises as much as the
+last of them. No other has a chance worth its draw where the prior counts for some dozens of showings."""
+_SURE = 50.0
 
 
 @compiled
@@ -43,6 +44,7 @@ def thompson_order(
     hashes: NDArray[np.int64],
     seed: np.uint64,
     trials: float,
+    wanted: int,
 ) -> NDArray[np.intp]:
     """Indices of new items, the one that deserves a reserved place most first: int64 [up to c], not all of many.
 
@@ -53,12 +55,14 @@ def thompson_order(
         hashes: int64 [c], of the ids; distinct, they break ties.
         seed: of user and state: the same one gives the same order.
         trials: how many showings the prior counts for; inf: no chance, promise alone decides.
+        wanted: how many places there are for them.
     """
     lifts = _lifts(promise)
     if np.isinf(trials):
         return in_order(lifts, hashes)
-    places = np.empty(len(lifts), np.int32)
-    places = places[: largest(lifts, _CONTESTANTS, places)]
+    places = np.arange(len(lifts)).astype(np.int32)
+    if trials >= _SURE:
+        places = places[: largest(lifts, max(_CONTESTANTS, 4 * wanted), places)]
     mean = np.minimum(_BASE_RATE * np.exp(_LIFT * lifts[places]), _MOST_RATE)
     draws = _draws(mean * trials + taken[places], (1.0 - mean) * trials + passed[places], hashes[places], seed)
     return places[in_order(draws, hashes[places])].astype(np.int64)

@@ -44,6 +44,8 @@ CONTEXT = ("history", "pause", "breadth")
 FEATURE_LIMIT = 6.0
 """Scaled features are clipped to this, either way."""
 
+_APART, _CODES_APART = 1e-6, 1e-3
+"""Standard deviations from which on values differ, and cosines of codes."""
 _HOUR_S = 3_600.0
 _DAY_S = 86_400.0
 _NEVER_HOURS = 20_000.0
@@ -281,7 +283,9 @@ def _scale(values: NDArray[np.float32]) -> None:
             squares[column] += away * away
     for column in range(columns):
         deviation = np.sqrt(squares[column] / max(count[column], 1.0))
-        squares[column] = 1.0 / deviation if deviation > 1e-6 else 0.0
+        # What the rounding of codes does to cosines that are all the same is no difference.
+        least = _CODES_APART if column < len(TEXT) else _APART
+        squares[column] = 1.0 / deviation if deviation > least else 0.0
     for row in range(rows):
         for column in range(columns):
             value = np.float64(values[row, column])

@@ -68,7 +68,7 @@ def order_candidates(
             scores[place] = np.rint((scores[place] + boosts[place]) * 1e6) / 1e6
     return compose(
         scores, rows, tables.codes, tables.steps, diversity, pins,
-        _new_items(rows, values, cold, closeness, tables, rising, seed, trials), reserved,
+        _new_items(rows, values, cold, closeness, tables, rising, seed, trials, reserved.sum()), reserved,
         _less_known(rows, masks, scores, personal, in_first_ranks, explores), tail_place, groups, limits, hard,
     )  # fmt: skip
 
@@ -83,6 +83,7 @@ def _new_items(
     rising: int,
     seed: np.uint64,
     trials: float,
+    wanted: int,
 ) -> NDArray[np.intp]:
     """New items among the candidates, the one that deserves a reserved place most first."""
     places = np.flatnonzero(cold)
@@ -100,7 +101,7 @@ def _new_items(
         hashes[at] = all_hashes[row]
     promising = np.empty(count)
     promise(near, rises, promising)
-    return places[thompson_order(promising, taken, passed, hashes, seed, trials)]
+    return places[thompson_order(promising, taken, passed, hashes, seed, trials, wanted)]
 
 
 @compiled

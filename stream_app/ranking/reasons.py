@@ -32,8 +32,8 @@ CODES = (*KINDS, "recommended", "boosted")
 _RECOMMENDED, _BOOSTED = len(KINDS), len(KINDS) + 1
 _LEAST = 1e-9
 """A contribution of less is none."""
-_NEARER = 1e-6
-"""Standard deviations: rounding is no difference."""
+_NEARER = 0.02
+"""Standard deviations: the rounding of codes is no difference."""
 _BUCKETS = 64
 
 _TEMPLATES: dict[str, dict[str, str]] = {
@@ -160,8 +160,8 @@ def medians(values: NDArray[np.float32], found: NDArray[np.float32]) -> None:
     for row in range(rows):
         for column in range(columns):
             place = (values[row, column] + np.float32(FEATURE_LIMIT)) * scale
-            # Within its bounds whatever the value is: compiled code does not check indices.
-            held_in = np.int64(min(max(place, np.float32(0.0)), np.float32(_BUCKETS - 1)))
+            # Within its bounds whatever the value is, NaN as well: compiled code does not check indices.
+            held_in = np.int64(min(place, np.float32(_BUCKETS - 1))) if place > 0.0 else 0
             bucket_of[row, column] = held_in
             counts[column, held_in] += 1
     chosen = np.empty(columns, np.int64)

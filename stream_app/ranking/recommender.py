@@ -232,7 +232,7 @@ class Recommender:
         self._signs = evidence_signs(self.feature_names)
         self._closeness = np.array([self.feature_names.index(name) for name in ("text_slow", "text_fast")])
         self._lags = lags_of(settings)
-        self._scratch = Scratch(settings.retrieval.recent_items * settings.items.neighbours)
+        self._scratch = Scratch()
         self._masks: dict[int, list[str]] = {}
         self._said: dict[tuple[str, int, str], Reason] = {}
         self._said_of = (-1, -1)
@@ -307,8 +307,12 @@ class Recommender:
 
     def _tables(self, now: float) -> Tables:
         """What is read by row, with room for every row in what is written by row."""
-        tables = self._serving.tables(now, self._rising)
-        self._scratch.reserve(max(self._serving.catalogue.rows, self._serving.signals.rows))
+        serving = self._serving
+        tables = serving.tables(now, self._rising)
+        # No more rows than there are, and no more than the recent items can name.
+        rows = max(serving.catalogue.rows, serving.signals.rows)
+        links = min(rows, self._settings.retrieval.recent_items * serving.signals.longest)
+        self._scratch.reserve(rows, links)
         return tables
 
     def _interests(self, request: RankRequest, history: tuple[HistoryEntry, ...]) -> Interests:
@@ -344,13 +348,14 @@ class Recommender:
             scratch.slot, scratch.link_slot, scratch.links, scratch.sums, scratch.blocked, scratch.request, found,
             lengths, rows, masks,
         )  # fmt: skip
-        rows, masks = rows[:count], masks[:count]
-        if lengths[-1]:
-            # Closeness in text proposes them, like the neighbours of what the user did of late.
-            bit = np.uint32(1 << (sources + 1))
-            by_search = (masks & bit).astype(np.bool_)
-            masks[by_search] = (masks[by_search] & ~bit) | np.uint32(1 << self._by_text)
         try:
+            # Copies: they are kept longer than what was made for as many as there might have been.
+            rows, masks = rows[:count].copy(), masks[:count].copy()
+            if lengths[-1]:
+                # Closeness in text proposes them, like the neighbours of what the user did of late.
+                bit = np.uint32(1 << (sources + 1))
+                by_search = (masks & bit).astype(np.bool_)
+                masks[by_search] = (masks[by_search] & ~bit) | np.uint32(1 << self._by_text)
             rows, masks = self._permitted(rows, masks, request)
             prepared = self._with_features(request, history, interests, rows, masks, tables)
         finally:

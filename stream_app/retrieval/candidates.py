@@ -79,14 +79,11 @@ def find_candidates(
         blocked[row] = request
     count = add_links(recent, lags, at, tables.transition_rate, tables.arena, link_slot, links, sums)
     links, sums = links[:count], sums[:count]
-    near, near_scores, by_factors = _look(
-        tables, queries, factors, neighbours, whole, rising, links, blocked, request, slot, wanted
-    )
+    near, by_factors = _look(tables, queries, factors, neighbours, whole, rising, links, blocked, request, slot, wanted)
     cold_counts = np.empty(len(tables.cold))
     decayed_column(at, tables.cold, tables.counts, tables.arena.stated, rising, tables.rates[rising], cold_counts)
     context = Context(
-        tables, queries, own, own_weights, links, sums, near, near_scores, by_factors, cold_counts, blocked, request,
-        seed,
+        tables, queries, own, own_weights, links, sums, near, by_factors, cold_counts, blocked, request, seed,
     )  # fmt: skip
     propose_all(context, wanted, found, lengths)
     sources = len(wanted)
@@ -108,10 +105,9 @@ def _look(
     request: int,
     slot: NDArray[np.int32],
     wanted: NDArray[np.int64],
-) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int32]]:
-    """What of the pool is nearest to the interest vectors, how near, and what has the largest scores by factors."""
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """What of the pool is nearest to the interest vectors, and what has the largest scores by factors."""
     near = np.full((2, max(wanted[TEXT_SLOW], wanted[TEXT_FAST])), -1, np.int32)
-    near_scores = np.full(near.shape, -np.inf)
     by_factors = np.full((2, max(wanted[FACTORS], wanted[FACTORS_FAST])), -1, np.int32)
     if whole:
         neighbours = np.arange(len(tables.servable)).astype(np.int32)
@@ -133,7 +129,7 @@ def _look(
     if near.shape[1] and (asked[0] or asked[1]):
         best_of_pool(
             pool[:first], queries[SLOW : FAST + 1], tables.codes, tables.steps, nothing, tables.present,
-            tables.hashes, queries[:0], near, near_scores,
+            tables.hashes, queries[:0], near, np.empty(near.shape),
         )  # fmt: skip
         for memory in range(2):
             if not asked[memory]:
@@ -148,7 +144,7 @@ def _look(
             pool[:count], factors, tables.factor_codes, tables.factor_steps, tables.bias, tables.has_factors,
             tables.hashes, tables.target, by_factors, np.empty(by_factors.shape),
         )  # fmt: skip
-    return near, near_scores, by_factors
+    return near, by_factors
 
 
 @compiled

@@ -181,6 +181,9 @@ def _derive(
         how many items are the user's own, and how many of them are among the queries.
     """
     _fold(rows, weights, said, table, slow, fast, before, prior_weight, queries)
+    if not len(rows):
+        # All there is, whatever it weighs against events.
+        queries[SLOW], queries[FAST] = before, before
     distinct = 0
     share = 1.0
     for entry, row in enumerate(rows):

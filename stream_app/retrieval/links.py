@@ -86,21 +86,21 @@ class Scratch:
     ``slot`` and ``link_slot`` int32 [rows], -1 everywhere between uses; ``blocked`` int64 [rows], holds the number of
     the last request that excluded the row; ``links`` int32 [room] and ``sums`` float64 [room, 7], anything between
     uses.
-
-    Args:
-        links: room for links of one request.
     """
 
-    def __init__(self, links: int = 1_024) -> None:
+    def __init__(self) -> None:
         self.slot: NDArray[np.int32] = np.zeros(0, np.int32)
         self.link_slot: NDArray[np.int32] = np.zeros(0, np.int32)
         self.blocked: NDArray[np.int64] = np.zeros(0, np.int64)
-        self.links: NDArray[np.int32] = np.zeros(links, np.int32)
-        self.sums: NDArray[np.float64] = np.zeros((links, _COLUMNS))
+        self.links: NDArray[np.int32] = np.zeros(0, np.int32)
+        self.sums: NDArray[np.float64] = np.zeros((0, _COLUMNS))
         self.request = 0
 
-    def reserve(self, rows: int) -> None:
-        """Make room for ``rows`` rows; what is blocked stays so."""
+    def reserve(self, rows: int, links: int) -> None:
+        """Make room for ``rows`` rows and ``links`` links of one request; what is blocked stays so."""
+        if links > len(self.links):
+            self.links = np.zeros(links, np.int32)
+            self.sums = np.zeros((links, _COLUMNS))
         held = len(self.slot)
         if rows <= held:
             return

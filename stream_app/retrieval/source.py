@@ -32,8 +32,8 @@ class Context(NamedTuple):
         queries: float32 [5 or more, dimensions], see ``Interests.queries``.
         own, own_weights: what the user did with which rows before, see ``Interests``.
         links, sums: int32 [u], float64 [u, 7], what the recent items point to (:mod:`stream_app.retrieval.links`).
-        near, near_scores: int32, float64 [2, k], allowed rows nearest to the slow and to the fast interest vector, best
-            first, -1 where there are fewer.
+        near: int32 [2, k], allowed rows nearest to the slow and to the fast interest vector, best first, -1 where there
+            are fewer.
         by_factors: int32 [2, k], allowed rows with the largest scores by learned factors, with a long and with a short
             memory, best first, -1 where there are fewer.
         cold_counts: float64, decayed counts of the new items (``tables.cold``).
@@ -49,7 +49,6 @@ class Context(NamedTuple):
     links: NDArray[np.int32]
     sums: NDArray[np.float64]
     near: NDArray[np.int32]
-    near_scores: NDArray[np.float64]
     by_factors: NDArray[np.int32]
     cold_counts: NDArray[np.float64]
     blocked: NDArray[np.int64]

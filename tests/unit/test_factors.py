@@ -293,6 +293,14 @@ def test_a_heap_keeps_the_best_in_whatever_order_they_come(offered: list[tuple[i
     assert kept == [best, best, best]
 
 
+@pytest.mark.parametrize("wild", [np.inf, -np.inf, np.nan, 1e308, -1e308])
+def test_numbers_that_are_not_finite_are_left_out_and_extremes_do_no_harm(wild: float) -> None:
+    scores, rows = np.array([0.5, wild, 1e308, -1e308, 0.25]), np.empty(5, np.int32)
+    found = rows[: largest(scores, 5, rows)].tolist()
+    assert found == [place for place in range(5) if np.isfinite(scores[place])]
+    assert 2 in rows[: largest(scores, 1, rows)]
+
+
 @given(st.lists(st.sampled_from([-1e30, -2.0, 0.0, 1.0, 1.0 + 1e-6, 3e30, -np.inf]), max_size=60), st.integers(1, 70))
 def test_the_largest_are_among_those_found_in_two_passes(values: list[float], wanted: int) -> None:
     scores, rows = np.array(values, np.float32), np.empty(len(values), np.int32)

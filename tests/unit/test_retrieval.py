@@ -160,8 +160,8 @@ class Links:
     """What the recent items point to at one time."""
 
     def __init__(self, state: ServingState, interests: Interests, at: float, *, room: int = 10_000) -> None:
-        self._scratch = Scratch(room)
-        self._scratch.reserve(max(state.catalogue.rows, state.signals.rows))
+        self._scratch = Scratch()
+        self._scratch.reserve(max(state.catalogue.rows, state.signals.rows), room)
         state.signals.reserve(state.catalogue.rows)
         signals, self._arena = state.signals, state.signals.arena
         self._asked = interests.recent, lags_of(state.settings), at, signals.transition_rate, self._arena
@@ -331,9 +331,10 @@ def test_without_links_every_score_is_zero() -> None:
 
 def test_what_is_blocked_stays_blocked_when_room_is_made() -> None:
     scratch = Scratch()
-    scratch.reserve(10)
+    scratch.reserve(10, 5)
     scratch.blocked[3] = 7
-    scratch.reserve(100_000)
+    scratch.reserve(100_000, 3)
+    assert len(scratch.links) == len(scratch.sums) == 5
     assert scratch.blocked[3] == 7
     assert len(scratch.slot) == len(scratch.link_slot) == len(scratch.blocked) >= 100_000
 
@@ -354,7 +355,7 @@ def context(
     two_rows = np.zeros((2, 0), np.int32)
     return Context(
         tables=tables, queries=np.zeros((5, DIMENSIONS), np.float32), own=rows, own_weights=numbers, links=rows,
-        sums=np.zeros((0, len(SCORES))), near=two_rows, near_scores=np.zeros((2, 0)), by_factors=two_rows,
+        sums=np.zeros((0, len(SCORES))), near=two_rows, by_factors=two_rows,
         cold_counts=numbers, blocked=np.zeros(count, np.int64) if blocked is None else blocked, request=request,
         seed=np.uint64(0),
     )  # fmt: skip
@@ -646,3 +647,25 @@ def test_an_item_whose_vector_is_gone_is_not_ranked_by_what_it_was() -> None:
     assert not index.codes.values[0].any()
     assert index.codes.steps[0] == 0.0
     assert index.codes.steps[1] > 0.0
+
+
+def test_all_links_count_also_of_rows_that_are_longer_than_this_process_would_keep() -> None:
+    settings = Settings(items=ItemSettings(neighbours=20), retrieval=RetrievalSettings(recent_items=3, transitions=120))
+    state = ServingState(settings, space=SPACE, dimensions=DIMENSIONS)
+    for number in range(400):
+        state.apply_item(f"i{number}", Item(item_id=f"i{number}", title="t"))
+    for number in range(3):
+        links = {f"i{10 + 100 * number + other}": (0.01 + other, 0.0) for other in range(90)}
+        state.apply_signals(f"i{number}", signals_message(f"i{number}", 50.0, links))
+    found = proposals(state, UserState("u", history(("i2", 1.0), ("i1", 1.0), ("i0", 1.0)), events=3))["transitions"]
+    assert len(found) == 120
+    assert found[0] == "i99", "the strongest links of a row come last in it"
+
+
+def test_a_profile_is_all_there_is_of_somebody_new_whatever_it_weighs() -> None:
+    state = ServingState(Settings(), space=SPACE, dimensions=DIMENSIONS)
+    interests = derive_interests(
+        (), state.catalogue, state.index, state.settings, {"a lamp": unit(0, 1)}, ("a lamp",), 0.0
+    )
+    assert interests.vectors[SLOW] == pytest.approx(unit(0, 1))
+    assert interests.vectors[FAST] == pytest.approx(unit(0, 1))

@@ -275,3 +275,17 @@ def test_a_snapshot_with_other_half_lives_is_not_used(tmp_path: Path) -> None:
     signals.save(tmp_path)
     with pytest.raises(SnapshotError, match="half-lives"):
         Signals.load(tmp_path, ItemSettings())
+
+
+@pytest.mark.parametrize("wild", [float("inf"), float("nan"), 1e300])
+def test_numbers_that_cannot_be_are_refused(wild: float) -> None:
+    signals, catalogue = Signals(SETTINGS), Catalogue(unknown_items=10)
+    for bad in (
+        message("a", [1.0, wild, 3.0]),
+        message("a", [1.0, 2.0, 3.0], at=wild),
+        message("a", [1.0, 2.0, 3.0], links={"b": (wild, 0.0)}),
+        message("a", [1.0, 2.0, 3.0], links={"b": (1.0, wild)}),
+    ):
+        with pytest.raises(ValueError, match="item 'a': a number is not finite"):
+            signals.apply("a", bad, catalogue)
+    assert signals.version == 0

@@ -214,7 +214,7 @@ def order_of(seed: int, *, trials: float = 200.0, taken: float = 0.0, passed: fl
     first = np.arange(10) == 0
     hashes = (np.arange(10, dtype=np.int64) + 1) * 104_729
     return thompson_order(
-        closeness, np.where(first, taken, 0.0), np.where(first, passed, 0.0), hashes, np.uint64(seed), trials
+        closeness, np.where(first, taken, 0.0), np.where(first, passed, 0.0), hashes, np.uint64(seed), trials, 4
     ).tolist()
 
 
@@ -232,15 +232,28 @@ def test_what_is_shown_and_not_taken_steps_back_and_what_is_taken_steps_up() -> 
     assert leads(passed=500.0) < leads() < leads(taken=30.0)
 
 
+def test_of_many_those_that_promise_most_compete_and_where_little_is_sure_everybody_does() -> None:
+    promise, hashes, zeros = np.linspace(1.0, 0.0, 300), np.arange(300, dtype=np.int64) * 7_919, np.zeros(300)
+
+    def order(trials: float, wanted: int) -> list[int]:
+        return thompson_order(promise, zeros, zeros, hashes, np.uint64(9), trials, wanted).tolist()
+
+    few, places = order(200.0, 4), order(200.0, 40)
+    assert 64 <= len(few) < 80
+    assert set(few) == set(range(len(few)))
+    assert 160 <= len(places) < 180, "four for each place"
+    assert set(order(0.01, 4)) == set(range(300))
+
+
 def test_the_order_depends_on_ids_and_seed_alone() -> None:
     rng = np.random.default_rng(0)
     closeness, hashes = rng.random(12), rng.integers(1, 2**62, 12)
     zeros = np.zeros(12)
-    first = hashes[thompson_order(closeness, zeros, zeros, hashes, np.uint64(5), 50.0)]
+    first = hashes[thompson_order(closeness, zeros, zeros, hashes, np.uint64(5), 50.0, 4)]
     shuffle = rng.permutation(12)
-    again = thompson_order(closeness[shuffle], zeros, zeros, hashes[shuffle], np.uint64(5), 50.0)
+    again = thompson_order(closeness[shuffle], zeros, zeros, hashes[shuffle], np.uint64(5), 50.0, 4)
     assert first.tolist() == hashes[shuffle][again].tolist()
-    assert len(thompson_order(zeros[:0], zeros[:0], zeros[:0], hashes[:0], np.uint64(1), 10.0)) == 0
+    assert len(thompson_order(zeros[:0], zeros[:0], zeros[:0], hashes[:0], np.uint64(1), 10.0, 4)) == 0
 
 
 # Rules through the recommender ------------------------------------------------------------------------------------
