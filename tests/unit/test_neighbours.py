@@ -66,7 +66,7 @@ def test_rows_without_a_vector_have_no_list_and_a_small_index_has_short_ones() -
     assert found.shape == (2, SIZE)
     assert [sorted(row for row in one if row >= 0) for one in found.tolist()] == [[1, 2, 3], [0, 1, 2]]
     assert index.neighbours(rows()).shape == (0, SIZE)
-    assert VectorIndex(DIMENSIONS, IndexSettings()).neighbours(rows(3)).shape == (0, 64)
+    assert VectorIndex(DIMENSIONS, IndexSettings()).neighbours(rows(3)).shape == (0, IndexSettings().neighbours)
 
 
 def test_one_call_makes_a_few_lists_those_asked_for_first() -> None:
