@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,11 @@ class TestSlates:
     def test_ctrl_c_ends_it_without_a_traceback(self, settings: Settings) -> None:
         publish(settings, [OutRecord(Topics(settings).recommendations, b"u-1", None)])
         command = [sys.executable, "-m", "stream_app.cli", "tail", "recommendations", "--from-start"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        # Tests in the background of a script are started with the signal ignored, and hand that on.
+        listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listening
+        ) as process:
             assert process.stdout is not None
             assert process.stderr is not None
             assert process.stdout.readline() == "u-1: no slate any more\n"
