@@ -207,7 +207,7 @@ def in_words(queries: NDArray[np.float32], width: int) -> tuple[NDArray[np.int16
 def scan_codes(
     queries: NDArray[np.float32], values: NDArray[np.int8], steps: NDArray[np.float32], products: NDArray[np.float32]
 ) -> None:
-    """Products of queries with all rows, to the error of codes; four queries take twice the time of one.
+    """Products of queries with all rows, to the error of codes; four queries at a time.
 
     Args:
         queries: float32 [q, columns].

@@ -397,8 +397,9 @@ class Signals:
                 raise ValueError("lists of neighbours differ in length")
             if held["lengths"].min(initial=0) < 0 or held["rows"].min(initial=0) < 0:
                 raise ValueError("a length or a row is negative")
-            for name in ("counts", "at", "symmetric", "directed"):
-                if not (np.abs(held[name]) <= _LARGEST).all():
+            for name in ("counts", "at", "symmetric", "directed", "shown"):
+                # ``shown`` is not there in files of older releases.
+                if name in held and not (np.abs(held[name]) <= _LARGEST).all():
                     raise ValueError(f"{name}: a number is not finite, or too large")
             signals.reserve(count)
             signals.apply_arrays(
