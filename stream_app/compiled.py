@@ -13,16 +13,18 @@ module or, where that folder is read-only, in the user's cache folder (numba's `
 that only the first process of a machine compiles. Compilation is for the argument types of the first call: callers
 always pass the same dtypes and contiguous arrays, or each new combination compiles once more.
 
-What is kept is valid while the module of the function is unchanged. What is older than the module is deleted: numba
-opens it before it looks at its age, and fails on classes that are gone. It does not look at other modules: who changes
-a compiled function that one of another module calls, touches that module too.
+What is kept is valid while the module of the function is unchanged, and all modules that it takes compiled functions
+and constants from: numba itself looks at the first alone, and would go on running what another module's function was.
+So beside what is kept of a module is written what it was made of, and when that changes it is deleted.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from glob import escape
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -57,7 +59,7 @@ _functions: list[Any] = []
 def _compiled(function: _Function, **options: Any) -> _Function:
     try:
         made = njit(cache=True, nogil=True, **options)(function)
-        _forget_older(Path(function.__code__.co_filename), Path(made.stats.cache_path))
+        _forget_others(Path(function.__code__.co_filename), Path(made.stats.cache_path))
     except RuntimeError:  # no folder to keep it in: a read-only file system without a home
         made = njit(nogil=True, **options)(function)
     _functions.append(made)
@@ -65,12 +67,49 @@ def _compiled(function: _Function, **options: Any) -> _Function:
 
 
 @cache
-def _forget_older(module: Path, folder: Path) -> None:
-    """Delete what was kept of a module before it was last written."""
+def _forget_others(module: Path, folder: Path) -> None:
+    """Delete what was kept of a module when it, or what it is made of, was another."""
     try:
-        written = module.stat().st_mtime
-        for kept in folder.glob(f"{escape(module.stem)}.*.nbi"):
-            if kept.stat().st_mtime < written:
-                kept.unlink()
-    except OSError:  # read-only, another process was faster, or a module without a file
+        made_of = blake2b(b"".join(_parts(module)), digest_size=16).hexdigest()
+        note = folder / f"{module.stem}.made-of"
+        if note.exists() and note.read_text() == made_of:
+            return
+        for kept in folder.glob(f"{escape(module.stem)}.*.nb[ci]"):
+            kept.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(made_of)
+    except OSError:  # read-only: numba keeps nothing there either
         return
+
+
+def _parts(module: Path) -> list[bytes]:
+    """The text of a module and of those that machine code of it may hold parts of, in the order of their paths.
+
+    Followed are the imports of modules that compile; of others, what they themselves say (constants, named tuples).
+    """
+    texts: dict[Path, bytes] = {}
+    waiting = [module]
+    while waiting:
+        path = waiting.pop()
+        if path in texts:
+            continue
+        texts[path] = text = _text(path)
+        if path == module or _COMPILES in text:
+            waiting += [_PACKAGE.joinpath(*name.decode().split(".")).with_suffix(".py") for name in _imported(text)]
+    return [texts[path] for path in sorted(texts)]
+
+
+@cache
+def _text(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _imported(text: bytes) -> set[bytes]:
+    return set(_IMPORT.findall(text)) - _WITHOUT_CODE
+
+
+_PACKAGE = Path(__file__).parent
+_COMPILES = b"from stream_app.compiled import"
+_IMPORT = re.compile(rb"^from stream_app\.([\w.]+) import", re.MULTILINE)
+_WITHOUT_CODE = {b"settings", b"errors", b"logs"}
+"""Modules that nothing compiled takes anything from, and that change often."""

@@ -399,6 +399,13 @@ class RankerSettings(_Group):
     )
     l2: float = Field(1e-4, ge=0, le=1, description="Pull towards the start weights.")
     negatives: int = Field(40, ge=1, le=500, description="Items the taken one is compared with (count).")
+    hard_negatives: int = Field(
+        0,
+        ge=0,
+        le=500,
+        description="Of these so many are what stood first in the slate, whether it was looked at or not; the others are "
+        "a sample of all candidates (count).",
+    )
     publish_interval_s: float = Field(1.0, gt=0, le=600, description="Weights are broadcast this often (seconds).")
     remembered: int = Field(
         2_000,

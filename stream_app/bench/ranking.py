@@ -39,12 +39,12 @@ from stream_app.ranking.recommender import Recommender
 from stream_app.ranking.slate import compose
 from stream_app.retrieval.again import again
 from stream_app.retrieval.ann import near_interest
-from stream_app.retrieval.candidates import _look, _merge, find_candidates
+from stream_app.retrieval.candidates import _look, _merge, find_candidates, take_own
 from stream_app.retrieval.cold import new_items
 from stream_app.retrieval.factors import similar_taste
 from stream_app.retrieval.interests import FAST, SLOW
 from stream_app.retrieval.links import add_links, clear
-from stream_app.retrieval.source import Context, first_allowed
+from stream_app.retrieval.source import Context, first_open
 from stream_app.retrieval.transitions import taken_together
 from stream_app.retrieval.trending import trending
 from stream_app.users import stage as user_stage
@@ -180,6 +180,10 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
     found, lengths = np.empty_like(call.found), np.zeros_like(call.lengths)
     rows, masks = np.empty_like(call.rows), np.empty_like(call.masks)
     call.blocked[call.excluded] = call.request
+    allowed = tables.servable, call.blocked, call.request
+    lengths[-2] = first_open(call.pinned, *allowed, len(call.pinned), found[-2])
+    lengths[-1] = first_open(call.searched, *allowed, call.search_places, found[-1])
+    own, own_weights = take_own(call.own, call.own_weights, *allowed)
 
     filled = call.link_slot, call.links, call.sums
     rest: tuple[Any, ...] = call.lags, call.at, tables.transition_rate, tables.arena, *filled
@@ -204,7 +208,7 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
     )
 
     context = Context(
-        tables, call.queries, call.own, call.own_weights, links, sums, near, by_factors, cold_counts,
+        tables, call.queries, own, own_weights, links, sums, near, by_factors, cold_counts,
         call.blocked, call.request, call.seed,
     )  # fmt: skip
     sources: list[tuple[Any, ...]] = [
@@ -221,8 +225,6 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
         lengths[place] = time_part(
             f"source {name}", (*source, wanted[place], found[place]), (trending, context, 0, 0, found[place])
         )
-    lengths[-2] = first_allowed(context, call.pinned, len(call.pinned), found[-2])
-    lengths[-1] = first_allowed(context, call.searched, call.search_places, found[-1])
 
     rest = call.slot, tables.hashes, rows, masks
     distinct: int = time_part("merge", (_merge, found, lengths, *rest), (_merge, found, np.zeros_like(lengths), *rest))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "load_log", "open_progress", "say_what_is_wrong", "writable", "written"]
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_LINE_EVERY_S = 10.0
+"""Progress without a terminal."""
 
 
 @click.command()
@@ -208,13 +212,44 @@ def open_progress(console: Console) -> AbstractContextManager[Progress]:
 
 
 def advancing(progress: Progress) -> Callable[[str, int, int], None]:
-    """Moves one bar per thing that is done: told what, how much of it, and of how much."""
+    """Moves one bar per thing that is done: told what, how much of it, and of how much. Where there is no terminal, a
+    line now and then instead."""
+    if progress.disable:
+        return _lines(progress.console)
     bars: dict[str, TaskID] = {}
 
     def advance(what: str, done: int, total: int) -> None:
         if what not in bars:
             bars[what] = progress.add_task(what, total=total)
         progress.update(bars[what], completed=done, total=total)
+
+    return advance
+
+
+def _lines(console: Console) -> Callable[[str, int, int], None]:
+    began: dict[str, float] = {}
+    said = last = time.monotonic()
+    silent: Timer | None = None
+
+    def advance(what: str, done: int, total: int) -> None:
+        nonlocal said, last, silent
+        if silent is not None:
+            silent.cancel()
+            silent = None
+        now = time.monotonic()
+        start, last = began.setdefault(what, last), now
+        if total == 1:  # nothing is told in between
+            if not done:
+                silent = Timer(_LINE_EVERY_S / 2, lambda: console.print(f"{what} ...", markup=False))
+                silent.daemon = True
+                silent.start()
+            return
+        if now - said < _LINE_EVERY_S or done >= total:
+            return
+        said = now
+        rate = done / max(now - start, 1e-9)
+        left = f", {(total - done) / rate:,.0f} s left" if rate else ""
+        console.print(f"{what}: {done:,} of {total:,} ({done / total:.0%}), {rate:,.0f} per second{left}", markup=False)
 
     return advance
 

@@ -4,8 +4,8 @@ Lines go through the functions that decode records live (``schemas.decode``). A 
 reason and the rest goes on; only a log with nothing valid in it is an error. What was put right on the way (order of
 time, items that are missing from the catalogue, items without text) is said in the log's warnings.
 
-Two rules of the live pipeline are not applied, because a log is history: how old an event may be, and that an item is
-marked unavailable today.
+Rules of the live pipeline are not applied where a log is history: how old an event may be, that an item is marked
+unavailable today, and a date of publication or expiry that its interactions contradict.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def read_log(
     log.interactions = events[:limit]
     _say_what_one_time_hides(log)
     _complete(catalogue, log, from_file=items is not None)
-    log.items = [_as_it_was(item) for item in catalogue.values()]
+    log.items = _as_they_were(catalogue.values(), log)
     unavailable = sum(not item.available for item in catalogue.values())
     if unavailable:
         log.warnings.append(
@@ -310,8 +310,40 @@ def _complete(catalogue: dict[str, Item], log: Log, *, from_file: bool) -> None:
         )
 
 
-def _as_it_was(item: Item) -> Item:
-    return item if item.available else msgspec.structs.replace(item, available=True)
+def _as_they_were(items: Iterable[Item], log: Log) -> list[Item]:
+    """The items without what is said of them today and was not so then; dates that were left out are in the warnings.
+
+    A catalogue is often written after its log, with the date of that day on every item. Taken at its word, it would
+    hide what people had on their screens. Which date would be right is not known: the first interaction would tell
+    beforehand when it comes.
+    """
+    first: dict[str, datetime] = {}
+    last: dict[str, datetime] = {}
+    for event in log.interactions:
+        if event.item_id is not None:
+            first.setdefault(event.item_id, event.occurred_at)
+            last[event.item_id] = event.occurred_at
+    as_they_were = []
+    published = expired = 0
+    for item in items:
+        changes: dict[str, Any] = {} if item.available else {"available": True}
+        if item.published_at is not None and item.item_id in first and item.published_at > first[item.item_id]:
+            changes["published_at"] = None
+            published += 1
+        if item.expires_at is not None and item.item_id in last and item.expires_at <= last[item.item_id]:
+            changes["expires_at"] = None
+            expired += 1
+        as_they_were.append(msgspec.structs.replace(item, **changes) if changes else item)
+    for count, setting, when in (
+        (published, "published_at", "before it was published"),
+        (expired, "expires_at", "after it had expired"),
+    ):
+        if count:
+            log.warnings.append(
+                f"{number_of(count, 'item has', 'items have')} interactions from {when}: the date is wrong or that of "
+                f"another day, and {setting} is left out"
+            )
+    return as_they_were
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.messages import Interaction
+from schemas.messages import Interaction, Item
 from stream_app.embedded.stack import BrokerKind
 from stream_app.evaluation import files
 from stream_app.evaluation.baselines import make_baselines
@@ -25,10 +27,14 @@ from stream_app.memory import settle
 from stream_app.settings import Settings
 from stream_app.textify import said
 from stream_app.textify.items import item_text
+from stream_app.warm_up import warm_up
 
 __all__ = ["Encoded", "encode_log", "evaluate_log"]
 
 Vectors = Mapping[str, NDArray[np.float32]]
+
+_COMPILING = "compiling (once per machine)"
+_FEW_ITEMS, _FEW_EVENTS = 80, 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +112,12 @@ def evaluate_log(
         via: measure the slates of live processes on this broker, and in process beside it; None: only in process.
         cache: folder for vectors; None: one in the system's folder for temporary files.
         changed: settings that differ from their defaults, for the report.
-        on_progress: told what is being done (``texts``, ``interactions``), how much of it is done, and of how much.
+        on_progress: told what is being done (compiling, ``texts``, ``interactions``), how much of it is done, and of how
+            much.
     """
+    on_progress(_COMPILING, 0, 1)
+    _compile(tuple(compare))
+    on_progress(_COMPILING, 1, 1)
     events = files.first_only(log.interactions) if first_only else log.interactions
     encoded = encode_log(log, settings, cache=cache, on_progress=lambda done, total: on_progress("texts", done, total))
     baselines = make_baselines(compare, _matrix(log, encoded.items), seed=options.seed) if compare else ()
@@ -150,6 +160,36 @@ def evaluate_log(
     if via is None:
         return found
     return _live(log, events, settings, run, found, broker=via, train_share=options.train_share, told=on_progress)
+
+
+@cache
+def _compile(compare: tuple[str, ...]) -> None:
+    """Use everything that a replay uses, on a log of nothing much: what is compiled at its first use on a machine takes
+    minutes in all, which are none of the log's."""
+    settings = Settings()
+    warm_up(settings)
+    vectors = np.random.default_rng(0).normal(size=(_FEW_ITEMS, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    items = [Item(item_id=f"i{number}", title="x") for number in range(_FEW_ITEMS)]
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    events = [
+        Interaction(
+            event_id=f"e{number}",
+            user_id=f"u{number % 4}",
+            type="click" if number % 3 else "purchase",
+            item_id=f"i{number * 7 % _FEW_ITEMS}",
+            occurred_at=start + timedelta(hours=number),
+        )
+        for number in range(_FEW_EVENTS)
+    ]
+    Prequential(
+        settings,
+        items,
+        dict(zip((item.item_id for item in items), vectors, strict=True)),
+        space="warm-up",
+        options=Options(sources=True),
+        baselines=make_baselines(compare, vectors, seed=0) if compare else (),
+    ).run(events, len(events))
 
 
 def _live(

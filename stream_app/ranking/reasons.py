@@ -2,7 +2,8 @@
 
 What a kind of evidence contributes is how much lower the item would score if the features of that kind were those of
 the request's middle candidate; for a linear model that is weight times distance from the median. The largest names the
-reason. Nothing is made up afterwards.
+reason. Nothing is made up afterwards, and nothing is said that is not so: of what others chose is spoken only where
+others than the user did, more than once (:func:`_keep_what_is_so`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from schemas.messages import Reason
 from stream_app.codes import code_products
 from stream_app.compiled import compiled
+from stream_app.items.signals import decayed_counts
 from stream_app.ranking.features import FEATURE_LIMIT
 from stream_app.ranking.network import contributions
 from stream_app.retrieval.links import Lags, strongest_origins
@@ -30,8 +32,13 @@ KINDS = ("similar", "taken_together", "taken_after", "similar_taste", "unlike", 
 CODES = (*KINDS, "recommended", "boosted")
 """What :func:`explain` says of an item."""
 _RECOMMENDED, _BOOSTED = len(KINDS), len(KINDS) + 1
+_TRENDING = KINDS.index("trending")
+_OF_OTHERS = tuple(KINDS.index(kind) for kind in ("taken_together", "taken_after", "similar_taste", "popular", "trending"))
+"""Kinds that say what others did."""
 _LEAST = 1e-9
 """A contribution of less is none."""
+_SOME = 1.5
+"""Events of others, decayed, from which on others chose something: more than one of them."""
 _NEARER = 0.02
 """Standard deviations: the rounding of codes is no difference."""
 _BUCKETS = 64
@@ -40,8 +47,8 @@ _TEMPLATES: dict[str, dict[str, str]] = {
     "en": {
         "similar": "Similar to {title}",
         "similar_profile": "Close to what you have been looking at",
-        "taken_together": "Often chosen together with {title}",
-        "taken_after": "Often chosen after {title}",
+        "taken_together": "Chosen together with {title}",
+        "taken_after": "Chosen after {title}",
         "similar_taste": "Chosen by people with similar taste",
         "unlike": "Unlike what you turned down",
         "trending": "Trending now",
@@ -58,8 +65,8 @@ _TEMPLATES: dict[str, dict[str, str]] = {
     "zh": {
         "similar": "与“{title}”相似",
         "similar_profile": "符合您最近的兴趣",
-        "taken_together": "常与“{title}”一起被选择",
-        "taken_after": "选择“{title}”之后常被选择",
+        "taken_together": "有人将它与“{title}”一起选择",
+        "taken_after": "有人在“{title}”之后选择了它",
         "similar_taste": "与您品味相近的人也选择了它",
         "unlike": "与您不喜欢的内容不同",
         "trending": "近期热门",
@@ -142,6 +149,25 @@ def _strongest(contributions: NDArray[np.float64], boosts: NDArray[np.float64], 
 
 
 @compiled
+def _keep_what_is_so(
+    ever: NDArray[np.float64], lately: NDArray[np.float64], mine: NDArray[np.float64], amounts: NDArray[np.float64]
+) -> None:
+    """Take out of ``amounts`` (float64 [items, kinds]) what speaks of others where there are none: learned factors start
+    from the text, and what the user did counts among what everybody did.
+
+    Args:
+        ever, lately: float64 [items], counts without and with decay.
+        mine: float64 [items], the user's part of them.
+    """
+    for item in range(len(amounts)):
+        if ever[item] - mine[item] < _SOME:
+            for kind in _OF_OTHERS:
+                amounts[item, kind] = 0.0
+        elif lately[item] - mine[item] < _SOME:
+            amounts[item, _TRENDING] = 0.0
+
+
+@compiled
 def medians(values: NDArray[np.float32], found: NDArray[np.float32]) -> None:
     """The (upper) median of each column, zeros for no rows.
 
@@ -217,6 +243,8 @@ def explain(
     candidates: NDArray[np.float32],
     context: NDArray[np.float32],
     boosts: NDArray[np.float64],
+    mine: NDArray[np.float64],
+    rising: int,
     kinds: NDArray[np.int64],
     signs: NDArray[np.float32],
     count: int,
@@ -242,6 +270,8 @@ def explain(
         candidates: float32 [k, features], of everything that was scored.
         context: float32 [c], of the request.
         boosts: float64 [n], what rules added.
+        mine: float64 [n], what the user alone added to the counts of each.
+        rising: the column of counts that says what others choose of late.
         kinds, signs, count: see :func:`kind_columns`, :func:`evidence_signs`, :data:`KINDS`.
         near_columns: int64, features whose sum above that of the middle candidate says "close to your interests".
         skip, inner, outer: of the network, see ``network.score_network``.
@@ -257,6 +287,9 @@ def explain(
     medians(candidates, middle)
     amounts = np.empty((len(rows), count))
     contributions(values, middle, context, kinds, signs, skip, inner, outer, amounts)
+    counts = np.empty((len(rows), len(tables.rates)))
+    decayed_counts(at, rows, tables.counts, tables.arena.stated, tables.rates, counts)
+    _keep_what_is_so(counts[:, counts.shape[1] - 1], counts[:, rising], mine, amounts)
     _strongest(amounts, boosts, codes)
     for place in range(len(rows)):
         # Of what is closer than the middle candidate, and of nothing else.

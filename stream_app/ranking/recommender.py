@@ -162,6 +162,7 @@ class Ranking:
         found, lengths: what each source proposed, see :attr:`proposed`.
         reclaims: of the catalogue; see :class:`SeenRanking`.
         interests: what was derived of the user.
+        user: who was ranked for; not to be changed before :meth:`Recommender.slate_items`.
         at: event time of the request (seconds).
         tables: what it was ranked with; good until the serving state changes.
         language: of the reasons.
@@ -183,6 +184,7 @@ class Ranking:
     lengths: NDArray[np.int64]
     reclaims: int
     interests: Interests
+    user: UserState
     at: float
     tables: Tables
     language: str
@@ -223,7 +225,9 @@ class Recommender:
         self._serving = serving
         self.sources = default_sources(settings)
         self._wanted = np.array([source.wanted for source in self.sources], np.int64)
-        self._by_text = [source.name for source in self.sources].index("text_fast")
+        names = [source.name for source in self.sources]
+        self._by_text = names.index("text_fast")
+        self._again = np.uint32(1 << names.index("again"))
         self.feature_names = feature_names(settings.items)
         self._shown: NDArray[np.uint32] = np.zeros(0, np.uint32)
         self._reclaims = serving.catalogue.reclaims
@@ -336,7 +340,7 @@ class Recommender:
         pins = serving.rules.pins(request.user.user_id)
         sources = len(self._wanted)
         most = max(int(self._wanted.max()), len(pins), settings.slate.search_places)
-        found, lengths = np.empty((sources + 2, most), np.int32), np.empty(sources + 2, np.int64)
+        found, lengths = np.empty((sources + 2, most), np.int32), np.zeros(sources + 2, np.int64)
         rows, masks = np.empty(found.size, np.int32), np.empty(found.size, np.uint32)
         whole = len(serving.index) <= settings.retrieval.whole_below
         scratch.request += 1
@@ -499,6 +503,7 @@ class Recommender:
             lengths=prepared.lengths,
             reclaims=serving.catalogue.reclaims,
             interests=prepared.interests,
+            user=request.user,
             at=request.at,
             tables=tables,
             language=request.language or self._settings.slate.language,
@@ -551,8 +556,8 @@ class Recommender:
         origins = np.empty((3, count), np.int64)
         interests = ranking.interests
         explain(
-            ranking.rows, ranking.values, ranking.candidate_values, ranking.context, ranking.boosts, self._kinds,
-            self._signs, len(KINDS), self._closeness, *self._serving.ranker.parameters(), ranking.tables,
+            ranking.rows, ranking.values, ranking.candidate_values, ranking.context, ranking.boosts,
+            self._mine(ranking), self._rising, self._kinds, self._signs, len(KINDS), self._closeness, *self._serving.ranker.parameters(), ranking.tables,
             interests.recent_vectors, interests.recent, self._lags, ranking.at, self._scratch.slot, codes, near,
             origins,
         )  # fmt: skip
@@ -584,6 +589,20 @@ class Recommender:
                 reason = said[code, row, language] = phrase(code, self._named(row), language)
             reasons.append(reason)
         return reasons
+
+    def _mine(self, ranking: Ranking) -> NDArray[np.float64]:
+        """What the user's history alone added to the count of each item of a slate, float64 [n]."""
+        mine = np.zeros(len(ranking.rows))
+        # The user's own items come from one source alone, and most slates have none of them.
+        if ranking.interests.own.size and (ranking.sources & self._again).any():
+            added: dict[int, float] = {}
+            for entry in ranking.user.history:
+                kind = self._settings.event_types.get(entry.type)
+                if kind is not None and entry.item_id and entry.weight > 0:
+                    row = self._serving.catalogue.row(entry.item_id)
+                    added[row] = added.get(row, 0.0) + kind.count * entry.share
+            mine[:] = [added.get(row, 0.0) for row in ranking.rows.tolist()]
+        return mine
 
     def _named(self, row: int) -> dict[str, Any]:
         """Id and title of an item; nothing for -1."""
@@ -632,6 +651,9 @@ class Recommender:
             return None
         places = np.empty(1 + self._settings.ranker.negatives, np.int32)
         shown = _NOTHING if choice.shown is None else choice.shown
+        hard = self._settings.ranker.hard_negatives
+        if hard and len(seen.slate):
+            shown = np.concatenate([shown, seen.slate[:hard]])
         count = _compared(seen.candidates, choice.row, taken, shown, choice.seed & 0x7FFFFFFFFFFFFFFF, places)
         if count < 2:
             return None

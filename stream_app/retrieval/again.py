@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
-from stream_app.retrieval.source import Context, best
+from stream_app.retrieval.source import Context, best_of
 
 __all__ = ["again"]
 
@@ -19,4 +19,4 @@ def again(context: Context, wanted: int, found: NDArray[np.int32]) -> int:
     Whether that is what people want is not assumed: the feature ``again`` starts with weight 0, and the ranker learns
     how much it says.
     """
-    return best(context, context.own, context.own_weights, wanted, found)
+    return best_of(context.own, context.own_weights, context.tables.hashes, wanted, found)

@@ -11,11 +11,11 @@ from stream_app.items.signals import decayed_column
 from stream_app.retrieval.interests import FAST, SLOW
 from stream_app.retrieval.links import Lags, add_links
 from stream_app.retrieval.pool import best_of_pool, gather
-from stream_app.retrieval.source import Context, first_allowed
+from stream_app.retrieval.source import Context, first_open
 from stream_app.retrieval.sources import FACTORS, FACTORS_FAST, TEXT_FAST, TEXT_SLOW, propose_all
 from stream_app.retrieval.tables import Tables
 
-__all__ = ["find_candidates"]
+__all__ = ["find_candidates", "take_own"]
 
 
 @compiled
@@ -68,7 +68,8 @@ def find_candidates(
         request: a number that no request before had.
         found: int32 [sources + 2, enough for each], overwritten: what each source proposed, then the pinned and the
             searched rows.
-        lengths: int64 [sources + 2], overwritten: how many.
+        lengths: int64 [sources + 2], overwritten: how many; the user's own items are among those of ``again`` and of the
+            last two only.
         rows, masks: int32, uint32 [as many as ``found`` has], overwritten: the candidates, and for each the sources it
             is from: bit ``i`` stands for source ``i``, the next two for rules and the search.
 
@@ -77,6 +78,10 @@ def find_candidates(
     """
     for row in excluded:
         blocked[row] = request
+    sources, servable = len(wanted), tables.servable
+    lengths[sources] = first_open(pinned, servable, blocked, request, len(pinned), found[sources])
+    lengths[sources + 1] = first_open(searched, servable, blocked, request, search_places, found[sources + 1])
+    own, own_weights = take_own(own, own_weights, servable, blocked, request)
     count = add_links(recent, lags, at, tables.transition_rate, tables.arena, link_slot, links, sums)
     links, sums = links[:count], sums[:count]
     near, by_factors = _look(tables, queries, factors, neighbours, whole, rising, links, blocked, request, slot, wanted)
@@ -86,10 +91,26 @@ def find_candidates(
         tables, queries, own, own_weights, links, sums, near, by_factors, cold_counts, blocked, request, seed,
     )  # fmt: skip
     propose_all(context, wanted, found, lengths)
-    sources = len(wanted)
-    lengths[sources] = first_allowed(context, pinned, len(pinned), found[sources])
-    lengths[sources + 1] = first_allowed(context, searched, search_places, found[sources + 1])
     return _merge(found, lengths, slot, tables.hashes, rows, masks), count
+
+
+@compiled
+def take_own(
+    own: NDArray[np.int32],
+    own_weights: NDArray[np.float64],
+    servable: NDArray[np.bool_],
+    blocked: NDArray[np.int64],
+    request: int,
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Those of the user's own rows that may be recommended again, and their weights; all own rows are blocked now."""
+    rows, weights = np.empty(len(own), np.int32), np.empty(len(own))
+    count = 0
+    for place, row in enumerate(own):
+        if servable[row] and blocked[row] != request:
+            rows[count], weights[count] = row, own_weights[place]
+            count += 1
+        blocked[row] = request
+    return rows[:count], weights[:count]
 
 
 @compiled

@@ -8,6 +8,9 @@ A new source is one file with one compiled function like these::
 It fills ``found`` (int32, room for ``wanted`` or more) with distinct rows that may be recommended to this user now,
 best first, and returns how many there are; helpers are below. What a loop reads of the context is taken out before it:
 every look into it counts references. The function gets its line and its name in :mod:`stream_app.retrieval.sources`.
+
+What the user had to do with before is ``again``'s alone: it lies nearest to every interest, and would take the places of
+what it leads to.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from stream_app.compiled import compiled
 from stream_app.heap import drain, keep_best, largest
 from stream_app.retrieval.tables import Tables
 
-__all__ = ["Context", "best", "first_allowed"]
+__all__ = ["Context", "best", "best_of", "first_allowed", "first_open"]
 
 
 class Context(NamedTuple):
@@ -30,7 +33,8 @@ class Context(NamedTuple):
     Attributes:
         tables: what is known by row.
         queries: float32 [5 or more, dimensions], see ``Interests.queries``.
-        own, own_weights: what the user did with which rows before, see ``Interests``.
+        own, own_weights: the user's own rows that may be recommended again (``Interests``); to all sources but ``again``
+            they are blocked.
         links, sums: int32 [u], float64 [u, 7], what the recent items point to (:mod:`stream_app.retrieval.links`).
         near: int32 [2, k], allowed rows nearest to the slow and to the fast interest vector, best first, -1 where there
             are fewer.
@@ -59,7 +63,19 @@ class Context(NamedTuple):
 @compiled
 def first_allowed(context: Context, rows: NDArray[np.int32], wanted: int, found: NDArray[np.int32]) -> int:
     """The first ``wanted`` of ``rows`` that may be recommended, in the same order; negative ones are left out."""
-    servable, blocked, request = context.tables.servable, context.blocked, context.request
+    return first_open(rows, context.tables.servable, context.blocked, context.request, wanted, found)
+
+
+@compiled
+def first_open(
+    rows: NDArray[np.int32],
+    servable: NDArray[np.bool_],
+    blocked: NDArray[np.int64],
+    request: int,
+    wanted: int,
+    found: NDArray[np.int32],
+) -> int:
+    """:func:`first_allowed` without a context."""
     count = 0
     for row in rows:
         if count == wanted:
@@ -81,18 +97,32 @@ def best(
         scores: float64 [n], compared in steps of 1e-6: sums in another order must not change what is proposed. Ties go
             to the smaller id hash.
     """
+    servable, blocked, request = context.tables.servable, context.blocked, context.request
+    allowed = np.empty(len(rows))
+    for place, row in enumerate(rows):
+        may = row >= 0 and servable[row] and blocked[row] != request
+        allowed[place] = scores[place] if may else -np.inf
+    return best_of(rows, allowed, context.tables.hashes, wanted, found)
+
+
+@compiled
+def best_of(
+    rows: NDArray[np.int32],
+    scores: NDArray[np.float64],
+    hashes: NDArray[np.int64],
+    wanted: int,
+    found: NDArray[np.int32],
+) -> int:
+    """:func:`best` of rows of which all may be recommended but those with the score -inf."""
     wanted = min(wanted, len(rows))
     if not wanted:
         return 0
     kept = found[:wanted]
     kept_scores = np.empty(wanted)
     ties = np.empty(wanted, np.int64)
-    servable, blocked, request = context.tables.servable, context.blocked, context.request
-    hashes = context.tables.hashes
     steps = np.empty(len(rows))
-    for place, row in enumerate(rows):
-        may = row >= 0 and servable[row] and blocked[row] != request
-        steps[place] = np.rint(scores[place] * 1e6) if may else -np.inf
+    for place in range(len(rows)):
+        steps[place] = np.rint(scores[place] * 1e6)
     places = np.empty(len(rows), np.int32)
     count = 0
     for place in places[: largest(steps, wanted, places)]:

@@ -76,4 +76,5 @@ def propose_all(
         lengths[place] = trending(context, column, wanted[place], found[place])
         place += 1
     lengths[place] = again(context, wanted[place], found[place])
-    lengths[place + 1] = new_items(context, wanted[place + 1], found[place + 1])
+    place += 1
+    lengths[place] = new_items(context, wanted[place], found[place])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stream_app import compiled as compiled_module
 from stream_app.compiled import compiled
 
 _MODULE = """
@@ -83,3 +85,52 @@ def test_what_was_kept_for_an_older_release_is_no_obstacle(tmp_path: Path) -> No
         for kept in tmp_path.rglob("*.nb[ic]"):
             os.utime(kept, times=(time.time() - 90,) * 2)
     assert printed == ["1\n", "2\n"]
+
+
+_CALLER = """
+from stream_app.compiled import compiled
+from stream_app.called import number
+
+@compiled
+def twice():
+    return 2 * number()
+
+print(twice())
+"""
+_CALLED = """
+from stream_app.compiled import compiled
+
+@compiled
+def number():
+    return {}
+"""
+
+
+def test_what_calls_another_modules_function_follows_its_changes(tmp_path: Path) -> None:
+    """Found as a crash: a source was added, and the caller went on running the list of sources without it."""
+    package = tmp_path / "stream_app"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    shutil.copy(compiled_module.__file__, package)
+    (package / "caller.py").write_text(_CALLER)
+    printed = []
+    for number in (21, 4):
+        (package / "called.py").write_text(_CALLED.format(number))
+        done = subprocess.run(
+            [sys.executable, "-c", "import stream_app.caller"],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    assert printed == ["42\n", "8\n"]
+
+
+def test_a_module_is_made_of_what_it_calls_however_far_away() -> None:
+    retrieval = Path(compiled_module.__file__).parent / "retrieval"
+    parts = compiled_module._parts(retrieval / "candidates.py")
+    for called in ("sources.py", "again.py", "source.py"):
+        assert (retrieval / called).read_bytes() in parts

@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,41 @@ def test_old_events_and_unavailable_items_are_replayed_and_said(evaluate: Evalua
     assert said(report, "60 interactions are older than")
     assert said(report, "5 items are marked as not available")
     assert report["overall"]["coverage@10"] == 1.0
+
+
+def test_dates_that_the_log_contradicts_are_left_out_and_said(evaluate: Evaluate) -> None:
+    """A catalogue written after its log, with that day's date on every item, hid all there was: figures of zero."""
+    happened = events(*[(f"u{number % 5}", f"i{number % 9}", START + number) for number in range(60)])
+    plain = evaluate(happened, catalogue(9))
+    later = datetime.fromtimestamp(START + 1e6, UTC)
+    items = [msgspec.structs.replace(item, published_at=later) for item in catalogue(9)]
+    report = evaluate(happened, items)
+    assert said(report, "9 items have interactions from before it was published")
+    assert report["overall"] == plain["overall"]
+    assert report["overall"]["coverage@10"] == 1.0
+    gone = datetime.fromtimestamp(START, UTC)
+    items = [msgspec.structs.replace(item, expires_at=gone) for item in catalogue(9)]
+    report = evaluate(happened, items)
+    assert said(report, "9 items have interactions from after it had expired")
+    assert report["overall"] == plain["overall"]
+
+
+def test_dates_that_may_be_so_are_kept(evaluate: Evaluate) -> None:
+    happened = events(*[(f"u{number % 5}", f"i{number % 9}", START + number) for number in range(60)])
+    never = datetime.fromtimestamp(START + 1e6, UTC)
+    items = [*catalogue(9), Item(item_id="later", title="Later", published_at=never)]
+    report = evaluate(happened, items)
+    assert not said(report, "published")
+    assert report["overall"]["coverage@10"] == 0.9
+
+
+def test_without_a_terminal_progress_is_lines(
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream_app.cli.evaluate._LINE_EVERY_S", 0.0)
+    evaluate(some_purchases(), catalogue(15))
+    lines = re.findall(r"interactions: 100 of 120 \(83%\), [\d,]+ per second, \d+ s left", capsys.readouterr().err)
+    assert lines
 
 
 def test_events_of_the_future_are_replayed_and_said(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -873,6 +873,37 @@ def test_a_reason_compares_with_the_middle_candidate(recommender: Recommender) -
     assert len(said) > 2
 
 
+def test_no_reason_speaks_of_others_where_there_are_none() -> None:
+    """Learned factors start from the text, and a count may be the user's own."""
+    of_others = {"taken_together", "taken_after", "similar_taste", "popular", "trending"}
+    state = new_state()
+    fill(state, list(range(40, 60)))  # that nobody had
+    recommender = Recommender(state.settings, state)
+
+    def choose_together(count: float, offset: int) -> None:
+        for number in (43, 45, 47):
+            others = [f"i{other}" for other in (43, 45, 47) if other != number]
+            links = pack_float64(np.full(2, count))
+            state.apply_signals(
+                f"i{number}",
+                ItemSignals(
+                    item_id=f"i{number}", at=0.0, counts=[count] * 4, neighbours=others, symmetric=links, directed=links,
+                    applied={"0": offset},
+                ),
+            )  # fmt: skip
+
+    def said() -> dict[str, str]:
+        asked = request(user(43, 45, 47, consumed=False))
+        return {item.item_id: item.reason.code for item in recommender.slate_items(recommender.rank([asked])[0])}
+
+    choose_together(1.0, 1)
+    alone = said()
+    assert {"i43", "i45", "i47"} <= set(alone)
+    assert not of_others & set(alone.values())
+    choose_together(20.0, 2)
+    assert of_others & set(said().values())
+
+
 def test_what_is_similar_is_similar_to_the_nearest_of_the_recent_items(recommender: Recommender) -> None:
     state = recommender._serving
     said = set()
