@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.structs import ConsumerRecord
 
 from schemas.decode import decode_interaction
@@ -41,6 +41,7 @@ from workers.pool import EncoderPool
 __all__ = ["BareJob"]
 
 _POLL_MS = 200
+_JOIN_S = 60.0
 
 
 class BareJob(msgspec.Struct, frozen=True):
@@ -147,8 +148,7 @@ async def _work(settings: Settings, ended: asyncio.Task[None]) -> dict[str, Any]
     producer = AIOKafkaProducer(**options, acks="all", max_request_size=settings.connection.max_message_bytes)
     consumer = AIOKafkaConsumer(
         **options,
-        # The role's own group: it goes on where an interactions process stopped.
-        group_id=topics.group("interactions"),
+        group_id=topics.group("bare"),
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         fetch_max_wait_ms=settings.connection.fetch_max_wait_ms,
@@ -158,9 +158,8 @@ async def _work(settings: Settings, ended: asyncio.Task[None]) -> dict[str, Any]
         await replica.ready.wait()
         await producer.start()
         await consumer.start()
-        await consumer.topics()
-        numbers = consumer.partitions_for_topic(topics.interactions) or ()
-        consumer.assign([TopicPartition(topics.interactions, number) for number in numbers])
+        consumer.subscribe([topics.interactions])
+        await _at_the_end(consumer)
         loop = _Loop(settings, replica, UserStore(redis, settings, metrics), producer, metrics)
         settle()
         tell("ready", 1, 1)
@@ -178,6 +177,18 @@ async def _work(settings: Settings, ended: asyncio.Task[None]) -> dict[str, Any]
         await producer.stop()
         await replica.stop()
         await redis.aclose()
+
+
+async def _at_the_end(consumer: AIOKafkaConsumer) -> None:
+    """Be given the partitions, and leave out what is there: the states know it.
+
+    A broker that states ends that are too low makes us pass over some of it.
+    """
+    async with asyncio.timeout(_JOIN_S):
+        while not (partitions := consumer.assignment()):
+            await consumer.getmany(timeout_ms=_POLL_MS, max_records=1)
+    for partition, end in (await consumer.end_offsets(list(partitions))).items():
+        consumer.seek(partition, end)
 
 
 async def _main() -> None:

@@ -102,7 +102,7 @@ async def throughput_figures(
     Raises:
         TailraceError: as :func:`latency_figures`.
     """
-    plan = ShopPlan(items=items, users=users, events=warm + events * (2 if floor else 1), seed=seed)
+    plan = ShopPlan(items=items, users=users, events=(warm + events) * (2 if floor else 1), seed=seed)
     async with AsyncExitStack() as cleanup:
         running = await cleanup.enter_async_context(rig(settings, where, plan, on_progress=on_progress))
         others = await cleanup.enter_async_context(running.worker(["items", "ranker"]))
@@ -124,7 +124,7 @@ async def throughput_figures(
                 **_memory(worker, others),
             }
         if floor:
-            bare = await _bare(running, events, patience_s, others)
+            bare = await _bare(running, events, patience_s, others, warm)
             line["floor_events_per_s"] = bare["floor_events_per_s"]
             line["share_of_floor"] = round(line["events_per_s"] / bare["floor_events_per_s"], 3)
             line["lost"] += bare["lost"]
@@ -164,13 +164,11 @@ async def aiokafka_floor(
             "benchmark": "floor",
             "loop": "aiokafka",
             **_parameters(running, where, warm),
-            **await _bare(running, events, patience_s, others, warm=warm),
+            **await _bare(running, events, patience_s, others, warm),
         }
 
 
-async def _bare(
-    running: Rig, events: int, patience_s: float, others: WorkerProcess, *, warm: int = 0
-) -> dict[str, Any]:
+async def _bare(running: Rig, events: int, patience_s: float, others: WorkerProcess, warm: int) -> dict[str, Any]:
     """The bare loop in the place of the interactions process, which must not run."""
     async with child("stream_app.bench.bare", BareJob(), overrides=running.overrides) as loop:
         await loop.told("ready")
@@ -178,13 +176,14 @@ async def _bare(
             await running.loaded(warm, patience_s=patience_s, workers=[others])
         found = await running.loaded(events, patience_s=patience_s, workers=[others])
         loop.end_input()
+        took = await loop.result()
         return {
             "events": events,
             "floor_events_per_s": found["achieved"],
             "slates": found["slates"],
             "items_per_slate": found["items_per_slate"],
             "lost": found["lost"],
-            "us_per_event": (await loop.result())["us_per_event"],
+            **took,
         }
 
 
