@@ -35,25 +35,27 @@ def ranking_ratios(base: Path, head: Path, *, rounds: int, events: int) -> list[
     Raises:
         click.ClickException: when a folder is no checkout, or a run fails.
     """
-    runs: dict[Path, list[dict[str, Any]]] = {base: [], head: []}
-    for checkout in (base, head):
+    checkouts = (base.resolve(), head.resolve())
+    for checkout in checkouts:
         if not (checkout / "stream_app" / "cli" / "bench.py").is_file():
             raise click.ClickException(f"{checkout} is no checkout with `tailrace bench`")
+    runs: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for number in range(rounds):
-        for checkout in (base, head) if number % 2 == 0 else (head, base):
-            runs[checkout].append(_ranking(checkout.resolve(), events))
-            click.echo(f"round {number + 1}: {checkout}: {runs[checkout][-1]['us_per_event_in_all']} us", err=True)
-    whole = {checkout: [run["us_per_event_in_all"] for run in found] for checkout, found in runs.items()}
-    ratios = [ours / theirs for theirs, ours in zip(whole[base], whole[head], strict=True)]
-    stages = [stage for stage in runs[head][0]["us_per_event"] if all(stage in r["us_per_event"] for r in runs[base])]
-    by_stage = {stage: round(_median(runs[head], stage) / max(_median(runs[base], stage), 0.05), 3) for stage in stages}
+        for place in (0, 1) if number % 2 == 0 else (1, 0):
+            runs[place].append(_ranking(checkouts[place], events))
+            click.echo(f"round {number + 1}: {checkouts[place]}: {runs[place][-1]['us_per_event_in_all']} us", err=True)
+    of_base, of_head = runs
+    whole = [[run["us_per_event_in_all"] for run in found] for found in runs]
+    ratios = [ours / theirs for theirs, ours in zip(*whole, strict=True)]
+    stages = [stage for stage in of_head[0]["us_per_event"] if all(stage in r["us_per_event"] for r in of_base)]
+    by_stage = {stage: round(_median(of_head, stage) / max(_median(of_base, stage), 0.05), 3) for stage in stages}
     return [
         {
             "benchmark": "compare",
             "rounds": rounds,
             "events": events,
-            "us_base": statistics.median(whole[base]),
-            "us_head": statistics.median(whole[head]),
+            "us_base": statistics.median(whole[0]),
+            "us_head": statistics.median(whole[1]),
             "ratio": round(statistics.median(ratios), 3),
             "least": round(min(ratios), 3),
             "largest": round(max(ratios), 3),

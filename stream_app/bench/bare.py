@@ -23,7 +23,7 @@ from aiokafka.structs import ConsumerRecord
 
 from schemas.decode import decode_interaction
 from stream_app.agents.interactions import InteractionsAgent
-from stream_app.bench.child import read_job, tell
+from stream_app.bench.child import read_job, run_child, tell
 from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.publisher import Publisher
 from stream_app.memory import settle
@@ -198,10 +198,4 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    import uvloop
-
-    from stream_app.logs import configure_logs
-    from stream_app.settings import LogSettings
-
-    configure_logs(LogSettings(level="error", format="text"))
-    uvloop.run(_main())
+    run_child(_main())

@@ -10,7 +10,7 @@ import asyncio
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ import msgspec
 from stream_app.embedded.worker import environment
 from stream_app.errors import TailraceError
 
-__all__ = ["Child", "Progress", "child", "read_job", "tell"]
+__all__ = ["Child", "Progress", "child", "read_job", "run_child", "tell"]
 
 T = TypeVar("T")
 _GRACE_S = 10.0
@@ -164,6 +164,20 @@ async def read_job(kind: type[T]) -> tuple[T, asyncio.Task[None]]:
             pass
 
     return job, asyncio.create_task(until_end())
+
+
+def run_child(work: Coroutine[Any, Any, None]) -> None:
+    """In a child: do the work; a failure that has a name is said in its words, with exit status 1."""
+    import uvloop
+
+    from stream_app.logs import configure_logs
+    from stream_app.settings import LogSettings
+
+    configure_logs(LogSettings(level="error", format="text"))
+    try:
+        uvloop.run(work)
+    except TailraceError as error:
+        raise SystemExit(str(error)) from None
 
 
 def tell(what: str, done: int, total: int) -> None:

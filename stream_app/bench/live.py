@@ -38,7 +38,8 @@ async def latency_figures(
     patience_s: float = _PATIENCE_S,
     on_progress: Progress = lambda _what, _done, _total: None,
 ) -> list[dict[str, Any]]:
-    """One line per rate: figures of ``stream_app.bench.load``, and memory in MB.
+    """One line per rate: figures of ``stream_app.bench.load``, ``us_per_event`` by step as the process itself counts
+    them, and memory in MB.
 
     Args:
         where: broker and Redis.
@@ -61,7 +62,9 @@ async def latency_figures(
         if warm:
             await running.loaded(warm, patience_s=patience_s, workers=(others, worker))
         for rate, count in zip(rates, counts, strict=True):
+            before = await worker.metrics() or {}
             found = await running.loaded(count, rate=rate, patience_s=patience_s, workers=(others, worker))
+            after = await worker.metrics() or {}
             lines.append(
                 {
                     "benchmark": "latency",
@@ -69,6 +72,7 @@ async def latency_figures(
                     "seconds": seconds,
                     **_parameters(running, where, warm),
                     **_without_clock(found),
+                    "us_per_event": _by_step(before, after, count),
                     **_memory(worker, others),
                 }
             )

@@ -23,7 +23,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from schemas.decode import encode
-from stream_app.bench.child import read_job, tell
+from stream_app.bench.child import read_job, run_child, tell
 from stream_app.bench.coverage import Coverage, due_times, percentiles_ms
 from stream_app.bench.shop import ShopPlan
 from stream_app.delivery.connections import kafka_options
@@ -121,11 +121,7 @@ class _Load:
         return self._figures(start)
 
     async def _seek_to_end(self, consumer: AIOKafkaConsumer) -> None:
-        name = self.topics.recommendations
-        await consumer.topics()
-        partitions = [TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name) or ())]
-        if not partitions:
-            raise Unavailable(f"topic {name} is not there; create it with: tailrace topics create")
+        partitions = [TopicPartition(self.topics.recommendations, number) for number in range(self.job.plan.partitions)]
         consumer.assign(partitions)
         # Where a broker states ends that are too low, slates of earlier events are read, which know none of ours.
         for partition, end in (await consumer.end_offsets(partitions)).items():
@@ -253,10 +249,4 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    import uvloop
-
-    from stream_app.logs import configure_logs
-    from stream_app.settings import LogSettings
-
-    configure_logs(LogSettings(level="error", format="text"))
-    uvloop.run(_main())
+    run_child(_main())

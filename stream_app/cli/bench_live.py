@@ -131,9 +131,12 @@ def floor(events: int, items: int, users: int, warm: int, seed: int, json_file: 
     async def both(settings: Settings, place: Where, on_progress: Progress) -> list[dict[str, Any]]:
         from stream_app.bench.floor import in_process_floor
         from stream_app.bench.live import aiokafka_floor
+        from stream_app.bench.publish import answering
         from stream_app.bench.shop import made_up_shop
         from stream_app.warm_up import warm_up
 
+        if place.broker is None:
+            await answering(settings)  # before minutes of work
         warm_up(settings)
         shop = made_up_shop(
             settings, items=items, users=users, events=warm + events, seed=seed, whiten=True, on_progress=on_progress
