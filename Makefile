@@ -46,7 +46,7 @@ faults: setup-dev ## 20 seeded runs with a process killed in the middle, and 30 
 	@$(BIN)/python -m stream_app.embedded.kafka install
 	@FAULT_RUNS=$${FAULT_RUNS:-20} $(BIN)/pytest tests/faults --stack=kafka $(ARGS)
 
-bench: setup-dev ## Speed and quality figures. ARGS chooses which.
+bench: setup-dev ## Speed figures, all of `tailrace bench`. ARGS chooses one: latency, quality, encoder, ...
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 lock: setup-dev ## Renew the pins in requirements/ from pyproject.toml.

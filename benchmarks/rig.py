@@ -1,19 +1,12 @@
-"""A pipeline to measure: embedded stack, worker processes, a client; and what to write down about the machine."""
+"""A pipeline with a real shop to measure: embedded stack, worker processes, a client."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import platform
-import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from stream_app.datasets.dataset import Dataset
@@ -24,7 +17,7 @@ from stream_app.embedded.stack import BrokerKind
 from stream_app.embedded.worker import WorkerProcess
 from stream_app.evaluation.live import Pipeline, pipeline
 
-__all__ = ["Rig", "about_this_machine", "rig"]
+__all__ = ["Rig", "rig"]
 
 _PREFIX = "bench"
 
@@ -82,23 +75,3 @@ async def rig(
         if embed:
             await running.load(dataset.items)
         yield Rig(dataset, running, began)
-
-
-def about_this_machine() -> dict[str, Any]:
-    """Machine, versions, commit: beside every result."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    cpu = ""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    names = ("faust-streaming", "aiokafka", "torch", "transformers", "hnswlib", "redis", "numpy", "orjson", "msgspec")
-    return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
-    }

@@ -1,5 +1,5 @@
-"""Benchmarks of the parts, in process: what ``tailrace bench`` runs.
+"""What ``tailrace bench`` runs, over a made-up shop of any size (:mod:`stream_app.bench.shop`).
 
-They use the functions that run live, over a made-up shop of any size (:mod:`stream_app.bench.shop`). What is measured
-through a broker is in ``benchmarks/`` beside the package.
+In process, with the functions that run live: ``ranking``, ``index``, and the plain loop of ``floor``. On a broker, with
+processes of Tailrace (``rig``) and a load generator (``load``): ``live``, ``start``, and the bare loop (``bare``).
 """

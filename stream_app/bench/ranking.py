@@ -51,7 +51,7 @@ from stream_app.users import stage as user_stage
 from stream_app.users.stage import NewSlate, SourcedEvent, StageResult, UserStage
 from stream_app.users.state import encode_state
 
-__all__ = ["PARTS", "STAGES", "ranking_figures"]
+__all__ = ["PARTS", "STAGES", "decoded", "encoded", "rank_everybody", "ranking_figures", "staged"]
 
 STAGES = {
     "decode": "JSON to an event, checked",
@@ -289,7 +289,7 @@ def ranking_figures(
             f"{len(shop.records)} records are too few to measure batches of {batch}: make at least {4 * batch}"
         )
     warm = max(2, len(batches) // 10)
-    _rank_everybody(shop, stage, batch)
+    rank_everybody(shop, stage, batch)
     settle()
     whole: list[float] = []
     staged = slates = 0
@@ -331,7 +331,8 @@ def ranking_figures(
     }
 
 
-def _rank_everybody(shop: MadeUpShop, stage: UserStage, batch: int) -> None:
+def rank_everybody(shop: MadeUpShop, stage: UserStage, batch: int) -> None:
+    """What is made once per user or item is there afterwards, as in a process that has run for a while."""
     users = list(shop.states)
     for start in range(0, len(users), batch):
         slates = stage.rerank({user: shop.states[user] for user in users[start : start + batch]}, now=shop.now)
@@ -364,14 +365,15 @@ def _process(
 ) -> StageResult:
     """One batch from bytes to bytes, as the interactions agent does it."""
     if watch is None:
-        return _encoded(shop, _staged(shop, stage, _decoded(shop, records, first)))
-    result = _staged(shop, stage, watch.timed("decode", _decoded)(shop, records, first))
+        return encoded(shop, staged(shop, stage, decoded(shop, records, first)))
+    result = staged(shop, stage, watch.timed("decode", decoded)(shop, records, first))
     for name, write in (("slate", _slates), ("state", _states), ("notes", _notes)):
         watch.timed(f"encode {name}", write)(shop, result)
     return result
 
 
-def _decoded(shop: MadeUpShop, records: Sequence[tuple[bytes, bytes]], first: int) -> list[SourcedEvent]:
+def decoded(shop: MadeUpShop, records: Sequence[tuple[bytes, bytes]], first: int) -> list[SourcedEvent]:
+    """The records as events, checked; ``first``: how many came before."""
     limits = {"event_types": shop.settings.event_types, "now": shop.now, "oldest": 0.0, "future_tolerance_s": 300.0}
     return [
         SourcedEvent(decode_interaction(key, value, **limits), 0, offset, shop.now)  # type: ignore[arg-type]
@@ -379,13 +381,15 @@ def _decoded(shop: MadeUpShop, records: Sequence[tuple[bytes, bytes]], first: in
     ]
 
 
-def _staged(shop: MadeUpShop, stage: UserStage, events: Sequence[SourcedEvent]) -> StageResult:
+def staged(shop: MadeUpShop, stage: UserStage, events: Sequence[SourcedEvent]) -> StageResult:
+    """What the events amount to; the shop's states move on."""
     result = stage.process(events, shop.states, now=shop.now)
     shop.states.update(result.states)
     return result
 
 
-def _encoded(shop: MadeUpShop, result: StageResult) -> StageResult:
+def encoded(shop: MadeUpShop, result: StageResult) -> StageResult:
+    """The result, after everything that leaves the process was made bytes."""
     for write in (_slates, _states, _notes):
         write(shop, result)
     return result

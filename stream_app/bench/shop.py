@@ -1,30 +1,35 @@
 """A made-up shop of any size, with the state it would have after some weeks.
 
 Items lie in groups, as the texts of a catalogue do; popularity follows a power law; users keep to a few groups. Nothing
-in it is drawn but from the seed.
+in it is drawn but from the seed, so processes that are told the same :class:`ShopPlan` know the same shop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.arrays import pack_float32
 from schemas.decode import encode
-from schemas.messages import Interaction, Item, ItemVector, TrainingExample, Transitions
+from schemas.messages import Interaction, Item, ItemVector, TrainingExample, Transition, Transitions, VectorSpace
+from stream_app.delivery.reading import default_partition
 from stream_app.factors.basis import fit_basis
 from stream_app.factors.learner import FactorLearner
 from stream_app.items.statistics import ItemStatistics
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
+from stream_app.spaces.served import axes_within, describe
+from stream_app.spaces.whitening import Statistics, fit
 from stream_app.users.fold import Folder
 from stream_app.users.state import UserState
 
-__all__ = ["MadeUpShop", "clustered", "made_up_shop"]
+__all__ = ["MadeUpPast", "MadeUpShop", "ShopPlan", "clustered", "made_up_past", "made_up_shop"]
 
 _SPACE = "made-up"
 _START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -35,6 +40,102 @@ _LIKED_GROUPS = 4
 _LOYALTY = 0.7
 """Share of a user's events that stay within the liked groups."""
 _AT_ONCE = 512
+_FITTED_ON = 20_000
+"""Vectors that basis and space are fitted to at most."""
+
+
+class ShopPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What the shop is made from; small enough to be told to another process.
+
+    Attributes:
+        items, users: how many.
+        events: those that nothing knows of yet, after the history.
+        history: events per user before those.
+        dimensions: of the vectors.
+        space: name of their space.
+        partitions: of ``interactions.v1``; a user's is chosen as Kafka's clients do.
+        starts_at: event time of the first event, seconds since 1970.
+    """
+
+    items: int
+    users: int
+    events: int
+    history: int = 20
+    dimensions: int = 384
+    seed: int = 0
+    space: str = _SPACE
+    partitions: int = 1
+    starts_at: float = _START.timestamp()
+
+    @property
+    def past(self) -> int:
+        """Events of all histories; the first of the others has this number."""
+        return self.users * self.history
+
+    @property
+    def span_s(self) -> float:
+        """Seconds of event time from the first event to the last."""
+        return _SECONDS_APART * max(self.past + self.events - 1, 0)
+
+    def interactions(self, first: int, count: int) -> Iterator[tuple[int, int, Interaction]]:
+        """Events by number, in order of time, each with its partition and its offset there.
+
+        They are those of a topic that holds the shop's events from number 0 on, and nothing else.
+        """
+        taken = _choices(self.items, self.users, self.past + self.events, seed=self.seed + 1)
+        partition = np.array([self.partition(user) for user in range(self.users)])[taken[:, 0]]
+        offset = np.empty(len(taken), np.int64)
+        for number in range(self.partitions):
+            offset[partition == number] = np.arange(np.count_nonzero(partition == number))
+        start = datetime.fromtimestamp(self.starts_at, UTC)
+        chosen = slice(first, first + count)
+        places = zip(partition[chosen].tolist(), offset[chosen].tolist(), taken[chosen].tolist(), strict=True)
+        for number, (where, at, (user, item)) in enumerate(places, start=first):
+            yield where, at, _event(number, user, item, start)
+
+    def partition(self, user: int) -> int:
+        """Of the user's events."""
+        return default_partition(f"user-{user}".encode(), self.partitions) if self.partitions > 1 else 0
+
+    def item(self, number: int) -> Item:
+        """An entry of the catalogue."""
+        group = number // _GROUP
+        return Item(item_id=_item_id(number), title=f"Article {number} of group {group}", categories=[f"group {group}"])
+
+    def item_vector(self, number: int, vector: NDArray[np.float32]) -> ItemVector:
+        """Its record of ``item-vectors.v1``."""
+        return ItemVector(
+            item_id=_item_id(number),
+            space=self.space,
+            text_hash="",
+            dimensions=self.dimensions,
+            vector=pack_float32(vector),
+        )
+
+
+@dataclass(slots=True)
+class MadeUpPast:
+    """What the shop's catalogue and history amount to, by stage, as those who own it would have it.
+
+    Attributes:
+        vectors: float32 [items, dimensions], of unit length.
+        learner: factors of all items, learned from the history.
+        statistics: of the items in the history.
+        states: by user id.
+    """
+
+    plan: ShopPlan
+    vectors: NDArray[np.float32]
+    learner: FactorLearner
+    statistics: ItemStatistics
+    states: dict[str, UserState]
+
+    def space(self, settings: Settings) -> VectorSpace:
+        """The half-whitened space that would be served: fitted to the whole catalogue."""
+        statistics = Statistics(self.plan.dimensions)
+        statistics.add(_sample(self.vectors))
+        axes = max(1, axes_within(settings.connection.max_message_bytes, self.plan.dimensions))
+        return describe(fit(statistics, axes=axes), model=self.plan.space, version=1, items=self.plan.items)
 
 
 @dataclass(slots=True)
@@ -65,6 +166,57 @@ def clustered(count: int, dimensions: int, *, seed: int) -> NDArray[np.float32]:
     return vectors
 
 
+def made_up_past(
+    settings: Settings,
+    plan: ShopPlan,
+    *,
+    on_progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
+) -> MadeUpPast:
+    """Catalogue and history, without what serves them.
+
+    Args:
+        on_progress: told what is being made, how much of it is done, and of how much.
+    """
+    vectors = clustered(plan.items, plan.dimensions, seed=plan.seed)
+    factors = settings.factors
+    basis = fit_basis(_sample(vectors), space=plan.space, factors=factors.dimensions, length=factors.start_length)
+    learner = FactorLearner(factors, basis)
+    for number, vector in enumerate(vectors):
+        learner.put(_item_id(number), vector)
+    statistics = ItemStatistics(0, 1, settings.items)
+    states: dict[str, UserState] = {}
+    fold = Folder(settings.event_types, settings.users, settings.items)
+    transitions: list[tuple[int, Transition]] = []
+    messages = 0
+    for number, (partition, offset, event) in enumerate(plan.interactions(0, plan.past), start=1):
+        state = states.setdefault(event.user_id, UserState(event.user_id))
+        transition = fold(state, event, partition=partition, offset=offset).transition
+        if transition is not None:
+            transitions.append((partition, transition))
+        if len(transitions) >= _AT_ONCE or number == plan.past:
+            transitions.sort(key=lambda pair: pair[0])
+            for source, rows in groupby(transitions, key=lambda pair: pair[0]):
+                _learn(statistics, learner, source, [row for _, row in rows], offset=messages)
+                messages += 1
+            transitions = []
+            on_progress("history", number, plan.past)
+    return MadeUpPast(plan, vectors, learner, statistics, states)
+
+
+def _learn(
+    statistics: ItemStatistics, learner: FactorLearner, source: int, rows: list[Transition], *, offset: int
+) -> None:
+    """What the item and ranker roles do with the transitions of one message."""
+    statistics.apply(Transitions(source_topic="interactions", source_partition=source, rows=rows), offset=offset)
+    examples = [
+        TrainingExample(
+            offset=row.offset, at=row.at, weight=1.0, rows=0, features="", item_id=row.item_id, previous=row.previous
+        )
+        for row in rows
+    ]
+    learner.learn(examples, partition=source, offset=offset)
+
+
 def made_up_shop(
     settings: Settings,
     *,
@@ -74,69 +226,43 @@ def made_up_shop(
     history: int = 20,
     dimensions: int = 384,
     seed: int = 0,
+    whiten: bool = False,
     on_progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
 ) -> MadeUpShop:
-    """Make it.
+    """Make it, with everything that ranking reads.
 
     Args:
         items, users: how many.
         events: further records wanted, which nothing knows of yet.
         history: events per user before those.
         dimensions: of the vectors.
+        whiten: serve the space fitted to the catalogue, as live; else the vectors as they are.
         on_progress: told what is being made, how much of it is done, and of how much.
     """
-    serving = ServingState(settings, space=_SPACE, dimensions=dimensions)
-    vectors = clustered(items, dimensions, seed=seed)
-    factors = settings.factors
-    sample = vectors[:: max(1, items // 20_000)]
-    serving.factors.basis = fit_basis(sample, space=_SPACE, factors=factors.dimensions, length=factors.start_length)
-    learner = FactorLearner(factors, serving.factors.basis)
-    for number, vector in enumerate(vectors):
-        item_id = f"item-{number}"
-        title = f"Article {number} of group {number // _GROUP}"
-        serving.apply_item(item_id, Item(item_id=item_id, title=title, categories=[f"group {number // _GROUP}"]))
-        serving.apply_vector(
-            item_id,
-            ItemVector(item_id=item_id, space=_SPACE, text_hash="", dimensions=dimensions, vector=pack_float32(vector)),
-        )
-        learner.put(item_id, vector)
+    plan = ShopPlan(items=items, users=users, events=events, history=history, dimensions=dimensions, seed=seed)
+    past = made_up_past(settings, plan, on_progress=on_progress)
+    serving = ServingState(settings, space=plan.space, dimensions=dimensions)
+    serving.factors.basis = past.learner.basis
+    if whiten:
+        serving.apply_space(past.space(settings))
+        serving.advance_space(wait=True)
+    for number, vector in enumerate(past.vectors):
+        serving.apply_item(_item_id(number), plan.item(number))
+        serving.apply_vector(_item_id(number), plan.item_vector(number, vector))
         if number % _AT_ONCE == 0:
             on_progress("items", number, items)
     serving.index.maybe_rebuild()
-    taken = _choices(items, users, users * history + events, seed=seed + 1)
-    statistics = ItemStatistics(0, 1, settings.items)
-    states: dict[str, UserState] = {}
-    fold = Folder(settings.event_types, settings.users, settings.items)
-    records: list[tuple[bytes, bytes]] = []
-    transitions, examples = [], []
-    warm = users * history
-    event = _event(0, 0, 0)
-    for offset, (user, item) in enumerate(taken.tolist()):
-        event = _event(offset, user, item)
-        if offset >= warm:
-            records.append((event.user_id.encode(), encode(event)))
-            continue
-        state = states.setdefault(event.user_id, UserState(event.user_id))
-        transition = fold(state, event, partition=0, offset=offset).transition
-        if transition is not None:
-            transitions.append(transition)
-            examples.append(
-                TrainingExample(
-                    offset=offset, at=transition.at, weight=1.0, rows=0, features="", item_id=transition.item_id,
-                    previous=transition.previous,
-                )
-            )  # fmt: skip
-        if len(transitions) >= _AT_ONCE or offset == warm - 1:
-            rows = Transitions(source_topic="interactions", source_partition=0, rows=transitions)
-            statistics.apply(rows, offset=offset)
-            learner.learn(examples, partition=0, offset=offset)
-            transitions, examples = [], []
-            on_progress("events", offset, warm)
-    serving.apply_statistics(statistics)
+    serving.apply_statistics(past.statistics)
     for row in range(0, items, _AT_ONCE):
         places = np.arange(row, min(row + _AT_ONCE, items))
-        learner.copy_to(serving.factors, np.arange(items, dtype=np.int32), places)
-    return MadeUpShop(settings, serving, states, records, event.occurred_at.timestamp())
+        past.learner.copy_to(serving.factors, np.arange(items, dtype=np.int32), places)
+    further = [event for _, _, event in plan.interactions(plan.past, events)]
+    records = [(event.user_id.encode(), encode(event)) for event in further]
+    return MadeUpShop(settings, serving, past.states, records, plan.starts_at + plan.span_s)
+
+
+def _sample(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return vectors[:: max(1, len(vectors) // _FITTED_ON)]
 
 
 def _choices(items: int, users: int, count: int, *, seed: int) -> NDArray[np.int64]:
@@ -151,11 +277,15 @@ def _choices(items: int, users: int, count: int, *, seed: int) -> NDArray[np.int
     return np.stack([user, np.where(rng.random(count) < _LOYALTY, near, anywhere)], axis=1)
 
 
-def _event(offset: int, user: int, item: int) -> Interaction:
+def _event(number: int, user: int, item: int, start: datetime) -> Interaction:
     return Interaction(
-        event_id=f"event-{offset}",
+        event_id=f"event-{number}",
         user_id=f"user-{user}",
         type="click",
-        occurred_at=_START + timedelta(seconds=_SECONDS_APART * offset),
-        item_id=f"item-{item}",
+        occurred_at=start + timedelta(seconds=_SECONDS_APART * number),
+        item_id=_item_id(item),
     )
+
+
+def _item_id(number: int) -> str:
+    return f"item-{number}"

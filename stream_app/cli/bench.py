@@ -1,26 +1,28 @@
-"""``tailrace bench``: what the parts cost on this machine, over a made-up shop."""
+"""``tailrace bench``: what Tailrace and its parts cost on this machine, over a made-up shop."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-__all__ = ["bench"]
+from stream_app.cli.bench_live import floor, latency, start, throughput
+from stream_app.cli.bench_output import json_option, numbers, seed_option, write_lines
 
-_json = click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here, as a list."
-)
-_seed = click.option("--seed", default=0, show_default=True, help="Of the made-up shop.")
+__all__ = ["bench"]
 
 
 @click.group()
 def bench() -> None:
-    """Measure what the parts cost on this machine.
+    """Measure what Tailrace and its parts cost on this machine.
 
+    latency, throughput, floor and start run a broker, Redis and processes of Tailrace; ranking and index do without.
     Figures are of one run; machines that are shared differ by a third from one run to the next.
     """
+
+
+for _command in (latency, throughput, floor, start):
+    bench.add_command(_command)
 
 
 @bench.command()
@@ -28,8 +30,8 @@ def bench() -> None:
 @click.option("--users", default=2_000, show_default=True, type=click.IntRange(10, 1_000_000))
 @click.option("--events", default=6_400, show_default=True, type=click.IntRange(256, 10_000_000))
 @click.option("--batch", default=64, show_default=True, type=click.IntRange(1, 4_096), help="Events at a time.")
-@_seed
-@_json
+@seed_option
+@json_option
 def ranking(items: int, users: int, events: int, batch: int, seed: int, json_file: Path | None) -> None:
     """Microseconds per event by stage, from JSON to JSON: everything but the broker and Redis."""
     from rich.table import Table
@@ -66,14 +68,14 @@ def ranking(items: int, users: int, events: int, batch: int, seed: int, json_fil
     table.add_section()
     table.add_row("in all", f"{figures['us_per_event_in_all']:.1f}", "", "not timed by stage, which itself takes time")
     output().print(table)
-    _write(json_file, [figures])
+    write_lines(json_file, [figures])
 
 
 @bench.command()
 @click.option("--sizes", default="10000,100000", show_default=True, help="Vectors, comma separated.")
 @click.option("--dimensions", default=384, show_default=True, type=click.IntRange(2, 4_096))
-@_seed
-@_json
+@seed_option
+@json_option
 def index(sizes: str, dimensions: int, seed: int, json_file: Path | None) -> None:
     """Fill, search and change the vector index; recall against brute force; memory."""
     from rich.table import Table
@@ -83,12 +85,7 @@ def index(sizes: str, dimensions: int, seed: int, json_file: Path | None) -> Non
     from stream_app.cli.evaluate import advancing, open_progress, writable
     from stream_app.settings import load_settings
 
-    try:
-        wanted = [int(size) for size in sizes.split(",")]
-    except ValueError:
-        wanted = []
-    if not wanted or min(wanted) < 1 or max(wanted) > 5_000_000:
-        raise click.UsageError(f"--sizes {sizes!r}: whole numbers from 1 to 5,000,000, comma separated")
+    wanted = [int(size) for size in numbers("--sizes", sizes, least=1, most=5_000_000, whole=True)]
     writable(json_file)
     with open_progress(errors()) as progress:
         figures = index_figures(
@@ -101,16 +98,4 @@ def index(sizes: str, dimensions: int, seed: int, json_file: Path | None) -> Non
     for line in figures:
         table.add_row(*(f"{line[name]:,}" if isinstance(line[name], int) else str(line[name]) for name in columns))
     output().print(table)
-    _write(json_file, [line | {"seed": seed} for line in figures])
-
-
-def _write(json_file: Path | None, figures: list[dict[str, Any]]) -> None:
-    if json_file is None:
-        return
-    import orjson
-
-    from stream_app.cli.console import errors
-    from stream_app.cli.evaluate import written
-
-    if not written(errors(), json_file, lambda: orjson.dumps(figures, option=orjson.OPT_INDENT_2) + b"\n"):
-        raise SystemExit(2)
+    write_lines(json_file, [line | {"seed": seed} for line in figures])

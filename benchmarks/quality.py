@@ -1,4 +1,4 @@
-"""The live measurements: latency at a rate, saturated throughput, prequential quality, time to the first slate."""
+"""Prequential quality through the live path, on published slates."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from aiokafka.structs import RecordMetadata
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.rig import Rig, rig
 from schemas.messages import Interaction
 from stream_app.demo.scoreboard import Scoreboard
-from stream_app.demo.traffic import Basket, baskets, with_visits
+from stream_app.demo.traffic import Basket, baskets
 from stream_app.embedded.stack import BrokerKind
 
-__all__ = ["latency", "quality", "throughput"]
+__all__ = ["quality"]
 
 
 def _progress() -> Progress:
@@ -30,95 +28,11 @@ def _progress() -> Progress:
     )  # fmt: skip
 
 
-def _schedule(running: Rig, ahead: int) -> Iterator[tuple[Basket, Interaction]]:
-    return iter(with_visits(baskets(running.dataset.interactions), ahead=ahead))
-
-
 async def _send(running: Rig, scoreboard: Scoreboard, event: Interaction, due: float) -> None:
     def acknowledged(place: RecordMetadata) -> None:
         scoreboard.sent(event, partition=place.partition, offset=place.offset, at=due)
 
     await running.client.send(event, acknowledged)
-
-
-async def latency(rates: list[float], seconds: float, *, broker: BrokerKind, warm: int = 5_000) -> list[dict[str, Any]]:
-    """Event to slate at each rate: open loop, counted from the intended send time to the slate's arrival here.
-
-    The first ``warm`` events are sent beforehand as fast as they go, so that users have histories.
-    """
-    results = []
-    async with rig(broker=broker) as running:
-        schedule = _schedule(running, 200)
-        scoreboard = Scoreboard()
-        following = asyncio.create_task(running.follow(scoreboard))
-        for _, event in itertools.islice(schedule, warm):
-            await _send(running, scoreboard, event, time.perf_counter())
-        await running.settle(scoreboard)
-        for rate in rates:
-            scoreboard.freshness_ms.clear()
-            sent_before, start = scoreboard.events_in, time.perf_counter() + 0.5
-            count = int(rate * seconds)
-            for number, (_, event) in enumerate(itertools.islice(schedule, count)):
-                due = start + number / rate
-                wait = due - time.perf_counter()
-                if wait > 0.0005:
-                    await asyncio.sleep(wait)
-                await _send(running, scoreboard, event, due)
-            finished = time.perf_counter()
-            await running.settle(scoreboard)
-            samples = np.fromiter(scoreboard.freshness_ms, float)
-            p50, p99, p999 = np.percentile(samples, [50, 99, 99.9]).tolist()
-            results.append(
-                {
-                    "benchmark": "latency",
-                    "rate": rate,
-                    "seconds": seconds,
-                    "achieved": round((scoreboard.events_in - sent_before) / (finished - start), 1),
-                    "p50_ms": round(p50, 1),
-                    "p99_ms": round(p99, 1),
-                    "p999_ms": round(p999, 1),
-                    "max_ms": round(float(samples.max()), 1),
-                    "slates": len(samples),
-                    "lost": scoreboard.uncovered,
-                    **running.memory(),
-                }
-            )
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-    return results
-
-
-async def throughput(events: int, *, broker: BrokerKind, warm: int = 2_000) -> list[dict[str, Any]]:
-    """Saturated: all events are sent as fast as the broker takes them; done when a slate knows every one."""
-    async with rig(broker=broker) as running:
-        schedule = _schedule(running, 200)
-        scoreboard = Scoreboard()
-        following = asyncio.create_task(running.follow(scoreboard))
-        for _, event in itertools.islice(schedule, warm):
-            await _send(running, scoreboard, event, time.perf_counter())
-        await running.settle(scoreboard)
-        slates_before, start = scoreboard.slates_out, time.perf_counter()
-        for _, event in itertools.islice(schedule, events):
-            await _send(running, scoreboard, event, time.perf_counter())
-        end = await running.settle(scoreboard, timeout_s=600)
-        samples = await running.interactions[0].metrics() or {}
-        steps = {
-            step: round(samples.get(f'tailrace_batch_seconds_sum{{role="interactions",step="{step}"}}', 0.0), 2)
-            for step in ("load", "compute", "publish", "save", "all")
-        }
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-        return [
-            {
-                "benchmark": "throughput",
-                "events": events,
-                "events_per_s": round(events / (end - start), 1),
-                "slates": scoreboard.slates_out - slates_before,
-                "lost": scoreboard.uncovered,
-                "seconds_by_step": steps,
-                **running.memory(),
-            }
-        ]
 
 
 async def quality(

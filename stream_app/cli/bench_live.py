@@ -1,0 +1,220 @@
+"""``tailrace bench latency``, ``throughput``, ``floor`` and ``start``: live processes on a broker, and their limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from stream_app.cli.bench_output import json_option, numbers, print_lines, seed_option, write_lines
+
+if TYPE_CHECKING:
+    from stream_app.bench.child import Progress
+    from stream_app.bench.rig import Where
+    from stream_app.settings import Settings
+
+__all__ = ["floor", "latency", "start", "throughput"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+_MOST_EVENTS = 5_000_000
+"""Of one command: they are encoded beforehand, 300 bytes each."""
+
+_items = click.option("--items", default=10_000, show_default=True, type=click.IntRange(100, 1_000_000))
+_users = click.option("--users", default=2_000, show_default=True, type=click.IntRange(10, 100_000))
+_warm = click.option(
+    "--warm",
+    default=4_000,
+    show_default=True,
+    type=click.IntRange(0, 1_000_000),
+    help="Events before anything is measured; the ranker learns from them.",
+)
+
+
+def _events(default: int) -> Callable[[F], F]:
+    return click.option("--events", default=default, show_default=True, type=click.IntRange(1, _MOST_EVENTS))
+
+
+def _where(command: F) -> F:
+    """Options that say which broker and Redis."""
+    for option in (
+        click.option("--redis", metavar="URL", help="Redis that is there; goes with --kafka."),
+        click.option(
+            "--kafka",
+            metavar="HOST:PORT",
+            help="A cluster that is there: topics get a prefix of their own, and are deleted at the end.",
+        ),
+        click.option(
+            "--broker",
+            type=click.Choice(["embedded", "kafka"]),
+            help="Start this one: the embedded broker (the default) or Apache Kafka.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--rates", default="100,500,1000,2000", show_default=True, help="Events per second, comma separated.")
+@click.option("--seconds", default=30.0, show_default=True, type=click.FloatRange(0.1, 86_400), help="Of each rate.")
+@_items
+@_users
+@_warm
+@_where
+@seed_option
+@json_option
+def latency(
+    rates: str, seconds: float, items: int, users: int, warm: int, seed: int, json_file: Path | None, **where: Any
+) -> int:
+    """From an event's time to be sent to the arrival of the first slate that knows it, at fixed rates.
+
+    The load comes from a process of its own, an open loop: a pipeline that falls behind shows it. Every event must be
+    known to a slate; lost must be 0.
+    """
+    wanted = numbers("--rates", rates, least=0.1, most=1_000_000)
+    count = int(sum(wanted) * seconds)
+    if count > _MOST_EVENTS:
+        raise click.UsageError(f"--rates {rates} for {seconds:g} s each are {count:,} events; at most {_MOST_EVENTS:,}")
+
+    def work(settings: Settings, place: Where, on_progress: Progress) -> Coroutine[Any, Any, list[dict[str, Any]]]:
+        from stream_app.bench.live import latency_figures
+
+        return latency_figures(
+            settings, place, rates=wanted, seconds=seconds, items=items, users=users, warm=warm, seed=seed,
+            on_progress=on_progress,
+        )  # fmt: skip
+
+    return _measured(f"event to slate, {items:,} items, {users:,} users", work, where, json_file)
+
+
+@click.command()
+@_events(100_000)
+@_items
+@_users
+@_warm
+@click.option("--floor/--no-floor", default=False, show_default=True, help="Also a bare aiokafka loop.")
+@_where
+@seed_option
+@json_option
+def throughput(
+    events: int, items: int, users: int, warm: int, floor: bool, seed: int, json_file: Path | None, **where: Any
+) -> int:
+    """Events per second of one interactions process when they come as fast as the broker takes them."""
+
+    def work(settings: Settings, place: Where, on_progress: Progress) -> Coroutine[Any, Any, list[dict[str, Any]]]:
+        from stream_app.bench.live import throughput_figures
+
+        return throughput_figures(
+            settings, place, events=events, items=items, users=users, warm=warm, seed=seed, floor=floor,
+            on_progress=on_progress,
+        )  # fmt: skip
+
+    return _measured(f"saturated, {items:,} items, {users:,} users", work, where, json_file)
+
+
+@click.command()
+@_events(20_000)
+@_items
+@_users
+@_warm
+@_where
+@seed_option
+@json_option
+def floor(events: int, items: int, users: int, warm: int, seed: int, json_file: Path | None, **where: Any) -> int:
+    """The limit: the same domain functions in a plain loop, and in a bare aiokafka loop with Redis.
+
+    The plain loop has the machine for itself. The aiokafka loop runs beside the processes that throughput has, on the
+    same broker, under the same load; what it does and leaves out is in stream_app/bench/bare.py.
+    """
+
+    async def both(settings: Settings, place: Where, on_progress: Progress) -> list[dict[str, Any]]:
+        from stream_app.bench.floor import in_process_floor
+        from stream_app.bench.live import aiokafka_floor
+        from stream_app.bench.publish import answering
+        from stream_app.bench.shop import made_up_shop
+        from stream_app.warm_up import warm_up
+
+        if place.broker is None:
+            await answering(settings)  # before minutes of work
+        warm_up(settings)
+        shop = made_up_shop(
+            settings, items=items, users=users, events=warm + events, seed=seed, whiten=True, on_progress=on_progress
+        )
+        plain = in_process_floor(shop, warm=warm, on_progress=on_progress) | {"seed": seed}
+        del shop
+        return [
+            plain,
+            await aiokafka_floor(
+                settings, place, events=events, items=items, users=users, warm=warm, seed=seed, on_progress=on_progress
+            ),
+        ]
+
+    return _measured(f"the limit, {items:,} items, {users:,} users", both, where, json_file)
+
+
+@click.command()
+@click.option("--items", default="10000,100000", show_default=True, help="Sizes of the catalogue, comma separated.")
+@_users
+@click.option(
+    "--behind",
+    default=2_000,
+    show_default=True,
+    type=click.IntRange(1, 1_000_000),
+    help="Events that come while the process is away.",
+)
+@_where
+@seed_option
+@json_option
+def start(items: str, users: int, behind: int, seed: int, json_file: Path | None, **where: Any) -> int:
+    """Until an interactions process takes events: from the topics, from a snapshot, and after it was away."""
+    sizes = [int(size) for size in numbers("--items", items, least=100, most=1_000_000, whole=True)]
+
+    def work(settings: Settings, place: Where, on_progress: Progress) -> Coroutine[Any, Any, list[dict[str, Any]]]:
+        from stream_app.bench.start import start_figures
+
+        return start_figures(
+            settings, place, sizes=sizes, users=users, behind=behind, seed=seed, on_progress=on_progress
+        )
+
+    return _measured("start of an interactions process", work, where, json_file)
+
+
+def _measured(
+    title: str,
+    work: Callable[[Settings, Where, Progress], Coroutine[Any, Any, list[dict[str, Any]]]],
+    where: dict[str, str | None],
+    json_file: Path | None,
+) -> int:
+    """Do the work, show and write its figures; 1 when events were lost."""
+    from stream_app.cli.console import errors, run
+    from stream_app.cli.evaluate import advancing, open_progress, writable
+    from stream_app.settings import load_settings
+
+    place = _place(**where)
+    writable(json_file)
+    settings = load_settings(**({"kafka": place.kafka, "redis": place.redis} if place.broker is None else {}))
+    console = errors()
+    with open_progress(console) as progress:
+        lines = run(work(settings, place, advancing(progress)))
+    print_lines(title, lines)
+    write_lines(json_file, lines)
+    lost = sum(line.get("lost", 0) for line in lines)
+    if lost:
+        console.print(f"{lost:,} events are known to no slate", style="red", markup=False)
+    return int(lost > 0)
+
+
+def _place(*, broker: str | None, kafka: str | None, redis: str | None) -> Where:
+    from stream_app.bench.rig import Where
+    from stream_app.embedded.kafka.install import kafka_missing
+
+    if (kafka is None) != (redis is None):
+        raise click.UsageError("--kafka and --redis go together: name both, or neither to start them here")
+    if kafka is not None and redis is not None:
+        if broker is not None:
+            raise click.UsageError("--broker starts one here; leave it out with --kafka")
+        return Where(None, kafka, redis)
+    if broker == "kafka" and (missing := kafka_missing()):
+        raise click.UsageError(missing)
+    return Where("kafka" if broker == "kafka" else "embedded")

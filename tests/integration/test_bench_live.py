@@ -1,0 +1,58 @@
+"""``tailrace bench latency`` on a broker: that every event is known to a slate, not how soon."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stream_app.cli import main
+from stream_app.stores.users import connect_redis
+from tests.stacks import Stack
+
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
+
+FIGURES = {"p50_ms", "p99_ms", "p999_ms", "max_ms", "achieved", "sent_per_s", "lag", "most_lag", "lost", "events"}
+SMALL = ["--items", "200", "--users", "20", "--warm", "40"]
+
+
+@pytest.mark.timeout(600)
+def test_every_event_is_known_to_a_slate_and_nothing_is_left_on_the_cluster(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in stack.overrides["connection"].items():
+        monkeypatch.setenv(f"TAILRACE_CONNECTION__{name.upper()}", str(value))
+    cluster = ["--kafka", stack.kafka, "--redis", stack.redis]
+    command = ["bench", "latency", "--rates", "20", "--seconds", "2", *SMALL, *cluster]
+    assert main([*command, "--json", "figures.json"]) == 0
+    assert "p99_ms" in capsys.readouterr().out
+    (figures,) = json.loads(Path("figures.json").read_text())
+    assert set(figures) >= FIGURES
+    assert (figures["benchmark"], figures["rate"], figures["broker"]) == ("latency", 20.0, "given")
+    assert (figures["events"], figures["lost"], figures["items_per_slate"]) == (40, 0, 20.0)
+    assert {"items": 200, "users": 20, "seed": 0}.items() <= figures.items()
+    assert bench_topics(stack) == []
+
+
+def bench_topics(stack: Stack) -> list[str]:
+    """Topics and keys of benchmarks."""
+    import asyncio
+
+    from aiokafka.admin import AIOKafkaAdminClient
+
+    from stream_app.settings import load_settings
+
+    async def look() -> list[str]:
+        admin = AIOKafkaAdminClient(bootstrap_servers=stack.kafka)
+        redis = connect_redis(load_settings(kafka=stack.kafka, redis=stack.redis))
+        try:
+            await admin.start()
+            keys = [key.decode() async for key in redis.scan_iter("bench-*:user:*")]
+            return keys + [name for name in await admin.list_topics() if name.startswith("bench-")]
+        finally:
+            await admin.close()
+            await redis.aclose()
+
+    return asyncio.run(look())

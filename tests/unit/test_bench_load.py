@@ -1,0 +1,135 @@
+"""The load generator's bookkeeping, and what the benchmark commands refuse: nothing here is timed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from schemas.decode import encode
+from stream_app.bench.coverage import Coverage, due_times, percentiles_ms
+from stream_app.bench.floor import in_process_floor
+from stream_app.bench.shop import ShopPlan, made_up_past, made_up_shop
+from stream_app.cli import main
+from stream_app.delivery.reading import default_partition
+from stream_app.settings import Settings
+from stream_app.spaces.served import ServedSpace
+
+
+def test_the_schedule_is_fixed_and_even() -> None:
+    assert due_times(5, 4.0).tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert len(due_times(0, 4.0)) == 0
+    for rate in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="greater than 0"):
+            due_times(5, rate)
+
+
+def test_a_slate_covers_all_events_of_its_user_up_to_the_one_that_caused_it() -> None:
+    coverage = Coverage(["ann", "bob", "ann", "ann"])
+    assert (len(coverage), coverage.lost, coverage.uncovered) == (4, 4, 0)
+    for number in range(4):
+        coverage.sent(number, due=float(number))
+    assert (coverage.uncovered, coverage.most_uncovered) == (4, 4)
+    assert coverage.slate("ann", 2, at=10.0) == 2
+    assert coverage.slate("ann", 2, at=11.0) == 0  # published twice: the first counts
+    assert coverage.slate("cyd", 3, at=11.0) == 0
+    assert coverage.latencies.tolist()[:3:2] == [10.0, 8.0]
+    assert (coverage.uncovered, coverage.lost) == (2, 2)
+    assert coverage.slate("bob", 1, at=12.0) == 1
+    assert coverage.slate("ann", 3, at=13.0) == 1
+    assert coverage.latencies.tolist() == [10.0, 11.0, 8.0, 10.0]
+    assert (coverage.uncovered, coverage.lost, coverage.most_uncovered) == (0, 0, 4)
+
+
+def test_an_event_that_was_not_sent_is_known_to_no_slate() -> None:
+    coverage = Coverage(["ann", "ann"])
+    coverage.sent(0, due=0.0)
+    assert coverage.slate("ann", 1, at=1.0) == 1
+    assert (coverage.lost, coverage.uncovered) == (1, 0)
+
+
+def test_percentiles_are_of_what_is_known_in_milliseconds() -> None:
+    seconds = np.append(np.arange(1, 1_001) / 1_000, np.nan)
+    found = percentiles_ms(seconds)
+    assert found == {"p50_ms": 500.5, "p99_ms": 990.01, "p999_ms": 999.0, "max_ms": 1_000.0}
+    assert set(percentiles_ms(np.array([np.nan])).values()) == {None}
+
+
+def test_processes_that_are_told_the_same_plan_know_the_same_events_and_places() -> None:
+    plan = ShopPlan(items=300, users=40, events=100, history=8, dimensions=16, partitions=4)
+    whole = list(plan.interactions(0, plan.past + plan.events))
+    assert list(plan.interactions(plan.past, 10)) == whole[plan.past : plan.past + 10]
+    places = Counter[int]()
+    for number, (partition, offset, event) in enumerate(whole):
+        assert event.event_id == f"event-{number}"
+        assert partition == default_partition(event.user_id.encode(), 4)
+        assert offset == places[partition]
+        places[partition] += 1
+    assert len(places) == 4
+
+
+def test_the_past_says_through_which_places_it_is_complete() -> None:
+    plan = ShopPlan(items=300, users=40, events=10, history=8, dimensions=16, partitions=4)
+    past = made_up_past(Settings(), plan)
+    last = {event.user_id: (partition, offset) for partition, offset, event in plan.interactions(0, plan.past)}
+    assert {user_id: dict([place]) for user_id, place in last.items()} == {
+        user_id: state.applied for user_id, state in past.states.items()
+    }
+    ends = Counter(partition for partition, _, _ in plan.interactions(0, plan.past))
+    for item_id, signals in past.statistics.take(past.statistics.waiting):
+        assert signals is not None, item_id
+        assert all(offset < ends[int(partition)] for partition, offset in signals.applied.items())
+    space = ServedSpace(plan.space, past.space(Settings()))
+    assert (space.version, space.items) == (1, 300)
+
+
+def test_a_plain_loop_is_measured_on_what_live_processes_serve() -> None:
+    shop = made_up_shop(Settings(), items=300, users=40, events=300, history=8, dimensions=16, whiten=True)
+    assert shop.serving.served.version == 1
+    figures = in_process_floor(shop, warm=200)
+    assert (figures["benchmark"], figures["events"], figures["warm"]) == ("floor", 100, 200)
+    assert set(figures["us_per_event"]) == {"decode", "compute", "encode"}
+    assert figures["floor_events_per_s"] > 0
+    assert shop.serving.ranker.examples > 100
+    with pytest.raises(ValueError, match="too few"):
+        in_process_floor(shop, warm=300)
+
+
+def test_a_whitened_shop_is_the_same_shop() -> None:
+    options = {"items": 200, "users": 20, "events": 20, "history": 4, "dimensions": 16}
+    plain, whitened = made_up_shop(Settings(), **options), made_up_shop(Settings(), **options, whiten=True)
+    assert plain.records == whitened.records
+    assert [encode(plain.serving.versions), len(plain.serving.index)] != [encode(whitened.serving.versions), 200]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["latency", "--rates", "0"], "--rates '0': numbers from 0.1"),
+        (["latency", "--rates", "10,fast"], "comma separated"),
+        (["latency", "--rates", "nan"], "comma separated"),
+        (["latency", "--rates", "100000", "--seconds", "86400"], "at most 5,000,000"),
+        (["latency", "--seconds", "0"], "--seconds"),
+        (["latency", "--items", "1"], "--items"),
+        (["latency", "--kafka", "127.0.0.1:9092"], "--kafka and --redis go together"),
+        (["latency", "--kafka", "127.0.0.1", "--redis", "redis://127.0.0.1"], "is not host:port"),
+        (["latency", "--kafka", "127.0.0.1:9", "--redis", "127.0.0.1"], "a Redis URL starts with"),
+        (["throughput", "--events", "0"], "--events"),
+        (["floor", "--broker", "kafka", "--kafka", "a:1", "--redis", "redis://a"], "leave it out with --kafka"),
+        (["start", "--items", "1000.5"], "whole numbers from 100"),
+        (["start", "--json", "/nowhere/at/all.json"], "cannot be written"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_at_once(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_cluster_that_does_not_answer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "latency", "--kafka", "127.0.0.1:1", "--redis", "redis://127.0.0.1:1", "--users", "10"]
+    assert main(arguments) == 2
+    assert "no Kafka broker answers at 127.0.0.1:1" in capsys.readouterr().err
