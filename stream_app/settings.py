@@ -403,8 +403,8 @@ class RankerSettings(_Group):
         0,
         ge=0,
         le=500,
-        description="Of these so many are what stood first in the slate, whether it was looked at or not; the others are "
-        "a sample of all candidates (count).",
+        description="Of these so many are what stood first in the slate, whether it was looked at or not; the others "
+        "are a sample of all candidates (count).",
     )
     publish_interval_s: float = Field(1.0, gt=0, le=600, description="Weights are broadcast this often (seconds).")
     remembered: int = Field(

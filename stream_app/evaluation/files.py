@@ -42,6 +42,9 @@ _PIECE_BYTES: Final = 1_024
 _REPORT_EVERY: Final = 2_000
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _TITLE_CHARS: Final = 200
+_MANY: Final = 1_000
+_LARGE_PART: Final = 0.2
+"""From this number of interactions and share of all on one user is worth a warning."""
 _NEARLY_ALL: Final = 0.9
 """From this share of interactions on that have another user's time, the order of the file is worth a warning."""
 
@@ -116,6 +119,7 @@ def read_log(
     events = _sorted(_read_interactions(interactions, log, settings.event_types, on_progress), log)
     log.interactions = events[:limit]
     _say_what_one_time_hides(log)
+    _say_who_fills_the_log(log)
     _complete(catalogue, log, from_file=items is not None)
     log.items = _as_they_were(catalogue.values(), log)
     unavailable = sum(not item.available for item in catalogue.values())
@@ -283,6 +287,17 @@ def _say_what_one_time_hides(log: Log) -> None:
         log.warnings.append(
             f"{tied:,} of {number_of(len(log.interactions), 'interaction')} happen at the same time as another user's; "
             "the order among users at one time is that of the file, and the figures depend on it"
+        )
+
+
+def _say_who_fills_the_log(log: Log) -> None:
+    """Warn where one user is a large part of it: a bound on what one user may say holds no less for an only user."""
+    user_id, count = Counter(event.user_id for event in log.interactions).most_common(1)[0]
+    share = count / len(log.interactions)
+    if count >= _MANY and share >= _LARGE_PART:
+        log.warnings.append(
+            f"user {user_id[:80]!r} alone has {count:,} of {len(log.interactions):,} interactions ({share:.0%}); what "
+            "everybody is shown follows from them, so leave the user out if it is not a person"
         )
 
 

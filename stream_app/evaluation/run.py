@@ -34,6 +34,7 @@ __all__ = ["Encoded", "encode_log", "evaluate_log"]
 Vectors = Mapping[str, NDArray[np.float32]]
 
 _COMPILING = "compiling (once per machine)"
+_NO_TEXT = "no item has a text, so the baseline text says nothing: all items are alike to it"
 _FEW_ITEMS, _FEW_EVENTS = 80, 60
 
 
@@ -112,8 +113,7 @@ def evaluate_log(
         via: measure the slates of live processes on this broker, and in process beside it; None: only in process.
         cache: folder for vectors; None: one in the system's folder for temporary files.
         changed: settings that differ from their defaults, for the report.
-        on_progress: told what is being done (compiling, ``texts``, ``interactions``), how much of it is done, and of how
-            much.
+        on_progress: told what is being done (compiling, ``texts``, ``interactions``), how much of it, and of how much.
     """
     on_progress(_COMPILING, 0, 1)
     _compile(tuple(compare))
@@ -154,7 +154,7 @@ def evaluate_log(
             "via": via,
         },
         settings=changed or {},
-        warnings=tuple(log.warnings),
+        warnings=(*log.warnings, *([_NO_TEXT] if "text" in compare and not encoded.items else [])),
     )
     found = report(outcome, run)
     if via is None:

@@ -28,6 +28,7 @@ from stream_app.users.state import id_hash
 __all__ = ["Catalogue", "ItemFacts"]
 
 _START_CAPACITY = 1_024
+_DEAREST = float(np.finfo(np.float32).max)
 _COLUMNS = ("known", "available", "published_at", "expires_at", "price")
 
 
@@ -195,7 +196,8 @@ class Catalogue:
         self._available[row] = item.available
         self._published_at[row] = _seconds(item.published_at, -math.inf)
         self._expires_at[row] = _seconds(item.expires_at, math.inf)
-        self._price[row] = math.nan if item.price is None else item.price
+        # What is dearer than any price is as dear as a number may be here.
+        self._price[row] = math.nan if item.price is None else min(item.price, _DEAREST)
         # The title is shown to people in reasons, on pages and terminals: no markup, no control characters.
         self._facts[row] = ItemFacts(
             clean(item.title),

@@ -33,7 +33,9 @@ CODES = (*KINDS, "recommended", "boosted")
 """What :func:`explain` says of an item."""
 _RECOMMENDED, _BOOSTED = len(KINDS), len(KINDS) + 1
 _TRENDING = KINDS.index("trending")
-_OF_OTHERS = tuple(KINDS.index(kind) for kind in ("taken_together", "taken_after", "similar_taste", "popular", "trending"))
+_OF_OTHERS = tuple(
+    KINDS.index(kind) for kind in ("taken_together", "taken_after", "similar_taste", "popular", "trending")
+)
 """Kinds that say what others did."""
 _LEAST = 1e-9
 """A contribution of less is none."""
@@ -152,8 +154,8 @@ def _strongest(contributions: NDArray[np.float64], boosts: NDArray[np.float64], 
 def _keep_what_is_so(
     ever: NDArray[np.float64], lately: NDArray[np.float64], mine: NDArray[np.float64], amounts: NDArray[np.float64]
 ) -> None:
-    """Take out of ``amounts`` (float64 [items, kinds]) what speaks of others where there are none: learned factors start
-    from the text, and what the user did counts among what everybody did.
+    """Take out of ``amounts`` (float64 [items, kinds]) what speaks of others where there are none: learned factors
+    start from the text, and what the user did counts among what everybody did.
 
     Args:
         ever, lately: float64 [items], counts without and with decay.

@@ -557,9 +557,9 @@ class Recommender:
         interests = ranking.interests
         explain(
             ranking.rows, ranking.values, ranking.candidate_values, ranking.context, ranking.boosts,
-            self._mine(ranking), self._rising, self._kinds, self._signs, len(KINDS), self._closeness, *self._serving.ranker.parameters(), ranking.tables,
-            interests.recent_vectors, interests.recent, self._lags, ranking.at, self._scratch.slot, codes, near,
-            origins,
+            self._mine(ranking), self._rising, self._kinds, self._signs, len(KINDS), self._closeness,
+            *self._serving.ranker.parameters(), ranking.tables, interests.recent_vectors, interests.recent, self._lags,
+            ranking.at, self._scratch.slot, codes, near, origins,
         )  # fmt: skip
         catalogue = self._serving.catalogue
         of = (catalogue.version, catalogue.reclaims)

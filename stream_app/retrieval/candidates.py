@@ -68,8 +68,8 @@ def find_candidates(
         request: a number that no request before had.
         found: int32 [sources + 2, enough for each], overwritten: what each source proposed, then the pinned and the
             searched rows.
-        lengths: int64 [sources + 2], overwritten: how many; the user's own items are among those of ``again`` and of the
-            last two only.
+        lengths: int64 [sources + 2], overwritten: how many; the user's own items are only among those of ``again`` and
+            of the last two.
         rows, masks: int32, uint32 [as many as ``found`` has], overwritten: the candidates, and for each the sources it
             is from: bit ``i`` stands for source ``i``, the next two for rules and the search.
 

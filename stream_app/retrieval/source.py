@@ -9,8 +9,8 @@ It fills ``found`` (int32, room for ``wanted`` or more) with distinct rows that 
 best first, and returns how many there are; helpers are below. What a loop reads of the context is taken out before it:
 every look into it counts references. The function gets its line and its name in :mod:`stream_app.retrieval.sources`.
 
-What the user had to do with before is ``again``'s alone: it lies nearest to every interest, and would take the places of
-what it leads to.
+What the user had to do with before is ``again``'s alone: it lies nearest to every interest, and would take the places
+of what it leads to.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Context(NamedTuple):
     Attributes:
         tables: what is known by row.
         queries: float32 [5 or more, dimensions], see ``Interests.queries``.
-        own, own_weights: the user's own rows that may be recommended again (``Interests``); to all sources but ``again``
-            they are blocked.
+        own, own_weights: the user's own rows that may be recommended again (``Interests``); to all sources but
+            ``again`` they are blocked.
         links, sums: int32 [u], float64 [u, 7], what the recent items point to (:mod:`stream_app.retrieval.links`).
         near: int32 [2, k], allowed rows nearest to the slow and to the fast interest vector, best first, -1 where there
             are fewer.

@@ -93,9 +93,7 @@ def slate(user: str, item: str = "sku-2", *, at: datetime = NOW) -> Slate:
                 rank=1,
                 score=1.25,
                 sources=["transitions"],
-                reason=Reason(
-                    code="taken_together", params={"item_id": "sku-1"}, text="Chosen together with Mug"
-                ),
+                reason=Reason(code="taken_together", params={"item_id": "sku-1"}, text="Chosen together with Mug"),
             )
         ],
         trigger=Trigger(topic="t", partition=3, offset=7, event_id="e-1", occurred_at=NOW),

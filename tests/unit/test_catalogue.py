@@ -174,3 +174,10 @@ def test_a_damaged_snapshot_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "catalogue.msgpack").write_bytes(b"\xc1")
     with pytest.raises(SnapshotError, match="cannot be read"):
         Catalogue.load(tmp_path, unknown_items=1)
+
+
+def test_a_price_beyond_all_numbers_is_the_largest():
+    """Found by a reader of evaluations: a warning of NumPy's on the screen."""
+    catalogue = Catalogue(unknown_items=10)
+    row = catalogue.put(item("dear", price=1e308))
+    assert catalogue.price[row] == np.finfo(np.float32).max

@@ -310,6 +310,19 @@ def test_dates_that_may_be_so_are_kept(evaluate: Evaluate) -> None:
     assert report["overall"]["coverage@10"] == 0.9
 
 
+def test_a_user_who_is_most_of_the_log_is_said(evaluate: Evaluate) -> None:
+    bot = [("bot", f"i{number % 15}", START + number) for number in range(1_200)]
+    shoppers = [(f"u{number % 50}", f"i{number % 7}", START + number) for number in range(300)]
+    report = evaluate(events(*bot, *shoppers), catalogue(15), "--no-sources")
+    assert said(report, "user 'bot' alone has 1,200 of 1,500 interactions (80%)")
+    assert not said(evaluate(some_purchases(), catalogue(15), "--no-sources"), "alone has")
+
+
+def test_a_baseline_without_texts_is_said_to_say_nothing(evaluate: Evaluate) -> None:
+    assert said(evaluate(some_purchases(), None, "--compare", "text"), "the baseline text says nothing")
+    assert not said(evaluate(some_purchases(), catalogue(15), "--compare", "text"), "says nothing")
+
+
 def test_without_a_terminal_progress_is_lines(
     evaluate: Evaluate, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

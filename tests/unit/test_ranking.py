@@ -887,8 +887,8 @@ def test_no_reason_speaks_of_others_where_there_are_none() -> None:
             state.apply_signals(
                 f"i{number}",
                 ItemSignals(
-                    item_id=f"i{number}", at=0.0, counts=[count] * 4, neighbours=others, symmetric=links, directed=links,
-                    applied={"0": offset},
+                    item_id=f"i{number}", at=0.0, counts=[count] * 4, neighbours=others, symmetric=links,
+                    directed=links, applied={"0": offset},
                 ),
             )  # fmt: skip
 
