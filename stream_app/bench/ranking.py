@@ -179,8 +179,10 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
     tables, wanted, none = call.tables, call.wanted, call.recent[:0]
     found, lengths = np.empty_like(call.found), np.zeros_like(call.lengths)
     rows, masks = np.empty_like(call.rows), np.empty_like(call.masks)
-    call.blocked[call.excluded] = call.request
-    allowed = tables.servable, call.blocked, call.request
+    # What the call blocked stays so under its number; this is another request.
+    request = -1 - call.request
+    call.blocked[call.excluded] = request
+    allowed = tables.servable, call.blocked, request
     lengths[-2] = first_open(call.pinned, *allowed, len(call.pinned), found[-2])
     lengths[-1] = first_open(call.searched, *allowed, call.search_places, found[-1])
     own, own_weights = take_own(call.own, call.own_weights, *allowed)
@@ -191,7 +193,7 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
     links, sums = call.links[:count], call.sums[:count]
 
     asked = call.queries, call.factors
-    end = call.blocked, call.request, call.slot
+    end = call.blocked, request, call.slot
     without = tables._replace(top_counts=np.zeros_like(tables.top_counts))
     near, by_factors = time_part(
         "pool and nearest",
@@ -209,7 +211,7 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
 
     context = Context(
         tables, call.queries, own, own_weights, links, sums, near, by_factors, cold_counts,
-        call.blocked, call.request, call.seed,
+        call.blocked, request, call.seed,
     )  # fmt: skip
     sources: list[tuple[Any, ...]] = [
         (near_interest, context, SLOW),
