@@ -78,6 +78,8 @@ def start_weights(names: Sequence[str]) -> NDArray[np.float64]:
         "factors": 0.35,
         "factors_fast": 0.25,
         "recency": 0.1,
+        # What the user had is nearest to all the user did, and would fill the slate before anybody chose anything.
+        "again": -0.6,
     }
     return np.array([known.get(name, 0.0) for name in names])
 

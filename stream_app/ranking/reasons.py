@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from schemas.messages import Reason
 from stream_app.codes import code_products
 from stream_app.compiled import compiled
-from stream_app.items.signals import decayed_counts
 from stream_app.ranking.features import FEATURE_LIMIT
 from stream_app.ranking.network import contributions
 from stream_app.retrieval.links import Lags, strongest_origins
@@ -152,20 +151,31 @@ def _strongest(contributions: NDArray[np.float64], boosts: NDArray[np.float64], 
 
 @compiled
 def _keep_what_is_so(
-    ever: NDArray[np.float64], lately: NDArray[np.float64], mine: NDArray[np.float64], amounts: NDArray[np.float64]
+    rows: NDArray[np.int32],
+    counts: NDArray[np.float64],
+    stated: NDArray[np.float64],
+    rising: int,
+    rate: float,
+    at: float,
+    mine: NDArray[np.float64],
+    amounts: NDArray[np.float64],
 ) -> None:
     """Take out of ``amounts`` (float64 [items, kinds]) what speaks of others where there are none: learned factors
     start from the text, and what the user did counts among what everybody did.
 
     Args:
-        ever, lately: float64 [items], counts without and with decay.
-        mine: float64 [items], the user's part of them.
+        rows: int32 [items].
+        counts, stated: by row, see ``Signals``; the last column is of all time.
+        rising, rate: the column of what others choose of late, and its half-lives per second.
+        at: event time of the request (seconds).
+        mine: float64 [items], the user's part of the counts.
     """
-    for item in range(len(amounts)):
-        if ever[item] - mine[item] < _SOME:
+    last = counts.shape[1] - 1
+    for item, row in enumerate(rows):
+        if counts[row, last] - mine[item] < _SOME:
             for kind in _OF_OTHERS:
                 amounts[item, kind] = 0.0
-        elif lately[item] - mine[item] < _SOME:
+        elif counts[row, rising] * 2.0 ** (-max(at - stated[row], 0.0) * rate) - mine[item] < _SOME:
             amounts[item, _TRENDING] = 0.0
 
 
@@ -289,9 +299,7 @@ def explain(
     medians(candidates, middle)
     amounts = np.empty((len(rows), count))
     contributions(values, middle, context, kinds, signs, skip, inner, outer, amounts)
-    counts = np.empty((len(rows), len(tables.rates)))
-    decayed_counts(at, rows, tables.counts, tables.arena.stated, tables.rates, counts)
-    _keep_what_is_so(counts[:, counts.shape[1] - 1], counts[:, rising], mine, amounts)
+    _keep_what_is_so(rows, tables.counts, tables.arena.stated, rising, tables.rates[rising], at, mine, amounts)
     _strongest(amounts, boosts, codes)
     for place in range(len(rows)):
         # Of what is closer than the middle candidate, and of nothing else.

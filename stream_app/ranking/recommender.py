@@ -593,15 +593,16 @@ class Recommender:
     def _mine(self, ranking: Ranking) -> NDArray[np.float64]:
         """What the user's history alone added to the count of each item of a slate, float64 [n]."""
         mine = np.zeros(len(ranking.rows))
-        # The user's own items come from one source alone, and most slates have none of them.
-        if ranking.interests.own.size and (ranking.sources & self._again).any():
-            added: dict[int, float] = {}
+        # The user's own items come from one source alone.
+        places = np.flatnonzero(ranking.sources & self._again)
+        if len(places):
+            item_id, types = self._serving.catalogue.item_id, self._settings.event_types
+            rows = ranking.rows[places].tolist()
+            place_of = {item_id(row): place for row, place in zip(rows, places.tolist(), strict=True)}
             for entry in ranking.user.history:
-                kind = self._settings.event_types.get(entry.type)
-                if kind is not None and entry.item_id and entry.weight > 0:
-                    row = self._serving.catalogue.row(entry.item_id)
-                    added[row] = added.get(row, 0.0) + kind.count * entry.share
-            mine[:] = [added.get(row, 0.0) for row in ranking.rows.tolist()]
+                place = place_of.get(entry.item_id)
+                if place is not None and entry.weight > 0 and entry.type in types:
+                    mine[place] += types[entry.type].count * entry.share
         return mine
 
     def _named(self, row: int) -> dict[str, Any]:

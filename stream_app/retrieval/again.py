@@ -16,7 +16,7 @@ def again(context: Context, wanted: int, found: NDArray[np.int32]) -> int:
     """The user's own recent items that may still be recommended (what an event type consumes may not,
     ``event_types.<type>.consumes_for_days``), those with the most and latest events first.
 
-    Whether that is what people want is not assumed: the feature ``again`` starts with weight 0, and the ranker learns
-    how much it says.
+    Whether that is what people want is not assumed: the feature ``again`` starts with a small weight against them,
+    and the ranker learns how much it says.
     """
     return best_of(context.own, context.own_weights, context.tables.hashes, wanted, found)
