@@ -4,14 +4,19 @@ Order of effects for a batch: outputs are acknowledged by the broker, then the s
 events are acknowledged. After a crash between any two, the batch is delivered again: users whose state was
 written skip their events, the others produce the same outputs again, and the consumers of those skip what they
 have (by source offset). Nothing is lost, nothing counts twice.
+
+While the effects of a batch are on their way, the next is computed, on the states that are about to be written
+(:meth:`InteractionsAgent.handle`). Its own effects begin when those before it are done; when they did not go as
+computed, it is computed again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
 
@@ -56,6 +61,20 @@ _OFFERED_AT_ONCE = 16
 """Users ranked again in one go for new items; events wait for no more than these."""
 _FAILURES = (TailraceError, ArithmeticError, LookupError, TypeError, ValueError)
 """What one bad event or user may cause, and others must not suffer from."""
+_TURNS_TO_SEND = 8
+"""Turns of the loop in which what was published is written to the socket, before a computation holds the loop up."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """A batch of events, or one of them, whose effects are known and not yet begun."""
+
+    events: Sequence[SourcedEvent]
+    result: StageResult
+    records: list[OutRecord]
+    more: list[list[OutRecord]]
+    space: str
+    now: float
 
 
 class InteractionsAgent(Agent):
@@ -86,6 +105,9 @@ class InteractionsAgent(Agent):
         self._oldest = datetime.fromisoformat(settings.events.oldest).timestamp()
         self._item_partitions = settings.topics.partitions
         self._busy = asyncio.Lock()
+        self._settling: asyncio.Task[bool] | None = None
+        self._pending: Mapping[str, UserState] | None = {}
+        self._moves = 0
         self._showing = Showing(limit=settings.users.cache)
         self._withdrawn: dict[str, ItemChange] = {}
         self._withdrawal = asyncio.Event()
@@ -136,10 +158,20 @@ class InteractionsAgent(Agent):
             await asyncio.sleep(self.settings.spaces.check_interval_s)
 
     async def hand_over(self) -> None:
-        # The batch under way finishes and is acknowledged; the lock is kept, so no other begins.
+        # The batches under way finish and are acknowledged; the lock is kept, so no other begins.
         await self._busy.acquire()
+        await self._settled()
+
+    async def stop(self) -> None:
+        await super().stop()
+        if self._settling is not None:
+            self._settling.cancel()
+            await asyncio.gather(self._settling, return_exceptions=True)
 
     async def partitions_changed(self) -> None:
+        # What is on its way is fenced; nothing more is computed on it, for others may write in between.
+        self._moves += 1
+        self._pending = None
         self._users.forget()
         self._stage.forget()
         # Others may have published since for users that are ours now.
@@ -160,13 +192,13 @@ class InteractionsAgent(Agent):
             await self._withdrawal.wait()
             self._withdrawal.clear()
             changes, self._withdrawn = self._withdrawn, {}
-            async with self._busy:  # With the batch under way: its slates are made, and not yet noted as shown.
+            async with self._alone():  # With the batches under way: its slates are made, and not yet noted as shown.
                 users = self._showing.showing(
                     {item_id: change.users for item_id, change in changes.items()}, partitions=self.assignment()
                 )
             for start in range(0, len(users), _REPLACED_AT_ONCE):
                 part = users[start : start + _REPLACED_AT_ONCE]
-                async with self._busy:  # Events get their turn between slices.
+                async with self._alone():  # Events get their turn between slices.
                     await self._replace_each(part, changes)
 
     async def _replace_each(self, users: Sequence[tuple[str, str]], changes: Mapping[str, ItemChange]) -> None:
@@ -210,7 +242,7 @@ class InteractionsAgent(Agent):
             users, left_out = best_first(await self._suited(changes), max(1, int(cold.users_per_s)))
             self.metrics.offers.labels("left_out").inc(left_out)
             for start in range(0, len(users), _OFFERED_AT_ONCE):
-                async with self._busy:  # Events get their turn between slices.
+                async with self._alone():  # Events get their turn between slices.
                     # Users may have left, with their partition or for good.
                     part = [user_id for user_id in users[start : start + _OFFERED_AT_ONCE] if user_id in self._nearby]
                     if part:
@@ -307,6 +339,11 @@ class InteractionsAgent(Agent):
                 self.withdraw(ItemChange(item_id, self.topics.items, -1, -1))
 
     async def handle(self, events: Sequence[Any]) -> None:
+        """Compute a batch while the effects of the one before are on their way, and begin its own when they are done.
+
+        A batch whose effects did not go as computed (a record was refused, somebody else has a user by now), or during
+        which the partitions moved, takes with it what was computed on top: that is computed again, on what is stored.
+        """
         now = time.time()
         sourced: list[tuple[InRecord, SourcedEvent]] = []
         letters: list[OutRecord] = []
@@ -317,13 +354,74 @@ class InteractionsAgent(Agent):
             except InvalidMessage as error:
                 letters.append(self.letter(record, error))
         async with self._busy:
+            if self._settling is not None and self._settling.done():
+                await self._settled()
+            moves = self._moves
+            computed = await self._ahead(sourced, letters, now)
+            if not await self._settled() or moves != self._moves:
+                moves = self._moves
+                computed = await self._ahead(sourced, letters, now)  # On states that never came to be.
+            # None: the next batch waits, for what is to be written is not known.
+            self._pending = None if computed is None or moves != self._moves else computed.result.states
+            self._settling = asyncio.create_task(self._settle(events, sourced, letters, computed, now))
+            self._settling.add_done_callback(self._on_settled)
+        for _ in range(_TURNS_TO_SEND):
+            await asyncio.sleep(0)
+
+    async def _ahead(
+        self, sourced: Sequence[tuple[InRecord, SourcedEvent]], letters: Sequence[OutRecord], now: float
+    ) -> _Computed | None:
+        """The batch computed on what is stored and what is about to be; None where one of its events fails."""
+        if self._pending is None:
+            await self._settled()
+        try:
+            return await self._compute([event for _, event in sourced], letters, now, self._pending or {})
+        except _FAILURES:
+            _log.warning("batch failed, going on one by one", events=len(sourced), exc_info=True)
+            return None
+
+    async def _settle(
+        self,
+        events: Sequence[Any],
+        sourced: Sequence[tuple[InRecord, SourcedEvent]],
+        letters: list[OutRecord],
+        computed: _Computed | None,
+        now: float,
+    ) -> bool:
+        """Do what was computed, or the events one by one, and acknowledge. Whether the states are now as computed."""
+        as_computed = False
+        if computed is not None:
             try:
-                await self._process([event for _, event in sourced], letters, now)
+                as_computed = await self._effect(computed)
             except _FAILURES:
                 _log.warning("batch failed, going on one by one", events=len(sourced), exc_info=True)
-                await self._one_by_one(sourced, letters, lambda event: self._process([event], [], now))
+                computed = None
+        if computed is None:
+            await self._one_by_one(sourced, letters, lambda event: self._process([event], [], now))
         for event in events:
             event.ack()
+        return as_computed
+
+    async def _settled(self) -> bool:
+        """Wait for the batch whose effects are on their way, if any. Whether the states are as it was computed.
+
+        For whoever holds the lock. Told to stop, only the waiting ends.
+        """
+        as_computed = self._settling is None or await asyncio.shield(self._settling)
+        self._settling = None
+        self._pending = {}
+        return as_computed
+
+    def _on_settled(self, settling: asyncio.Task[bool]) -> None:
+        if not settling.cancelled() and (error := settling.exception()) is not None:
+            self._fail(error)
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Nothing is being computed, and the effects of what was are done."""
+        async with self._busy:
+            await self._settled()
+            yield
 
     async def handle_profiles(self, events: Sequence[Any]) -> None:
         """What :meth:`handle` is to events."""
@@ -341,7 +439,7 @@ class InteractionsAgent(Agent):
             part = sourced[start : start + _PROFILES_AT_ONCE]
             # Before it is our turn: events do not wait for the embeddings of a load of profiles.
             await self._encoded({text for _, one in part if one.profile is not None for text in one.profile.texts})
-            async with self._busy:
+            async with self._alone():
                 try:
                     await self._process_profiles([one for _, one in part], now)
                 except _FAILURES:
@@ -371,7 +469,7 @@ class InteractionsAgent(Agent):
         self,
         sourced: Sequence[tuple[InRecord, T]],
         letters: list[OutRecord],
-        process: Callable[[T], Awaitable[None]],
+        process: Callable[[T], Awaitable[object]],
     ) -> None:
         """Find the record that cannot be processed, dead-letter it, and do the others."""
         await self.publisher.publish(letters)
@@ -391,24 +489,43 @@ class InteractionsAgent(Agent):
 
     async def _process(
         self, events: Sequence[SourcedEvent], letters: Sequence[OutRecord], now: float, attempt: int = 1
-    ) -> None:
-        observe = self.metrics.batch_seconds.labels
+    ) -> bool:
+        return await self._effect(await self._compute(events, letters, now, {}), attempt)
+
+    async def _compute(
+        self,
+        events: Sequence[SourcedEvent],
+        letters: Sequence[OutRecord],
+        now: float,
+        pending: Mapping[str, UserState],
+    ) -> _Computed:
+        """``pending`` are the states of users that are not written yet."""
         t0 = time.perf_counter()
-        states = await self._users.load({sourced.event.user_id for sourced in events})
+        users = {sourced.event.user_id for sourced in events}
+        states = await self._users.load(users - pending.keys())
+        states.update((user_id, pending[user_id]) for user_id in users & pending.keys())
         texts = await self._text_vectors(events, states)
         t1 = time.perf_counter()
         space = self._serving.versions.space
         result = self._stage.process(events, states, now=now, text_vectors=texts)
+        first, *more = self._notes(result)
+        computed = _Computed(events, result, [*letters, *self._slates(result.slates, now), *first], more, space, now)
+        observe = self.metrics.batch_seconds.labels
+        observe(self.role, "load").observe(t1 - t0)
+        observe(self.role, "compute").observe(time.perf_counter() - t1)
+        return computed
+
+    async def _effect(self, computed: _Computed, attempt: int = 1) -> bool:
+        """Publish, then write. Whether every state was written as computed."""
+        result, now = computed.result, computed.now
+        t2 = time.perf_counter()
         for why, count in result.skipped.items():
             self.metrics.skipped.labels(why).inc(count)
-        first, *more = self._notes(result)
-        records = [*letters, *self._slates(result.slates, now), *first]
-        t2 = time.perf_counter()
-        await self.publisher.publish(records)
-        for notes in more:
+        await self.publisher.publish(computed.records)
+        for notes in computed.more:
             await self.publisher.publish(notes)
         self._showing.published(result.slates)
-        self._keep_interests(result.slates, space)
+        self._keep_interests(result.slates, computed.space)
         self._measure_freshness(result.slates)
         t3 = time.perf_counter()
         refused = await self._users.save(result.states, partitions=result.partitions)
@@ -416,16 +533,17 @@ class InteractionsAgent(Agent):
             stored = await self._users.load(refused)
             missing = [
                 sourced
-                for sourced in events
+                for sourced in computed.events
                 if (state := stored.get(sourced.event.user_id)) is not None
                 and sourced.offset > state.applied.get(sourced.partition, -1)
             ]
             if missing and attempt < self.settings.delivery.attempts:
                 await self._process(missing, [], now, attempt + 1)  # Somebody wrote a profile.
             await self._publish_again(refused, result.partitions, now)
-        t4 = time.perf_counter()
-        for step, seconds in (("load", t1 - t0), ("compute", t2 - t1), ("publish", t3 - t2), ("save", t4 - t3)):
-            observe(self.role, step).observe(seconds)
+        observe = self.metrics.batch_seconds.labels
+        observe(self.role, "publish").observe(t3 - t2)
+        observe(self.role, "save").observe(time.perf_counter() - t3)
+        return not refused
 
     async def _process_profiles(self, profiles: Sequence[SourcedProfile], now: float, attempt: int = 1) -> None:
         """Like events: slates are acknowledged, then the states are written."""

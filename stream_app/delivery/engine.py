@@ -6,8 +6,9 @@ Measured reasons, faust-streaming 0.15.3 (``tests/unit/test_engine.py`` fails wh
   lose the batch. Agents here read their channel themselves and acknowledge when the effects are durable.
 * ``take(n, within)`` flushes on a timer: it adds 0..within to every event. :func:`batches` takes what has queued
   up and never waits for more.
+* Records are handed over one by one, at 120 us and more each: :mod:`stream_app.delivery.draining` does it by the fetch.
 * The driver hard-codes ``fetch_max_wait_ms=1500``. Apache Kafka answers a fetch as soon as there is data; a
-  broker that waits it out would add a second, so the transport here takes it from the settings.
+  broker that waits it out would add a second, so the transport takes it from the settings.
 * Sessions of 6 s instead of 60 s: a dead process is replaced within seconds.
 """
 
@@ -19,37 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import faust
-from faust.transport.drivers import aiokafka as driver
 
 from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.draining import DrainingTransport
 from stream_app.settings import Settings
 from stream_app.topics import Topics
 
 __all__ = ["FAUST_VERSION", "batches", "faust_app", "raw_topic", "without_payload"]
 
 FAUST_VERSION = "0.15.3"
-"""The version whose internals :class:`_ConsumerThread` and :func:`batches` rely on."""
-
-
-class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # faust is not typed
-    def _create_worker_consumer(self, transport: Any) -> Any:
-        consumer = super()._create_worker_consumer(transport)
-        consumer._fetch_max_wait_ms = self.app.tailrace_fetch_max_wait_ms
-        return consumer
-
-
-class _Consumer(driver.Consumer):  # type: ignore[misc]
-    def _new_consumer_thread(self) -> Any:
-        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
-
-
-class _Transport(driver.Transport):  # type: ignore[misc]
-    Consumer = _Consumer
-
-
-# A service logs under the module of its class; these are Faust's, and logged as such.
-for _service in (_ConsumerThread, _Consumer):
-    _service.logger = driver.logger
+"""The version whose internals :mod:`~stream_app.delivery.draining` and :func:`batches` rely on."""
 
 
 def _credentials(settings: Settings) -> Any:
@@ -98,7 +78,7 @@ def faust_app(settings: Settings, role: str) -> Any:
         loghandlers=[],
     )
     app.tailrace_fetch_max_wait_ms = connection.fetch_max_wait_ms
-    app.transport = _Transport(app.conf.broker_consumer, app)
+    app.transport = DrainingTransport(app.conf.broker_consumer, app)
     return app
 
 
@@ -124,17 +104,18 @@ async def batches(stream: Any, limit: int) -> AsyncIterator[list[Any]]:
     the stream is stopped.
     """
     queue = aiter(stream.channel).queue
+    waiting = queue._queue
     while True:
         try:
             batch = [await queue.get()]
-            while len(batch) < limit and not queue.empty():
-                batch.append(queue.get_nowait())
         except StopAsyncIteration:
             return
+        batch += [waiting.popleft() for _ in range(min(limit - 1, len(waiting)))]
         yield batch
 
 
 def without_payload(event: Any) -> Any:
     """The event without its key and value, to be held until it can be acknowledged: that needs only its place."""
-    event.key = event.value = event.message.key = event.message.value = None
+    event.key = event.value = None
+    event.headers = ()
     return event

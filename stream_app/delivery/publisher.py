@@ -25,6 +25,7 @@ from stream_app.settings import Settings
 __all__ = ["OutRecord", "Publisher", "RefusedRecord"]
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+_BATCH_BYTES = 524_288
 _REFUSED = (*_TOO_LARGE, InvalidTopicError, TopicAuthorizationFailedError)
 
 
@@ -49,6 +50,15 @@ class RefusedRecord(TailraceError):
         self.error = error
 
 
+def _batch_bytes(settings: Settings) -> int:
+    """So many bytes of a partition travel together; below what the broker takes, with room for what surrounds them.
+
+    A partition has one request under way at a time. With the client's 16 KiB, three slates fill one, and the slates of
+    256 events wait for a chain of some twenty acknowledgements.
+    """
+    return min(_BATCH_BYTES, settings.connection.max_message_bytes // 2)
+
+
 class Publisher:
     """One producer per process; every publish waits for the acknowledgement of all in-sync replicas.
 
@@ -70,6 +80,7 @@ class Publisher:
                 **kafka_options(self._settings),
                 acks="all",
                 linger_ms=0,
+                max_batch_size=_batch_bytes(self._settings),
                 max_request_size=self._settings.connection.max_message_bytes,
                 compression_type=None if compression == "none" else compression,
             )

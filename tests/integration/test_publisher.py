@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from stream_app.delivery.connections import kafka_options
@@ -78,6 +79,26 @@ async def test_records_of_one_key_keep_their_order(settings: Settings):
     for key in {record.key for record in found}:
         numbers = [int(record.value or b"") for record in found if record.key == key]
         assert numbers == sorted(numbers)
+
+
+async def test_what_is_published_at_once_travels_in_a_few_requests(settings: Settings):
+    topic = await make_topic(settings, partitions=1)
+    settings = settings.model_copy(
+        update={"connection": settings.connection.model_copy(update={"max_message_bytes": 1_048_576})}
+    )
+    async with publishing(settings, topics=False) as publisher:
+        assert publisher._producer is not None
+        sender, sent = publisher._producer._sender, []
+        send = sender._send_produce_req
+
+        async def counted_send(node_id: int, batches: dict[TopicPartition, object]) -> None:
+            sent.append(len(batches))
+            await send(node_id, batches)
+
+        sender._send_produce_req = counted_send
+        await publisher.publish(OutRecord(topic, b"%d" % number, b"x" * 5_000) for number in range(100))
+    assert len(sent) <= 3, "not three records at a time"
+    assert len(await read(settings, topic)) == 100
 
 
 async def test_a_record_that_is_too_large_is_refused_and_all_others_arrive(settings: Settings):

@@ -1,0 +1,381 @@
+"""Batches overlap: while the effects of one are on their way, the next is computed; nothing else changes.
+
+The agent is the real one. Its stage counts events instead of ranking, and broker and Redis are lists with gates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from schemas.decode import decode_dead_letter, decode_transitions
+from schemas.messages import Transition
+from stream_app.agents.interactions import InteractionsAgent
+from stream_app.delivery.publisher import OutRecord, Publisher, RefusedRecord
+from stream_app.metrics import Metrics
+from stream_app.settings import Settings, load_settings
+from stream_app.users.stage import SourcedEvent, StageResult
+from stream_app.users.state import UserState
+from tests.waiting import eventually
+
+
+class Stage:
+    """Counts the events of each user; what it is given and when is noted."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.poison = ""
+
+    def process(self, events: Sequence[SourcedEvent], states: Mapping[str, UserState], **_: Any) -> StageResult:
+        self.batches.append([sourced.offset for sourced in events])
+        result = StageResult(transitions=defaultdict(list))
+        for sourced in events:
+            if sourced.event.event_id == self.poison:
+                raise ValueError("no such luck")
+            user_id, partition = sourced.event.user_id, sourced.partition
+            state = result.states.get(user_id) or states[user_id].copy()
+            if sourced.offset <= state.applied.get(partition, -1):
+                continue
+            state.events += 1
+            state.applied[partition] = sourced.offset
+            result.states[user_id], result.partitions[user_id] = state, partition
+            result.transitions[partition].append(
+                Transition(
+                    offset=sourced.offset, at=0.0, item_id="i", count=1.0, previous=[], symmetric=[], directed=[]
+                )
+            )
+        return result
+
+    def rerank(self, states: Mapping[str, UserState], **_: Any) -> list[Any]:
+        return []
+
+    def forget(self) -> None: ...
+
+    def shown(self, slates: Sequence[Any]) -> None: ...
+
+
+class Broker(Publisher):
+    """Takes records when its gate is open, in the order of the calls."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        super().__init__(settings, metrics)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked: list[list[int]] = []
+        self.records: list[OutRecord] = []
+        self.refuse = -1
+
+    async def publish(self, records: Iterable[OutRecord]) -> None:
+        records = list(records)
+        offsets = self.offsets(records)
+        if offsets:
+            self.asked.append(offsets)
+        await self.gate.wait()
+        if self.refuse in offsets:
+            raise RefusedRecord(records[0], ValueError("too large"))
+        self.records += records
+
+    def offsets(self, records: Iterable[OutRecord] | None = None) -> list[int]:
+        """Source offsets of the transitions, in order."""
+        return [
+            row.offset
+            for record in (self.records if records is None else records)
+            if record.topic.endswith("transitions.v1")
+            for row in decode_transitions(record.value).rows
+        ]
+
+    def letters(self) -> list[str]:
+        found = [record for record in self.records if record.topic.endswith("dead-letter.v1")]
+        return [decode_dead_letter(record.value).reason for record in found]
+
+
+class Redis:
+    """States behind the fence of the real store."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, UserState] = {}
+        self.loads: list[set[str]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.saving = asyncio.Event()
+
+    def forget(self) -> None: ...
+
+    async def load(self, user_ids: Iterable[str]) -> dict[str, UserState]:
+        users = set(user_ids)
+        self.loads.append(users)
+        await asyncio.sleep(0)
+        return {user_id: self.states.get(user_id, UserState(user_id)) for user_id in users}
+
+    async def save(self, states: Mapping[str, UserState], *, partitions: Mapping[str, int]) -> list[str]:
+        self.saving.set()
+        await self.gate.wait()
+        refused = []
+        for user_id, state in states.items():
+            partition = partitions[user_id]
+            held = self.states.get(user_id, UserState(user_id)).applied.get(partition, -1)
+            if state.applied[partition] > held:
+                self.states[user_id] = state
+            else:
+                refused.append(user_id)
+        return refused
+
+
+class Bench:
+    def __init__(self) -> None:
+        settings = load_settings(delivery={"attempts": 2})
+        metrics = Metrics()
+        self.stage, self.redis, self.broker = Stage(), Redis(), Broker(settings, metrics)
+        serving: Any = SimpleNamespace(versions=SimpleNamespace(space="s"))
+        stage: Any = self.stage
+        users: Any = self.redis
+        pool: Any = None
+        self.agent = InteractionsAgent(
+            settings, self.broker, metrics, users=users, stage=stage, serving=serving, pool=pool
+        )
+        self.acked: list[int] = []
+        self.offset = itertools.count()
+
+    def batch(self, *users: str, value: bytes | None = None) -> list[Any]:
+        return [self.event(user, value) for user in users]
+
+    def event(self, user: str, value: bytes | None = None) -> Any:
+        offset = next(self.offset)
+        body = {
+            "event_id": f"e{offset}",
+            "user_id": user,
+            "type": "click",
+            "item_id": "i",
+            "occurred_at": datetime.now(UTC).isoformat(),
+        }
+        message = SimpleNamespace(
+            topic="t", partition=0, offset=offset, key=user.encode(), headers=(), timestamp=0.0,
+            value=json.dumps(body).encode() if value is None else value,
+        )  # fmt: skip
+        return SimpleNamespace(message=message, ack=lambda: self.acked.append(offset))
+
+    async def done(self) -> None:
+        async with self.agent._alone():
+            pass
+
+    def counts(self) -> dict[str, int]:
+        return {user_id: state.events for user_id, state in self.redis.states.items()}
+
+
+@asynccontextmanager
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    try:
+        yield made
+        assert not made.agent.failed.done(), made.agent.failed
+    finally:
+        made.broker.gate.set()
+        made.redis.gate.set()
+        await made.agent.stop()
+
+
+async def test_the_next_batch_is_computed_on_states_that_are_not_written_yet():
+    async with bench() as b:
+        b.broker.gate.clear()
+        await b.agent.handle(b.batch("ann", "bob"))
+        following = asyncio.create_task(b.agent.handle(b.batch("ann", "cid")))
+        await eventually(lambda: b.stage.batches == [[0, 1], [2, 3]], what="both are computed")
+        assert b.broker.asked == [[0, 1]], "and the second is not on its way"
+        assert (b.acked, b.counts()) == ([], {})
+        assert not following.done()
+        b.broker.gate.set()
+        await following
+        await b.done()
+        assert b.counts() == {"ann": 2, "bob": 1, "cid": 1}
+        assert b.redis.loads == [{"ann", "bob"}, {"cid"}], "what is pending is not loaded"
+        assert b.acked == b.broker.offsets() == [0, 1, 2, 3]
+
+
+async def test_outputs_of_a_batch_begin_when_the_states_before_it_are_written():
+    async with bench() as b:
+        b.redis.gate.clear()
+        await b.agent.handle(b.batch("ann"))
+        following = asyncio.create_task(b.agent.handle(b.batch("ann")))
+        await eventually(lambda: len(b.stage.batches) == 2)
+        await asyncio.wait_for(b.redis.saving.wait(), 5)
+        assert b.broker.asked == [[0]]
+        assert b.acked == []
+        b.redis.gate.set()
+        await following
+        await b.done()
+        assert b.broker.asked == [[0], [1]]
+
+
+async def test_no_more_than_one_batch_is_computed_ahead():
+    async with bench() as b:
+        b.broker.gate.clear()
+        tasks = [asyncio.create_task(b.agent.handle(b.batch("ann"))) for _ in range(4)]
+        await eventually(lambda: len(b.stage.batches) == 2)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(b.stage.batches) == 2
+        b.broker.gate.set()
+        await asyncio.gather(*tasks)
+        await b.done()
+        assert b.acked == [0, 1, 2, 3]
+        assert b.counts() == {"ann": 4}
+
+
+async def test_what_was_computed_on_states_that_another_owner_outran_is_computed_again():
+    async with bench() as b:
+        b.redis.gate.clear()
+        await b.agent.handle(b.batch("ann"))
+        following = asyncio.create_task(b.agent.handle(b.batch("ann")))
+        await eventually(lambda: len(b.stage.batches) == 2)
+        # Another owner had the first event and, with it, one that this process never sees.
+        b.redis.states["ann"] = UserState("ann", applied={0: 0}, events=10)
+        b.redis.gate.set()
+        await following
+        await b.done()
+        assert b.counts() == {"ann": 11}, "on what is stored, not on what was thought"
+        assert b.stage.batches == [[0], [1], [1]]
+        assert b.acked == [0, 1]
+
+
+async def test_a_refused_record_costs_neither_its_batch_nor_the_next():
+    async with bench() as b:
+        b.broker.gate.clear()
+        b.broker.refuse = 1
+        await b.agent.handle(b.batch("ann", "bob", "ann"))
+        following = asyncio.create_task(b.agent.handle(b.batch("ann", "bob")))
+        await eventually(lambda: len(b.stage.batches) == 2)
+        b.broker.gate.set()
+        await following
+        await b.done()
+        assert b.broker.letters() == ["processing_failed"]
+        assert b.counts() == {"ann": 3, "bob": 1}
+        assert b.broker.offsets() == [0, 2, 3, 4]
+        assert b.acked == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_an_event_that_fails_is_dead_lettered_alone_and_in_its_turn(ahead: bool):
+    async with bench() as b:
+        b.stage.poison = "e2" if ahead else "e0"
+        b.broker.gate.clear()
+        await b.agent.handle(b.batch("ann", "bob"))
+        following = asyncio.create_task(b.agent.handle(b.batch("ann", "bob")))
+        await eventually(lambda: len(b.stage.batches) == (2 if ahead else 1))
+        assert b.acked == []
+        b.broker.gate.set()
+        await following
+        await b.done()
+        assert b.broker.letters() == ["processing_failed"]
+        assert b.counts() == {"ann": 1, "bob": 2}
+        assert b.acked == [0, 1, 2, 3]
+        assert b.broker.offsets() == ([0, 1, 3] if ahead else [1, 2, 3])
+
+
+async def test_records_that_cannot_be_read_are_dead_lettered_and_acknowledged_in_order():
+    async with bench() as b:
+        await b.agent.handle(b.batch("ann", value=b"{"))
+        await b.agent.handle(b.batch("ann"))
+        await b.done()
+        assert len(b.broker.letters()) == 1
+        assert b.acked == [0, 1]
+
+
+async def test_a_batch_computed_before_the_partitions_moved_is_computed_again():
+    async with bench() as b:
+        b.broker.gate.clear()
+        await b.agent.handle(b.batch("ann"))
+        following = asyncio.create_task(b.agent.handle(b.batch("ann")))
+        await eventually(lambda: len(b.stage.batches) == 2)
+        await b.agent.partitions_changed()
+        b.broker.gate.set()
+        await following
+        await b.done()
+        assert b.stage.batches == [[0], [1], [1]]
+        assert b.counts() == {"ann": 2}
+
+
+async def test_after_the_partitions_moved_nothing_is_computed_before_what_was_on_its_way_is_written():
+    async with bench() as b:
+        b.broker.gate.clear()
+        await b.agent.handle(b.batch("ann"))
+        await b.agent.partitions_changed()
+        following = asyncio.create_task(b.agent.handle(b.batch("ann")))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert b.stage.batches == [[0]]
+        b.redis.states["bob"] = UserState("bob", events=5)
+        b.broker.gate.set()
+        await following
+        await b.done()
+        assert b.counts() == {"ann": 2, "bob": 5}
+
+
+async def test_others_wait_for_what_is_on_its_way_and_being_told_to_stop_does_not_end_it():
+    async with bench() as b:
+        b.broker.gate.clear()
+        await b.agent.handle(b.batch("ann"))
+        turn = asyncio.Event()
+
+        async def alone() -> None:
+            async with b.agent._alone():
+                turn.set()
+
+        waiting = asyncio.create_task(alone())
+        await eventually(lambda: b.agent._busy.locked())
+        assert not turn.is_set()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        b.broker.gate.set()
+        await alone()
+        assert b.acked == [0]
+        assert turn.is_set()
+
+
+async def test_a_hand_over_ends_with_everything_acknowledged():
+    async with bench() as b:
+        b.broker.gate.clear()
+        await b.agent.handle(b.batch("ann"))
+        following = asyncio.create_task(b.agent.handle(b.batch("bob")))
+        await eventually(lambda: len(b.stage.batches) == 2)
+        leaving = asyncio.create_task(b.agent.hand_over())
+        b.broker.gate.set()
+        await leaving
+        await following
+        assert b.acked == [0, 1]
+        assert b.counts() == {"ann": 1, "bob": 1}
+
+
+async def test_a_process_that_is_stopped_while_effects_hang_acknowledges_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("stream_app.agents.base._HAND_OVER_S", 0.01)
+    b = Bench()
+    b.broker.gate.clear()
+    await b.agent.handle(b.batch("ann"))
+    await b.agent.stop()
+    b.broker.gate.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (b.acked, b.counts(), b.broker.records) == ([], {}, [])
+
+
+async def test_an_effect_that_fails_for_an_unforeseen_reason_ends_the_agent_without_another_event():
+    b = Bench()
+
+    async def broken(records: Iterable[OutRecord]) -> None:
+        raise RuntimeError("boom")
+
+    b.broker.publish = broken  # type: ignore[method-assign]
+    await b.agent.handle(b.batch("ann"))
+    await asyncio.wait([b.agent.failed], timeout=5)
+    with pytest.raises(RuntimeError, match="boom"):
+        b.agent.failed.result()
+    assert b.acked == []
+    await b.agent.stop()
