@@ -1,8 +1,8 @@
 """Faust's consumer with a batched drain: what a fetch brought is handed to the agents at once, not record by record.
 
 Faust awaits a callback, two locks and two tasks for every record, makes a message and an event of it, and tells its
-sensors. Measured on two busy cores, that was 120 to 180 us of a saturated process's time per record; this is 10 to
-16. What it keeps are Faust's rules: its queues (which a rebalance empties), its flow control,
+sensors. Measured on two busy cores, that was 120 to 200 us of a saturated process's time per record; this is 10 to
+17. What it keeps are Faust's rules: its queues (which a rebalance empties), its flow control,
 its read offsets and gaps, its lists of acknowledged offsets and therefore its commits.
 
 One rule is stricter than Faust's: a fetch during which the flow was stopped or resumed is void, and the first fetch
