@@ -19,7 +19,7 @@ from stream_app.settings import EventType, ItemSettings, UserSettings
 from stream_app.textify import said
 from stream_app.users.impressions import note_shown, note_taken, passed_over
 from stream_app.users.influence import granted
-from stream_app.users.state import HistoryEntry, UserState, id_hash
+from stream_app.users.state import HistoryEntry, UserState, event_hash, id_hash
 
 __all__ = ["Fold", "Folder", "fold"]
 
@@ -110,10 +110,10 @@ def fold(
     state.applied[partition] = offset
     if state.forgotten_at and appended_s <= state.forgotten_at:
         return _FORGOTTEN
-    event_hash = id_hash(event.event_id)
-    if event_hash in state.recent_event_ids:
+    event_id = event_hash(event.event_id)
+    if event_id in state.recent_event_ids:
         return _DUPLICATE
-    _remember(state.recent_event_ids, event_hash, None, users.recent_event_ids)
+    _remember(state.recent_event_ids, event_id, None, users.recent_event_ids)
     state.events += 1
 
     kind = event_types[event.type]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 
 from stream_app.settings import UserSettings
-from stream_app.users.state import UserState
+from stream_app.users.state import UserState, short_hash
 
 __all__ = ["DAY_S", "LEAST_SHARE", "granted", "still_spent"]
 
@@ -46,17 +46,18 @@ def granted(state: UserState, item_hash: int, wanted: float, at: float, settings
         between 0 and ``wanted``; ``wanted`` for the first event of a user.
     """
     bound = settings.item_influence
-    added, added_at = state.added.get(item_hash, (0.0, at))
+    item = short_hash(item_hash)
+    added, added_at = state.added.get(item, (0.0, at))
     added *= math.exp2(-max(at - added_at, 0.0) / (settings.item_influence_days * DAY_S))
     spent = still_spent(state.spent, at, settings)
     grant = wanted * (1.0 - added / bound) if wanted <= bound else bound - added
     grant = min(grant, settings.influence_burst - spent)
     if grant < LEAST_SHARE * wanted:
         grant = 0.0
-    if grant or item_hash in state.added:
+    if grant or item in state.added:
         # Also when nothing is granted: what is still acted on is not forgotten.
-        state.added.pop(item_hash, None)
-        state.added[item_hash] = (added + grant, max(at, added_at))
+        state.added.pop(item, None)
+        state.added[item] = (added + grant, max(at, added_at))
     while len(state.added) > settings.influence_items:
         del state.added[next(iter(state.added))]
     state.spent = (spent + grant, max(at, state.spent[1]))

@@ -16,7 +16,7 @@ from stream_app.ranking.recommender import RankRequest
 from stream_app.settings import DEFAULT_EVENT_TYPES, ItemSettings, Settings, SlateSettings, UserSettings
 from stream_app.users.fold import Fold, Folder
 from stream_app.users.influence import LEAST_SHARE, granted
-from stream_app.users.state import UserState, id_hash
+from stream_app.users.state import UserState, id_hash, short_hash
 from tests.logs import DAY, buy, catalogue
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -51,6 +51,10 @@ def linked(folds: list[Fold], item: str) -> float:
     return total
 
 
+def hash_of(item: int) -> int:
+    return id_hash(str(item))
+
+
 wanted = st.lists(
     st.tuples(st.integers(0, 5), st.sampled_from([0.3, 1.0, 3.0, 50.0]), st.floats(0, 30 * DAY)), max_size=200
 )
@@ -61,7 +65,7 @@ def test_whatever_the_events_what_is_granted_is_bounded_per_item_and_altogether(
     state = UserState("u")
     per_item, times = dict.fromkeys(range(6), 0.0), [at for _, _, at in events]
     for item, amount, at in events:
-        grant = granted(state, item, amount, at, SMALL)
+        grant = granted(state, hash_of(item), amount, at, SMALL)
         assert 0.0 <= grant <= amount
         per_item[item] += grant
     days = (max(times) - min(times)) / DAY if times else 0.0
@@ -74,11 +78,13 @@ def test_whatever_the_events_what_is_granted_is_bounded_per_item_and_altogether(
 def test_time_that_runs_backwards_refills_nothing(late):
     state = UserState("u")
     for item in range(20):
-        granted(state, item, 1.0, 0.0, SMALL)
-    assert [granted(state, 100 + number, 1.0, at, SMALL) for number, at in enumerate(late)] == [0.0] * len(late)
+        granted(state, hash_of(item), 1.0, 0.0, SMALL)
+    assert [granted(state, hash_of(100 + number), 1.0, at, SMALL) for number, at in enumerate(late)] == [0.0] * len(
+        late
+    )
     # Nor does going there and coming back.
-    assert granted(state, 1_000, 1.0, 0.0, SMALL) == 0.0
-    assert granted(state, 1_000, 1.0, DAY, SMALL) == 1.0
+    assert granted(state, hash_of(1_000), 1.0, 0.0, SMALL) == 0.0
+    assert granted(state, hash_of(1_000), 1.0, DAY, SMALL) == 1.0
 
 
 def test_the_first_event_says_everything_and_each_repetition_less():
@@ -144,21 +150,21 @@ def test_what_is_said_against_an_item_costs_nothing_of_it():
 
 def test_what_is_remembered_is_bounded():
     state, _ = run([event(number, f"i{number}") for number in range(1_000)], UserSettings(influence_items=10))
-    assert list(state.added) == [id_hash(f"i{number}") for number in range(990, 1_000)]
+    assert list(state.added) == [short_hash(id_hash(f"i{number}")) for number in range(990, 1_000)]
 
 
 def test_a_copy_is_one():
     state, _ = run([event(1, "a")])
     copied = state.copy()
     assert copied == state
-    granted(copied, 1, 1.0, 0.0, SMALL)
+    granted(copied, hash_of(1), 1.0, 0.0, SMALL)
     assert copied != state
-    assert 1 not in state.added
+    assert short_hash(hash_of(1)) not in state.added
 
 
 def test_shares_below_the_least_are_nothing():
     state = UserState("u")
-    grants = [granted(state, 1, 1.0, 0.0, UserSettings()) for _ in range(1_000)]
+    grants = [granted(state, hash_of(1), 1.0, 0.0, UserSettings()) for _ in range(1_000)]
     assert min(grant for grant in grants if grant) >= LEAST_SHARE
     assert grants.index(0.0) < 50
 
