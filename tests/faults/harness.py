@@ -58,7 +58,10 @@ class Stream:
         return sorted({event.user_id for event in self.events})
 
 
-def make_stream(seed: int, *, items: int = 60, users: int = 40, events: int = 1_200) -> Stream:
+_ITEMS = 60
+
+
+def make_stream(seed: int, *, items: int = _ITEMS, users: int = 40, events: int = 1_200) -> Stream:
     """A seeded stream: real titles, Zipf-like popularity, baskets, repeats, hides, duplicates."""
     rng = random.Random(seed)
     catalogue = tuple(load_online_retail().items[:items])
@@ -154,6 +157,8 @@ class Pipeline:
             "ranker": {"learning_rate": 0.0, "publish_interval_s": 0.2},
             "factors": {"learning_rate": 0.0, "flush_interval_s": 0.2},
             "items": {"flush_interval_s": 0.2},
+            # Fitted to all of them: with the default, to as many as happened to be embedded by then.
+            "spaces": {"first_items": _ITEMS},
             "slate": {"explore": 0.0},
             "delivery": {"commit_interval_s": 0.2},
             "replica": {"directory": str(self.directory / "snapshots"), "snapshot_interval_s": 1.0},
@@ -235,13 +240,15 @@ class Pipeline:
         await eventually(self._interactions_committed, timeout_s=timeout_s, interval_s=0.1, what="interactions done")
 
     async def embedded(self, count: int, *, timeout_s: float = 120.0) -> None:
-        """Wait until the interactions process can find ``count`` vectors."""
+        """Wait until the interactions process can find ``count`` vectors, in the space that is fitted to so many."""
 
         async def there() -> bool:
-            found = [await worker.metric("tailrace_index_items") or 0 for worker in self._ranking_workers()]
-            return min(found) >= count
+            found = [await worker.metrics() or {} for worker in self._ranking_workers()]
+            items = min(samples.get("tailrace_index_items", 0) for samples in found)
+            space = min(samples.get("tailrace_space_version", 0) for samples in found)
+            return items >= count and (count < _ITEMS or space >= 1)
 
-        await eventually(there, timeout_s=timeout_s, interval_s=0.1, what=f"{count} vectors in the index")
+        await eventually(there, timeout_s=timeout_s, interval_s=0.1, what=f"{count} vectors in the index and its space")
 
     async def outcome(self, stream: Stream) -> Outcome:
         """Settle, let every user visit once, and read everything back."""
