@@ -160,7 +160,7 @@ async def test_a_lost_script_cache_is_filled_again(settings: Settings):
 
 async def test_a_state_that_cannot_be_read_is_named(settings: Settings):
     async with store(settings) as (users, redis, _):
-        await redis.hset(f"{settings.topics.prefix}:user:broken one", "s", b"\xc1 not a state")
+        await redis.hset(f"{settings.topics.prefix}:user:broken one", "s", b"\x04 not a state")
         with pytest.raises(ValueError, match="state of user 'broken one' cannot be read"):
             await users.load(["fine", "broken one"])
         assert (await users.load(["fine"]))["fine"].events == 0
