@@ -25,7 +25,7 @@ from schemas.decode import decode_interaction
 from stream_app.agents.interactions import InteractionsAgent
 from stream_app.bench.child import read_job, run_child, tell
 from stream_app.delivery.connections import kafka_options
-from stream_app.delivery.publisher import Publisher
+from stream_app.delivery.publisher import Publisher, producer_options
 from stream_app.memory import settle
 from stream_app.metrics import Metrics
 from stream_app.ranking.recommender import Recommender
@@ -145,7 +145,8 @@ async def _work(settings: Settings, ended: asyncio.Task[None]) -> dict[str, Any]
     replica = Replica(settings, metrics, space=model.space, dimensions=model.dimensions)
     redis = connect_redis(settings)
     options = kafka_options(settings)
-    producer = AIOKafkaProducer(**options, acks="all", max_request_size=settings.connection.max_message_bytes)
+    # As the process publishes: a limit with smaller requests than what it limits would be none.
+    producer = AIOKafkaProducer(**producer_options(settings))
     consumer = AIOKafkaConsumer(
         **options,
         group_id=topics.group("bare"),

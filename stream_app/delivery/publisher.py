@@ -22,7 +22,7 @@ from stream_app.errors import TailraceError
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
 
-__all__ = ["OutRecord", "Publisher", "RefusedRecord"]
+__all__ = ["OutRecord", "Publisher", "RefusedRecord", "producer_options"]
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _BATCH_BYTES = 524_288
@@ -50,13 +50,22 @@ class RefusedRecord(TailraceError):
         self.error = error
 
 
-def _batch_bytes(settings: Settings) -> int:
-    """So many bytes of a partition travel together; below what the broker takes, with room for what surrounds them.
+def producer_options(settings: Settings) -> dict[str, Any]:
+    """How a process publishes, for ``AIOKafkaProducer``.
 
-    A partition has one request under way at a time. With the client's 16 KiB, three slates fill one, and the slates of
-    256 events wait for a chain of some twenty acknowledgements.
+    Batches are as large as is useful below what the broker takes, with room for what surrounds them: a partition has
+    one request under way at a time, and with the client's 16 KiB three slates fill one, so the slates of 256 events
+    wait for a chain of some twenty acknowledgements.
     """
-    return min(_BATCH_BYTES, settings.connection.max_message_bytes // 2)
+    connection = settings.connection
+    return {
+        **kafka_options(settings),
+        "acks": "all",
+        "linger_ms": 0,
+        "max_batch_size": min(_BATCH_BYTES, connection.max_message_bytes // 2),
+        "max_request_size": connection.max_message_bytes,
+        "compression_type": None if connection.compression == "none" else connection.compression,
+    }
 
 
 class Publisher:
@@ -75,15 +84,7 @@ class Publisher:
         """Connect; waits until the broker is there."""
 
         async def connect() -> AIOKafkaProducer:
-            compression = self._settings.connection.compression
-            producer = AIOKafkaProducer(
-                **kafka_options(self._settings),
-                acks="all",
-                linger_ms=0,
-                max_batch_size=_batch_bytes(self._settings),
-                max_request_size=self._settings.connection.max_message_bytes,
-                compression_type=None if compression == "none" else compression,
-            )
+            producer = AIOKafkaProducer(**producer_options(self._settings))
             try:
                 await producer.start()
             except BaseException:

@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 STATE_VERSION = 4
+_COMPRESSED = 4
+"""The first version that is."""
 _ID_BYTES, _EVENT_BYTES = 8, 6
 _EVENT_SHIFT, _SHORT_SHIFT = 15, 31
 """From the 63 bits of :func:`id_hash` to those of the others."""
@@ -241,7 +243,7 @@ def decode_state(user_id: str, data: bytes) -> UserState:
     if not 1 <= version <= STATE_VERSION:
         raise ValueError(f"state of user {user_id!r} has version {version}, this code knows 1 to {STATE_VERSION}")
     try:
-        if version < STATE_VERSION:
+        if version < _COMPRESSED:
             return _before(user_id, _decoder_before.decode(data))
         content = data[len(_PREFIX) :]
         if zstandard.frame_content_size(content) > _LARGEST_BYTES:
