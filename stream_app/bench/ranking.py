@@ -5,10 +5,11 @@ and methods that make them up are replaced by ones that note how long they took,
 costs a microsecond per call, so the sum is measured without it, in alternation. Time is that of the processor: what
 other programs take is left out.
 
-Finding candidates and ordering them are one compiled call each. What their parts take is measured afterwards: some of
-these calls are made again, part by part. To hand a part its arguments takes longer than some parts do (10 us and more
-for all that a source sees), so what a call takes that finds nothing to do is subtracted from each. What is left of the
-whole call is handing over its own arguments, and what one part or another takes more of alone.
+Finding the candidates of all requests of a batch, and ordering them, are one compiled call each. What their parts take
+is measured afterwards: some of these calls are made again, request by request and part by part. To hand a part its
+arguments takes longer than some parts do (10 us and more for all that a source sees), so what a call takes that finds
+nothing to do is subtracted from each. What is left of the whole call is what one part or another takes less of alone,
+with what it reads still at hand.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from __future__ import annotations
 import inspect
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from itertools import count, islice
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -29,25 +31,27 @@ from numpy.typing import NDArray
 from schemas.decode import decode_interaction, encode
 from schemas.messages import Slate, TrainingExamples, Transitions, Trigger
 from stream_app.bench.shop import MadeUpShop
+from stream_app.codes import code_products
 from stream_app.items.signals import decayed_column
 from stream_app.memory import settle
 from stream_app.ranking import recommender as ranking
-from stream_app.ranking.features import in_steps
+from stream_app.ranking.batch import order_all, prepare_all
+from stream_app.ranking.exploration import explores
+from stream_app.ranking.features import in_steps, raw_features, scale_features
 from stream_app.ranking.network import score_network
-from stream_app.ranking.ordering import _less_known, _new_items, order_candidates
+from stream_app.ranking.ordering import _less_known, _new_items
 from stream_app.ranking.recommender import Recommender
 from stream_app.ranking.slate import compose
 from stream_app.retrieval.again import again
 from stream_app.retrieval.ann import near_interest
-from stream_app.retrieval.candidates import _look, _merge, find_candidates, take_own
+from stream_app.retrieval.candidates import _look, _merge, take_own
 from stream_app.retrieval.cold import new_items
 from stream_app.retrieval.factors import similar_taste
-from stream_app.retrieval.interests import FAST, SLOW
+from stream_app.retrieval.interests import FAST, SLOW, VECTORS
 from stream_app.retrieval.links import add_links, clear
 from stream_app.retrieval.source import Context, first_open
 from stream_app.retrieval.transitions import taken_together
 from stream_app.retrieval.trending import trending
-from stream_app.users import stage as user_stage
 from stream_app.users.stage import NewSlate, SourcedEvent, StageResult, UserStage
 from stream_app.users.state import encode_state
 
@@ -61,8 +65,7 @@ STAGES = {
     "interests": "vectors and factors of the user",
     "neighbours": "lists of what is near to the last items",
     "search": "of the whole index: lists of neighbours, and what is near to words",
-    "candidates": "from every source, and distinct",
-    "features": "features of all candidates",
+    "candidates": "from every source, and their features",
     "order": "from features to a slate",
     "reasons": "reasons and sources of the slate",
     "encode slate": "slate to JSON",
@@ -77,6 +80,9 @@ PARTS = {
     "pool and nearest": "rows that are looked at, the nearest of them, and the best by factors",
     "counts": "what of the new items was taken of late",
     "merge": "distinct candidates of all sources",
+    "cosines": "of candidates with what the user took",
+    "features": "all that is known of candidates besides",
+    "scaled": "features within the request",
     "scores": "of all candidates",
     "new items": "the order in which they may take a place",
     "less known": "the same of less known items",
@@ -85,12 +91,13 @@ PARTS = {
 """Parts of stages, and what they do; besides, ``candidates`` has one per source."""
 
 _FUNCTIONS = {
-    "derive_interests": "interests",
-    "find_candidates": "candidates",
-    "candidate_features": "features",
-    "order_candidates": "order",
+    "derive_all": "interests",
+    "prepare_all": "candidates",
+    "order_all": "order",
 }
 """Functions as the module ``stream_app.ranking.recommender`` calls them."""
+_requests = count(-1, -1)
+"""Numbers of requests that no other has: what one has blocked stays so."""
 _AGAIN = 300
 """Calls that are made again, part by part."""
 
@@ -121,33 +128,123 @@ class _Stopwatch:
 
 
 class _Calls:
-    """Calls of one function: how many, and the arguments of some, by name; what they point to is not copied, because
-    nothing here changes the shop."""
+    """Calls of a function for the requests of a batch: how many requests, and the arguments that some of them alone
+    would be computed with, by name; what they point to is not copied, because nothing here changes the shop.
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    Args:
+        function: with the requests of a batch.
+        split: its arguments to those of each request.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], split: Callable[[SimpleNamespace], Iterable[SimpleNamespace]]
+    ) -> None:
         self.count = 0
         self.kept: list[SimpleNamespace] = []
         self._signature = inspect.signature(function)
+        self._split = split
 
     def noted(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, and its calls are noted."""
 
         def call(*args: Any) -> Any:
-            self.count += 1
-            if len(self.kept) < _AGAIN:
-                self.kept.append(SimpleNamespace(**self._signature.bind(*args).arguments))
-            return function(*args)
+            named = SimpleNamespace(**self._signature.bind(*args).arguments)
+            found = function(*args)
+            # Afterwards: what is left in the arrays is what the call made.
+            self.count += len(named.starts) - 1
+            self.kept += islice(self._split(named), max(_AGAIN - len(self.kept), 0))
+            return found
 
         return call
 
     def seconds(self, parts: Callable[[_Parts, SimpleNamespace], Any]) -> dict[str, float]:
-        """What the parts of all calls take together, going by those that were kept."""
+        """What the parts of all requests take together, going by those that were kept."""
         for call in self.kept[:1]:
             parts(_Parts(), call)  # the first time compiles, or reads what was compiled
         timed = _Parts()
         for call in self.kept:
             parts(timed, call)
         return {name: max(took, 0.0) * self.count / len(self.kept) for name, took in timed.seconds.items()}
+
+
+def _candidate_calls(batch: SimpleNamespace) -> Iterator[SimpleNamespace]:
+    """What ``find_candidates`` and ``raw_features`` are called with for each request of ``prepare_all``."""
+    for request in range(len(batch.at)):
+        entry, owned = int(batch.entries[request]), int(batch.owned[request])
+        own, own_weights = batch.own[entry : entry + owned], batch.own_weights[entry : entry + owned]
+        slots = batch.slots[request]
+        more = batch.near[batch.near_starts[request] : batch.near_starts[request + 1]]
+        around = np.concatenate([*batch.lists[slots[slots >= 0]], more]).astype(np.int32)
+        start, end = int(batch.starts[request]), int(batch.starts[request + 1])
+        find = SimpleNamespace(
+            tables=batch.tables,
+            queries=batch.queries[request, : VECTORS + int(batch.compared[request])],
+            recent=own[: batch.recent_items],
+            own=own,
+            own_weights=own_weights,
+            factors=batch.factors[request],
+            neighbours=around[:0] if batch.whole else around,
+            whole=batch.whole,
+            rising=batch.rising,
+            excluded=batch.excluded[batch.excluded_starts[request] : batch.excluded_starts[request + 1]],
+            pinned=batch.pinned[batch.pinned_starts[request] : batch.pinned_starts[request + 1]],
+            searched=batch.searched[batch.searched_starts[request] : batch.searched_starts[request + 1]],
+            search_places=batch.search_places,
+            at=float(batch.at[request]),
+            seed=batch.seeds[request],
+            lags=batch.lags,
+            wanted=batch.wanted,
+            slot=batch.slot,
+            link_slot=batch.link_slot,
+            links=batch.links,
+            sums=batch.sums,
+            blocked=batch.blocked,
+            request=next(_requests),
+            found=np.empty_like(batch.found[request]),
+            lengths=np.zeros_like(batch.lengths[request]),
+            rows=np.empty(batch.found[request].size, np.int32),
+            masks=np.empty(batch.found[request].size, np.uint32),
+        )
+        yield SimpleNamespace(
+            find=find, rows=batch.rows[start:end].copy(), now=batch.now, cold_events=batch.cold_events,
+            features=batch.values.shape[1],
+        )  # fmt: skip
+
+
+def _order_calls(batch: SimpleNamespace) -> Iterator[SimpleNamespace]:
+    """What ``order_candidates`` is called with for each request of ``order_all``; without rules."""
+    for request in range(len(batch.seeds)):
+        of_request = slice(int(batch.starts[request]), int(batch.starts[request + 1]))
+        places = slice(int(batch.place_starts[request]), int(batch.place_starts[request + 1]))
+        yield SimpleNamespace(
+            rows=batch.rows[of_request],
+            masks=batch.masks[of_request],
+            values=batch.values[of_request],
+            cold=batch.cold[of_request],
+            closeness=batch.closeness[of_request],
+            context=batch.context[request],
+            tables=batch.tables,
+            skip=batch.skip,
+            inner=batch.inner,
+            outer=batch.outer,
+            boosts=batch.boosts,
+            rising=batch.rising,
+            seed=batch.seeds[request],
+            trials=batch.trials,
+            personal=batch.personal,
+            in_first_ranks=batch.in_first_ranks,
+            explores=bool(
+                batch.wanted[request] >= batch.explore_rank and explores(batch.seeds[request], batch.explore)
+            ),
+            diversity=batch.diversity,
+            pins=batch.pins[places],
+            reserved=batch.reserved[: places.stop - places.start],
+            tail_place=batch.explore_rank - 1,
+            groups=np.zeros((0, 0), np.int32),
+            limits=np.zeros((0, 2), np.int64),
+            hard=0,
+            scores=batch.scores[of_request],
+        )
 
 
 class _Parts:
@@ -169,18 +266,17 @@ class _Parts:
 
 
 def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[str]) -> NDArray[np.int32]:
-    """``find_candidates`` part by part; returns the candidates.
+    """``find_candidates`` and ``raw_features`` part by part; returns the candidates.
 
     Args:
         time_part: takes the times.
-        call: the arguments of ``find_candidates``.
+        call: see :func:`_candidate_calls`.
         names: of the sources.
     """
-    tables, wanted, none = call.tables, call.wanted, call.recent[:0]
-    found, lengths = np.empty_like(call.found), np.zeros_like(call.lengths)
-    rows, masks = np.empty_like(call.rows), np.empty_like(call.masks)
-    # What the call blocked stays so under its number; this is another request.
-    request = -1 - call.request
+    candidates, now, cold_events, features = call.rows, call.now, call.cold_events, call.features
+    call = call.find
+    tables, wanted, none, request = call.tables, call.wanted, call.recent[:0], next(_requests)
+    found, lengths, rows, masks = call.found, call.lengths, call.rows, call.masks
     call.blocked[call.excluded] = request
     allowed = tables.servable, call.blocked, request
     lengths[-2] = first_open(call.pinned, *allowed, len(call.pinned), found[-2])
@@ -230,9 +326,25 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
 
     rest = call.slot, tables.hashes, rows, masks
     distinct: int = time_part("merge", (_merge, found, lengths, *rest), (_merge, found, np.zeros_like(lengths), *rest))
+
+    count = len(candidates)
+    compared = tables.codes, tables.steps, call.queries
+    products = np.empty((count, len(call.queries)), np.float32)
+    time_part(
+        "cosines", (code_products, candidates, *compared, products), (code_products, none, *compared, products[:0])
+    )
+    values, cold, closeness = np.empty((count, features), np.float32), np.empty(count, np.bool_), np.empty(count)
+    before: tuple[Any, ...] = tables, call.queries[:1], call.factors, call.own, call.own_weights, call.link_slot
+    rest = call.sums, call.slot, call.at, now, cold_events
+    time_part(
+        "features",
+        (raw_features, candidates, *before, *rest, values, cold, closeness),
+        (raw_features, none, *before, *rest, values[:0], cold[:0], closeness[:0]),
+    )
+    time_part("scaled", (scale_features, values), (scale_features, values[:0]))
     clear(links, call.link_slot)
-    candidates: NDArray[np.int32] = rows[:distinct]
-    return candidates
+    kept: NDArray[np.int32] = rows[:distinct]
+    return kept
 
 
 def _order_parts(time_part: _Parts, call: SimpleNamespace) -> NDArray[np.intp]:
@@ -284,7 +396,7 @@ def ranking_figures(
     recommender = Recommender(shop.settings, shop.serving)
     stage = UserStage(shop.settings, shop.serving, recommender)
     watch = _Stopwatch()
-    found, ordered = _Calls(find_candidates), _Calls(order_candidates)
+    found, ordered = _Calls(prepare_all, _candidate_calls), _Calls(order_all, _order_calls)
     batches = [shop.records[start : start + batch] for start in range(0, len(shop.records) - batch + 1, batch)]
     if len(batches) < 4:
         raise ValueError(
@@ -305,7 +417,7 @@ def ranking_figures(
             whole.append((time.thread_time() - began) / len(records))
             slates += len(result.slates)
         else:
-            with _watched(recommender, stage, watch, {"find_candidates": found, "order_candidates": ordered}):
+            with _watched(recommender, stage, watch, {"prepare_all": found, "order_all": ordered}):
                 watch.timed("other", _process)(shop, stage, records, first, watch)
             staged += len(records)
         on_progress((number + 1) * batch, len(batches) * batch)
@@ -353,12 +465,12 @@ def _watched(recommender: Recommender, stage: UserStage, watch: _Stopwatch, call
             (recommender, "examples", "examples"),
             (recommender, "slate_items", "reasons"),
             (recommender, "_tables", "tables"),
-            (serving.index, "neighbours", "neighbours"),
+            (serving.index, "neighbour_lists", "neighbours"),
             (serving.index, "search", "search"),
         ):
             stack.enter_context(patch.object(held, name, watch.timed(of_stage, getattr(held, name))))
         stack.enter_context(patch.object(stage, "_fold", watch.timed("fold", stage._fold)))
-        stack.enter_context(patch.object(user_stage, "in_steps", watch.timed("examples", in_steps)))
+        stack.enter_context(patch.object(ranking, "in_steps", watch.timed("examples", in_steps)))
         yield
 
 

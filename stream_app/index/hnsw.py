@@ -101,8 +101,8 @@ class VectorIndex:
         return sum(array.nbytes for array in arrays) + self._lists.memory_bytes + graph
 
     def has(self, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Whether each row has a vector; rows beyond the matrix have none."""
-        inside = rows < len(self._present)
+        """Whether each row has a vector; rows beyond the matrix and negative ones have none."""
+        inside = (rows >= 0) & (rows < len(self._present))
         return inside & self._present[np.where(inside, rows, 0)]
 
     def vectors(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
@@ -209,7 +209,21 @@ class VectorIndex:
         """The nearest others of each of ``rows`` (distinct): int32 [rows that have a list, ``index.neighbours``],
         nearest first, -1 where there are fewer. Kept, and not all made at once, see
         :mod:`stream_app.index.neighbours`; some may have lost their vector since."""
-        return self._lists.of(rows[self.has(rows)], self._around, live=self._live)
+        lists, slots = self.neighbour_lists(rows[None, :])
+        return lists.take(slots[slots >= 0], axis=0)
+
+    def neighbour_lists(self, rows: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """What :meth:`neighbours` gives for several requests, without a copy.
+
+        Args:
+            rows: int32 [requests, any], of a request distinct, negative: none.
+
+        Returns:
+            all lists, int32 [any, ``index.neighbours``], read-only and good until the next change; and where among them
+            those of the rows are, int32 of their shape, -1 for none.
+        """
+        slots = self._lists.slots(np.where(self.has(rows), rows, -1), self._around, live=self._live)
+        return self._lists.table, slots
 
     def _around(self, rows: NDArray[np.integer[Any]], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """What is nearest to each of ``rows``, for the lists."""

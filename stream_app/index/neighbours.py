@@ -7,13 +7,15 @@ neighbours: 82 to 84 % of the nearest 60, and the same hit rates).
 
 Lists follow what changes, within bounds. A new vector, or one that moved, is put into the lists of what is near to it.
 A list is made again when it is next asked for after a quarter of its rows changed or left, or after a tenth of all
-vectors did. One request makes a few lists and brings in one changed vector at most, however much is waiting. So what a
-list holds depends on when it was asked for: two processes may differ in some of its rows.
+vectors did. One request makes a few lists and brings in one changed vector at most, however much is waiting; the lists
+of a batch of requests are made by one search. So what a list holds depends on when it was asked for: two processes may
+differ in some of its rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,7 @@ _WAITING = 256
 """Changed vectors waiting to be put into lists at most; the oldest are left to the lists' being made again."""
 _FEWEST = 256
 """Changes until a list is made again, in a small index."""
-_NO_SLOT = -1
+_NO_SLOT, _COMING = -1, -2
 _START = 64
 
 
@@ -90,29 +92,35 @@ class NeighbourLists:
         for row in rows.tolist():
             self._waiting.pop(row, None)
 
-    def of(self, rows: NDArray[np.int32], search: Search, *, live: int) -> NDArray[np.int32]:
-        """The lists of ``rows``, int32 [up to len(rows), size], nearest first, -1 where there are fewer. Of rows
-        without a list only the first few get one now, the others are left out.
+    @property
+    def table(self) -> NDArray[np.int32]:
+        """All lists, int32 [any, size], nearest first, -1 where there are fewer; read-only, and good until the next
+        change."""
+        return self._lists
+
+    def slots(self, rows: NDArray[np.int32], search: Search, *, live: int) -> NDArray[np.int32]:
+        """Where the lists of ``rows`` are in :attr:`table`: int32 of the same shape, -1 for those without one. Of the
+        rows of a request that have none only the first few get one now.
 
         Args:
-            rows: int32, distinct, all of them with a vector.
+            rows: int32 [requests, any], of a request distinct, negative or with a vector.
             search: see :data:`Search`.
             live: how many vectors there are.
         """
-        if not len(rows):
-            return np.zeros((0, self.size), np.int32)
-        self._reserve(int(rows.max()) + 1)
-        for row in self._waiting:
+        self._reserve(max(int(rows.max(initial=-1)) + 1, 1))
+        for row in list(islice(self._waiting, len(rows))):
             del self._waiting[row]
             self._bring(np.array([row], np.int32), search)
-            break
-        due = np.empty(len(rows), np.int32)
-        oldest = self._changes - max(_FEWEST, live // 10)
-        count = _due(rows, self._slot, self._moved, self._lists, self._made, oldest, _MADE_AT_ONCE, due)
+        due = np.empty(rows.size, np.int32)
+        newest = self._changes
+        oldest = newest - max(_FEWEST, live // 10)
+        count = _due(rows, self._slot, self._moved, self._lists, self._made, oldest, newest, _MADE_AT_ONCE, due)
         if count:
-            self._put(due[:count], *search(due[:count], self.size + 1))
-        slots = self._slot[rows]
-        return self._lists.take(slots[slots >= 0], axis=0)
+            try:
+                self._put(due[:count], *search(due[:count], self.size + 1))
+            finally:
+                self._slot[due[:count]] = np.maximum(self._slot[due[:count]], _NO_SLOT)
+        return np.where(rows >= 0, self._slot[rows], _NO_SLOT)
 
     def _leave(self, rows: NDArray[np.int32]) -> None:
         """What lists know of ``rows`` is not so any more."""
@@ -165,27 +173,36 @@ def _due(
     lists: NDArray[np.int32],
     made: NDArray[np.int64],
     oldest: int,
+    newest: int,
     most: int,
     due: NDArray[np.int32],
 ) -> int:
-    """Those of ``rows`` whose lists are to be made: the first that have none, then the first whose list is out of date;
-    at most ``most``. How many there are; they are in ``due``, int32 [len(rows)], overwritten."""
+    """Those of ``rows`` (int32 [requests, any]) whose lists are to be made: of each request the first that have none,
+    then the first whose list is out of date; at most ``most``. How many there are; they are in ``due``, int32 [at least
+    as many as there are rows], overwritten, and distinct: ``slots`` says of a new one that it is coming, ``made`` of an
+    old one that it is made."""
     count = 0
-    for row in rows:
-        if count < most and slots[row] < 0:
-            due[count] = row
-            count += 1
-    for row in rows:
-        slot = slots[row]
-        if count >= most or slot < 0:
-            continue
-        changed = 0
-        for near in lists[slot]:
-            if 0 <= near < len(moved) and moved[near] > made[slot]:
-                changed += 1
-        if made[slot] < oldest or 4 * changed > lists.shape[1]:
-            due[count] = row
-            count += 1
+    for request in range(len(rows)):
+        left = most
+        for row in rows[request]:
+            if left > 0 and row >= 0 and slots[row] == _NO_SLOT:
+                due[count] = row
+                slots[row] = _COMING
+                count += 1
+                left -= 1
+        for row in rows[request]:
+            if left <= 0 or row < 0 or slots[row] < 0:
+                continue
+            slot = slots[row]
+            changed = 0
+            for near in lists[slot]:
+                if 0 <= near < len(moved) and moved[near] > made[slot]:
+                    changed += 1
+            if made[slot] < oldest or 4 * changed > lists.shape[1]:
+                due[count] = row
+                made[slot] = newest
+                count += 1
+                left -= 1
     return count
 
 

@@ -68,14 +68,15 @@ def thompson_order(
     return places[in_order(draws, hashes[places])].astype(np.int64)
 
 
-def explores(seed: int, share: float) -> bool:
+@compiled
+def explores(seed: np.uint64, share: float) -> bool:
     """Whether a slate keeps a place for an item that was hardly shown, by chance.
 
     Args:
         seed: of user and state: the same one decides the same.
         share: of slates that do.
     """
-    return (int(mixed(np.uint64(seed & 0xFFFFFFFFFFFFFFFF))) >> 11) * _UNIT < share
+    return float(np.float64(mixed(seed) >> np.uint64(11))) * _UNIT < share
 
 
 @compiled

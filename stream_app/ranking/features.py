@@ -7,7 +7,6 @@ and one with fifty, and for a catalogue of hundreds and of millions. What is kno
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,8 +28,11 @@ __all__ = [
     "candidate_features",
     "context_values",
     "feature_names",
+    "fill_context",
     "in_steps",
     "in_units",
+    "raw_features",
+    "scale_features",
     "start_weights",
 ]
 
@@ -119,14 +121,17 @@ def context_values(*, entries: int, events: int, pause_s: float) -> NDArray[np.f
         events: of the user, in all.
         pause_s: event time since the last of them (seconds).
     """
-    return np.array(
-        [
-            math.log1p(entries) / 2.0 - 1.0,
-            math.log1p(min(max(pause_s, 0.0) / _HOUR_S, _NEVER_HOURS)) / 4.0 - 0.5,
-            math.log1p(min(events, 1_000)) / 3.0 - 1.0,
-        ],
-        np.float32,
-    )
+    context = np.empty(len(CONTEXT), np.float32)
+    fill_context(entries, events, pause_s, context)
+    return context
+
+
+@compiled
+def fill_context(entries: int, events: int, pause_s: float, context: NDArray[np.float32]) -> None:
+    """:func:`context_values`, overwriting ``context``."""
+    context[0] = np.log(1.0 + entries) / 2.0 - 1.0
+    context[1] = np.log(1.0 + min(max(pause_s, 0.0) / _HOUR_S, _NEVER_HOURS)) / 4.0 - 0.5
+    context[2] = np.log(1.0 + min(events, 1_000)) / 3.0 - 1.0
 
 
 @compiled
@@ -147,7 +152,34 @@ def candidate_features(
     cold: NDArray[np.bool_],
     closeness: NDArray[np.float64],
 ) -> None:
-    """Features of one request's candidates.
+    """Features of one request's candidates, as the ranker takes them: :func:`raw_features` and
+    :func:`scale_features`."""
+    raw_features(
+        rows, tables, queries, factors, own, own_weights, link_slot, sums, slot, at, now, cold_events, values, cold,
+        closeness,
+    )  # fmt: skip
+    scale_features(values)
+
+
+@compiled
+def raw_features(
+    rows: NDArray[np.int32],
+    tables: Tables,
+    queries: NDArray[np.float32],
+    factors: NDArray[np.float32],
+    own: NDArray[np.int32],
+    own_weights: NDArray[np.float64],
+    link_slot: NDArray[np.int32],
+    sums: NDArray[np.float64],
+    slot: NDArray[np.int32],
+    at: float,
+    now: float,
+    cold_events: float,
+    values: NDArray[np.float32],
+    cold: NDArray[np.bool_],
+    closeness: NDArray[np.float64],
+) -> None:
+    """What is known of one request's candidates, by feature, not scaled.
 
     Args:
         rows: int32 [k], the candidates.
@@ -160,8 +192,7 @@ def candidate_features(
         at: event time of the request (seconds).
         now: wall clock, seconds since 1970.
         cold_events: an item with fewer events in all is cold.
-        values: float32 [k, features], overwritten: z-scored over the candidates and clipped to ±6; 0 says average or
-            unknown.
+        values: float32 [k, features], overwritten; NaN where nothing can be said.
         cold: bool [k], overwritten: whether the candidate has hardly any events.
         closeness: float64 [k], overwritten: its cosine to the slow plus that to the fast interest vector, to the error
             of codes.
@@ -186,7 +217,6 @@ def candidate_features(
             scores[:, place] = np.nan
     done = _looked_up(own, own_weights, rows, slot)
     _fill(rows, tables, products, links, decayed, scores, done, at, now, cold_events, values, cold, closeness)
-    _scale(values)
 
 
 @compiled
@@ -265,8 +295,9 @@ def _fill(
 
 
 @compiled_sums
-def _scale(values: NDArray[np.float32]) -> None:
-    """z-scores over what is known in each column, clipped; 0 where nothing is. In place."""
+def scale_features(values: NDArray[np.float32]) -> None:
+    """z-scores over what is known in each column of ``values``, float32 [k, features], clipped to ±6, in place; 0 says
+    average or unknown (NaN before)."""
     rows, columns = values.shape
     mean, squares, count = np.zeros(columns), np.zeros(columns), np.zeros(columns)
     # Without a branch in the inner loops, many columns are counted at once.

@@ -19,18 +19,21 @@ from stream_app.codes import code_products
 from stream_app.compiled import compiled
 from stream_app.ranking.features import FEATURE_LIMIT
 from stream_app.ranking.network import contributions
+from stream_app.ranking.slate import NEW, TAIL
 from stream_app.retrieval.links import Lags, strongest_origins
 from stream_app.retrieval.tables import Tables
 
-__all__ = ["CODES", "KINDS", "evidence_signs", "explain", "kind_columns", "medians", "phrase", "strongest_kind"]
+__all__ = ["CODES", "KINDS", "evidence_signs", "explain", "kind_columns", "medians", "phrase", "say", "strongest_kind"]
 
 KINDS = ("similar", "taken_together", "taken_after", "similar_taste", "unlike", "trending", "popular", "new", "again")
 """Kinds of evidence, also the codes of reasons; ``pinned``, ``boosted``, ``new_for_you``, ``less_known``,
 ``less_known_for_you`` and ``recommended`` come on top."""
 
-CODES = (*KINDS, "recommended", "boosted")
-"""What :func:`explain` says of an item."""
-_RECOMMENDED, _BOOSTED = len(KINDS), len(KINDS) + 1
+CODES = (*KINDS, "recommended", "boosted", "pinned", "new_for_you", "less_known", "less_known_for_you")
+"""What :func:`explain` says of an item; from ``pinned`` on :func:`say`."""
+_RECOMMENDED, _BOOSTED, _PINNED, _NEW_FOR_YOU, _LESS_KNOWN, _LESS_KNOWN_FOR_YOU = range(len(KINDS), len(CODES))
+_SIMILAR, _NEW = KINDS.index("similar"), KINDS.index("new")
+_TOGETHER, _AFTER = KINDS.index("taken_together"), KINDS.index("taken_after")
 _TRENDING = KINDS.index("trending")
 _OF_OTHERS = tuple(
     KINDS.index(kind) for kind in ("taken_together", "taken_after", "similar_taste", "popular", "trending")
@@ -317,6 +320,50 @@ def explain(
             for other in range(len(liked)):
                 if products[place, other] > best:
                     best, origins[2, place] = products[place, other], other
+
+
+@compiled
+def say(
+    codes: NDArray[np.int64],
+    near: NDArray[np.bool_],
+    origins: NDArray[np.int64],
+    kept_for: NDArray[np.int8],
+    pinned: NDArray[np.bool_],
+    searched: NDArray[np.bool_],
+    recent: NDArray[np.int32],
+    named: NDArray[np.int32],
+) -> None:
+    """The reason of each item of a slate: how it got its place where that was not by its score, otherwise what
+    :func:`explain` found.
+
+    Args:
+        codes, near, origins: as :func:`explain` leaves them; ``codes`` are overwritten.
+        kept_for: int8 [n], what the place was kept for, see ``slate.compose``.
+        pinned, searched: bool [n], whether a rule put the item there, and whether it is what the user searched for.
+        recent: int32, rows of the recent items.
+        named: int32 [n], overwritten: the row of the recent item that the reason names, -1: none.
+    """
+    named[:] = -1
+    for place in range(len(codes)):
+        if pinned[place]:
+            codes[place] = _PINNED
+        elif searched[place]:
+            codes[place] = _SIMILAR
+        elif kept_for[place] == NEW:
+            codes[place] = _NEW_FOR_YOU if near[place] else _NEW
+        elif kept_for[place] == TAIL:
+            codes[place] = _LESS_KNOWN_FOR_YOU if near[place] else _LESS_KNOWN
+        else:
+            code = codes[place]
+            origin = -1
+            if code == _TOGETHER:
+                origin = origins[0, place]
+            elif code == _AFTER:
+                origin = origins[1, place]
+            elif code == _SIMILAR:
+                origin = origins[2, place]
+            if origin >= 0:
+                named[place] = recent[origin]
 
 
 def phrase(code: str, params: dict[str, Any], language: str) -> Reason:

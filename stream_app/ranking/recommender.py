@@ -12,6 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -20,13 +23,27 @@ from numpy.typing import NDArray
 from schemas.messages import Reason, SlateItem
 from stream_app.compiled import compiled
 from stream_app.mixing import GOLDEN, below, mixed
-from stream_app.ranking.exploration import explores
-from stream_app.ranking.features import candidate_features, context_values, feature_names, in_units
-from stream_app.ranking.ordering import order_candidates
-from stream_app.ranking.reasons import CODES, KINDS, evidence_signs, explain, kind_columns, phrase
+from stream_app.ranking.batch import explain_all, order_all, prepare_all
+from stream_app.ranking.features import (
+    CONTEXT,
+    candidate_features,
+    context_values,
+    feature_names,
+    in_steps,
+    in_units,
+    scale_features,
+)
+from stream_app.ranking.reasons import CODES, KINDS, evidence_signs, kind_columns, phrase
 from stream_app.ranking.slate import NEW, TAIL, SlateRules, pinned_places, reserved_places
-from stream_app.retrieval.candidates import find_candidates
-from stream_app.retrieval.interests import FAST, SLOW, Interests, derive_interests, history_view
+from stream_app.retrieval.interests import (
+    FAST,
+    SLOW,
+    Interests,
+    InterestsOfAll,
+    derive_all,
+    derive_interests,
+    history_view,
+)
 from stream_app.retrieval.links import Scratch, add_links, clear, lags_of
 from stream_app.retrieval.sources import default_sources
 from stream_app.retrieval.tables import Tables
@@ -47,11 +64,9 @@ _SEARCHED = slice(SLOW, FAST + 1)
 """The interest vectors whose neighbours are looked for."""
 _KEPT = 10_000
 """Reasons, and combinations of sources by name, that are kept."""
-_ORIGINS = {"taken_together": 0, "taken_after": 1, "similar": 2}
-"""Reasons that name a recent item, and which of the three it may go back to."""
 _NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
 _NO_ROWS: NDArray[np.int32] = np.zeros((0, 0), np.int32)
-_NO_LENGTHS: NDArray[np.int64] = np.zeros(0, np.int64)
+_NO_STARTS: NDArray[np.int64] = np.zeros(0, np.int64)
 _NO_CAPS: NDArray[np.int64] = np.zeros((0, 2), np.int64)
 _NO_BOOSTS: NDArray[np.float64] = np.zeros(0)
 _TIE_RESERVE = 8
@@ -142,74 +157,226 @@ class Example:
     context: NDArray[np.float32]
 
 
-@dataclass(slots=True, kw_only=True)
 class Ranking:
-    """The ranked answer to one request.
+    """The ranked answer to one request: views of what was made of its batch, taken when they are asked for."""
 
-    Attributes:
-        rows: int32 [n], the slate, best first.
-        scores: float64 [n], log-odds against each other, boosts included, rounded to 1e-6.
-        sources: uint32 [n], bit ``i`` says that source ``i`` proposed the item, the bit after theirs that a rule did.
-        reserved: bool [n], the place was kept for a new item.
-        pinned: bool [n], a rule put the item there.
-        explored: bool [n], the place was given to a less known item.
-        searched: bool [n], the item is what the user just searched for.
-        boosts: float64 [n], what rules added to the score.
-        values: float32 [n, features], scaled.
-        context: float32 [c], of the request.
-        candidates: int32 [k], everything that was scored, by id hash.
-        candidate_values: float32 [k, features].
-        found, lengths: what each source proposed, see :attr:`proposed`.
-        reclaims: of the catalogue; see :class:`SeenRanking`.
-        interests: what was derived of the user.
-        user: who was ranked for; not to be changed before :meth:`Recommender.slate_items`.
-        at: event time of the request (seconds).
-        tables: what it was ranked with; good until the serving state changes.
-        language: of the reasons.
-    """
+    __slots__ = ("_batch", "_candidates", "_order", "_places", "request")
 
-    rows: NDArray[np.int32]
-    scores: NDArray[np.float64]
-    sources: NDArray[np.uint32]
-    reserved: NDArray[np.bool_]
-    pinned: NDArray[np.bool_]
-    explored: NDArray[np.bool_]
-    searched: NDArray[np.bool_]
-    boosts: NDArray[np.float64]
-    values: NDArray[np.float32]
-    context: NDArray[np.float32]
-    candidates: NDArray[np.int32]
-    candidate_values: NDArray[np.float32]
-    found: NDArray[np.int32]
-    lengths: NDArray[np.int64]
-    reclaims: int
-    interests: Interests
-    user: UserState
-    at: float
-    tables: Tables
-    language: str
+    def __init__(self, batch: Batch, request: int) -> None:
+        self._batch = batch
+        self.request = request
+        starts, places = batch.starts, int(batch.place_starts[request])
+        self._candidates = slice(int(starts[request]), int(starts[request + 1]))
+        self._places = slice(places, places + int(batch.slate_lengths[request]))
+        self._order = batch.order[self._places]
+
+    @property
+    def batch(self) -> Batch:
+        """What it was made with."""
+        return self._batch
+
+    @property
+    def places(self) -> slice:
+        """Where its slate is among those of the batch."""
+        return self._places
+
+    @property
+    def rows(self) -> NDArray[np.int32]:
+        """int32 [n], the slate, best first."""
+        return self._batch.rows[self._order]
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """float64 [n], log-odds against each other, boosts included, rounded to 1e-6."""
+        return self._batch.scores[self._order]
+
+    @property
+    def sources(self) -> NDArray[np.uint32]:
+        """uint32 [n], bit ``i`` says that source ``i`` proposed the item, the bit after theirs that a rule did."""
+        return self._batch.masks[self._order]
+
+    @property
+    def reserved(self) -> NDArray[np.bool_]:
+        """bool [n], the place was kept for a new item."""
+        return np.equal(self._batch.kept_for[self._places], NEW)
+
+    @property
+    def explored(self) -> NDArray[np.bool_]:
+        """bool [n], the place was given to a less known item."""
+        return np.equal(self._batch.kept_for[self._places], TAIL)
+
+    @property
+    def pinned(self) -> NDArray[np.bool_]:
+        """bool [n], a rule put the item there."""
+        return self._batch.flagged(self._batch.pinned, self._order)
+
+    @property
+    def searched(self) -> NDArray[np.bool_]:
+        """bool [n], the item is what the user just searched for."""
+        return self._batch.flagged(self._batch.searched, self._order)
+
+    @property
+    def boosts(self) -> NDArray[np.float64]:
+        """float64 [n], what rules added to the score."""
+        boosts = self._batch.boosts
+        return boosts[self._order] if len(boosts) else np.zeros(len(self._order))
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """float32 [n, features], scaled."""
+        return self._batch.values[self._order]
+
+    @property
+    def context(self) -> NDArray[np.float32]:
+        """float32 [c], of the request."""
+        context: NDArray[np.float32] = self._batch.context[self.request]
+        return context
+
+    @property
+    def candidates(self) -> NDArray[np.int32]:
+        """int32 [k], everything that was scored, by id hash."""
+        return self._batch.rows[self._candidates]
+
+    @property
+    def candidate_values(self) -> NDArray[np.float32]:
+        """float32 [k, features], scaled."""
+        return self._batch.values[self._candidates]
+
+    @property
+    def candidate_steps(self) -> NDArray[np.int16]:
+        """int16 [k, features], see ``features.in_steps``."""
+        return self._batch.steps[self._candidates]
+
+    @property
+    def found(self) -> NDArray[np.int32]:
+        """int32 [sources, ...], what each source proposed, see :attr:`proposed`."""
+        return self._batch.found[self.request, :-2]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 [sources], how many each proposed."""
+        return self._batch.lengths[self.request, :-2]
 
     @property
     def proposed(self) -> list[NDArray[np.int32]]:
         """What each source proposed, best first, in the order of the sources; int32."""
         return [rows[:length] for rows, length in zip(self.found, self.lengths.tolist(), strict=True)]
 
+    @property
+    def reclaims(self) -> int:
+        """Of the catalogue; see :class:`SeenRanking`."""
+        return self._batch.reclaims
 
-@dataclass(slots=True)
+    @property
+    def interests(self) -> Interests:
+        """What was derived of the user."""
+        return self._batch.interests.of(self.request)
+
+    @property
+    def slow_interest(self) -> NDArray[np.float32]:
+        """float32 [dimensions], the slow interest vector, a copy; zeros where nothing is known."""
+        vector: NDArray[np.float32] = self._batch.interests.queries[self.request, SLOW].copy()
+        return vector
+
+    @property
+    def language(self) -> str:
+        """Of the reasons."""
+        return self._batch.languages[self.request]
+
+    def seen(self, *, values: bool = True) -> SeenRanking:
+        """What is kept of it to learn from, copies: of the values only if wanted."""
+        return SeenRanking(
+            self.candidates.copy(),
+            self.candidate_steps.copy() if values else None,
+            self.context.copy(),
+            self.rows,
+            self.reclaims,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
 class _Prepared:
-    """A request on its way: what was derived, the candidates (by id hash), and their features."""
+    """Requests on their way: what was derived, and their candidates (by id hash).
 
-    request: RankRequest
-    interests: Interests
+    ``rows``, ``masks``, ``values`` (scaled or not), ``cold`` and ``closeness`` are those of all candidates; those of
+    request ``r`` from ``starts[r]`` on. ``found`` and ``lengths``: what sources proposed, and rules and searches last.
+    """
+
+    requests: Sequence[RankRequest]
+    interests: InterestsOfAll
+    tables: Tables
+    at: NDArray[np.float64]
+    hashes: NDArray[np.uint64]
+    pauses: NDArray[np.float64]
+    starts: NDArray[np.int64]
     rows: NDArray[np.int32]
     masks: NDArray[np.uint32]
     values: NDArray[np.float32]
     cold: NDArray[np.bool_]
     closeness: NDArray[np.float64]
+    found: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Leave out candidates: bool [candidates]."""
+        self.rows, self.masks, self.values = self.rows[kept], self.masks[kept], self.values[kept]
+        self.cold, self.closeness = self.cold[kept], self.closeness[kept]
+        self.starts = np.concatenate([[0], np.cumsum(kept)])[self.starts]
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Requests that were ranked together; good until the serving state changes.
+
+    Attributes:
+        interests: what was derived of the users.
+        users: who was ranked for; not to be changed before :meth:`Recommender.slate_items`.
+        at: float64 [requests], event times (seconds).
+        tables: what it was ranked with.
+        starts: int64 [requests + 1], where the candidates of each begin.
+        rows, masks, values, scores: of all candidates, see :class:`Ranking`.
+        context: float32 [requests, c].
+        found, lengths: [requests, sources + 2, ...], what sources, rules and searches proposed.
+        boosts, pinned, searched: [candidates], or empty: none.
+        place_starts: int64 [requests + 1], where the places of each begin.
+        order, kept_for: [places], candidates of the batch, and for what their places were kept.
+        slate_lengths: int64 [requests].
+        languages: of the reasons.
+        reclaims: of the catalogue.
+        reasons: codes and named rows, one for each place, once they are asked for.
+    """
+
+    interests: InterestsOfAll
+    users: Sequence[UserState]
+    at: NDArray[np.float64]
+    tables: Tables
+    starts: NDArray[np.int64]
+    rows: NDArray[np.int32]
+    masks: NDArray[np.uint32]
+    values: NDArray[np.float32]
+    scores: NDArray[np.float64]
     context: NDArray[np.float32]
     found: NDArray[np.int32]
     lengths: NDArray[np.int64]
-    searched: NDArray[np.int32]
+    boosts: NDArray[np.float64]
+    pinned: NDArray[np.bool_]
+    searched: NDArray[np.bool_]
+    place_starts: NDArray[np.int64]
+    order: NDArray[np.intp]
+    kept_for: NDArray[np.int8]
+    slate_lengths: NDArray[np.int64]
+    languages: Sequence[str]
+    reclaims: int
+    reasons: tuple[list[int], list[int]] | None = None
+
+    @cached_property
+    def steps(self) -> NDArray[np.int16]:
+        """int16 [candidates, features], see ``features.in_steps``."""
+        return in_steps(self.values)
+
+    def flagged(self, flags: NDArray[np.bool_], places: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Flags of candidates; none where there are no flags."""
+        return flags[places] if len(flags) else np.zeros(len(places), np.bool_)
 
 
 class Recommender:
@@ -227,7 +394,6 @@ class Recommender:
         self._wanted = np.array([source.wanted for source in self.sources], np.int64)
         names = [source.name for source in self.sources]
         self._by_text = names.index("text_fast")
-        self._again = np.uint32(1 << names.index("again"))
         self.feature_names = feature_names(settings.items)
         self._shown: NDArray[np.uint32] = np.zeros(0, np.uint32)
         self._reclaims = serving.catalogue.reclaims
@@ -238,7 +404,7 @@ class Recommender:
         self._lags = lags_of(settings)
         self._scratch = Scratch()
         self._masks: dict[int, list[str]] = {}
-        self._said: dict[tuple[str, int, str], Reason] = {}
+        self._said: dict[tuple[int, int, str], Reason] = {}
         self._said_of = (-1, -1)
         self._reserved_in: dict[int, NDArray[np.bool_]] = {}
         # Of the half-lives the one nearest to a week says what rises.
@@ -249,11 +415,9 @@ class Recommender:
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch. A slate never holds an item that may not be served, is consumed or hidden."""
         rankings: list[Ranking] = []
-        tables: Tables | None = None
-        for request in requests:
-            if tables is None or request.now != requests[len(rankings) - 1].now:
-                tables = self._tables(request.now)
-            rankings.append(self._ranking(self._prepare(request, tables), tables))
+        for now, together in groupby(requests, key=attrgetter("now")):
+            batch = self._ranked(self._prepare(list(together), self._tables(now), now))
+            rankings += [Ranking(batch, request) for request in range(len(batch.users))]
         return rankings
 
     def slate_items(self, ranking: Ranking) -> list[SlateItem]:
@@ -319,67 +483,73 @@ class Recommender:
         self._scratch.reserve(rows, links)
         return tables
 
-    def _interests(self, request: RankRequest, history: tuple[HistoryEntry, ...]) -> Interests:
-        return derive_interests(
-            history,
-            self._serving.catalogue,
-            self._serving.index,
-            self._settings,
-            request.extra_vectors,
-            request.prior,
-            request.prior_weight,
-            self._serving.factors,
-        )
-
-    def _prepare(self, request: RankRequest, tables: Tables) -> _Prepared:
-        """Candidates of a request from every source, and their features."""
+    def _prepare(self, requests: Sequence[RankRequest], tables: Tables, now: float) -> _Prepared:
+        """Candidates of requests from every source, and what is known of them."""
         serving, settings, scratch = self._serving, self._settings, self._scratch
-        history = history_view(request.user.history, request.before)
-        interests = self._interests(request, history)
-        searched = self._searched(request, history)
-        pins = serving.rules.pins(request.user.user_id)
-        sources = len(self._wanted)
-        most = max(int(self._wanted.max()), len(pins), settings.slate.search_places)
-        found, lengths = np.empty((sources + 2, most), np.int32), np.zeros(sources + 2, np.int64)
-        rows, masks = np.empty(found.size, np.int32), np.empty(found.size, np.uint32)
-        whole = len(serving.index) <= settings.retrieval.whole_below
-        scratch.request += 1
-        count, links = find_candidates(
-            tables, interests.queries, interests.recent, interests.own, interests.own_weights, interests.factors,
-            _NOTHING if whole else self._near(request, interests), whole, self._rising, self._excluded(request),
-            np.array([pin.row for pin in pins], np.int32) if pins else _NOTHING, searched,
-            settings.slate.search_places, request.at, _seed(id_hash(request.user.user_id)), self._lags, self._wanted,
-            scratch.slot, scratch.link_slot, scratch.links, scratch.sums, scratch.blocked, scratch.request, found,
-            lengths, rows, masks,
+        count, sources = len(requests), len(self._wanted)
+        histories = [history_view(request.user.history, request.before) for request in requests]
+        interests = derive_all(
+            histories, serving.catalogue, serving.index, settings, [request.extra_vectors for request in requests],
+            [(request.prior, request.prior_weight) for request in requests], serving.factors,
         )  # fmt: skip
-        try:
-            # Copies: they are kept longer than what was made for as many as there might have been.
-            rows, masks = rows[:count].copy(), masks[:count].copy()
-            if lengths[-1]:
-                # Closeness in text proposes them, like the neighbours of what the user did of late.
-                bit = np.uint32(1 << (sources + 1))
-                by_search = (masks & bit).astype(np.bool_)
-                masks[by_search] = (masks[by_search] & ~bit) | np.uint32(1 << self._by_text)
-            rows, masks = self._permitted(rows, masks, request)
-            prepared = self._with_features(request, history, interests, rows, masks, tables)
-        finally:
-            clear(scratch.links[:links], scratch.link_slot)
-        prepared.found, prepared.lengths = found[:sources], lengths[:sources]
-        prepared.searched = found[-1, : lengths[-1]]
+        at = np.array([request.at for request in requests])
+        last = [history[-1].at if history else request.at for history, request in zip(histories, requests, strict=True)]
+        hashes = np.array([id_hash(request.user.user_id) for request in requests], np.uint64)
+        excluded, excluded_starts = _joined([self._excluded(request) for request in requests])
+        pins = [[pin.row for pin in serving.rules.pins(request.user.user_id)] for request in requests]
+        pinned, pinned_starts = _joined(pins)
+        searches = [self._searched(request, history) for request, history in zip(requests, histories, strict=True)]
+        searched, searched_starts = _joined(searches)
+        whole = len(serving.index) <= settings.retrieval.whole_below
+        lists, slots, near, near_starts = self._near(requests, interests, whole=whole)
+        most = max(int(self._wanted.max()), *map(len, pins), settings.slate.search_places)
+        found, lengths = np.empty((count, sources + 2, most), np.int32), np.zeros((count, sources + 2), np.int64)
+        room = count * (int(self._wanted.sum()) + settings.slate.search_places) + len(pinned)
+        rows, masks = np.empty(room, np.int32), np.empty(room, np.uint32)
+        values = np.empty((room, len(self.feature_names)), np.float32)
+        cold, closeness = np.empty(room, np.bool_), np.empty(room)
+        starts = np.empty(count + 1, np.int64)
+        first_request = scratch.request + 1
+        scratch.request += count
+        prepare_all(
+            tables, interests.queries, interests.compared, interests.own, interests.own_weights, interests.starts,
+            interests.owned, interests.recent_items, interests.factors, lists, slots, near, near_starts, whole,
+            self._rising, excluded, excluded_starts, pinned, pinned_starts, searched, searched_starts,
+            settings.slate.search_places, self._by_text, at, now, hashes, self._lags, self._wanted,
+            settings.retrieval.cold_events, scratch.slot, scratch.link_slot, scratch.links, scratch.sums,
+            scratch.blocked, first_request, found, lengths, rows, masks, values, cold, closeness, starts,
+        )  # fmt: skip
+        end = int(starts[-1])
+        prepared = _Prepared(
+            requests=requests, interests=interests, tables=tables, at=at, hashes=hashes, pauses=at - np.array(last),
+            starts=starts, rows=rows[:end], masks=masks[:end], values=values[:end], cold=cold[:end],
+            closeness=closeness[:end], found=found, lengths=lengths,
+        )  # fmt: skip
+        self._leave_out_refused(prepared)
         return prepared
 
-    def _near(self, request: RankRequest, interests: Interests) -> NDArray[np.int32]:
-        """Rows near to the user's last items, or to the words that say something of the user, int32."""
-        near: NDArray[np.int32] = self._serving.index.neighbours(
-            interests.own[: self._settings.retrieval.neighbour_items]
-        ).ravel()
-        if interests.words or not len(near):
-            # Words are not near to an item that has a list.
-            queries = interests.vectors[_SEARCHED]
-            asked = queries.any(axis=1)
-            if asked.any():
-                near = np.concatenate([near, self._searched_for(request, queries[asked])])
-        return near
+    def _near(
+        self, requests: Sequence[RankRequest], interests: InterestsOfAll, *, whole: bool
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+        """Rows near to the users' last items: all kept lists, and where among them those of each user are; and further
+        ones, int32, that are near to the words that say something of a user, and where those of each begin."""
+        count, size = len(requests), self._settings.retrieval.neighbour_items
+        if whole:
+            return _NO_ROWS, np.zeros((count, 0), np.int32), _NOTHING, np.zeros(count + 1, np.int64)
+        last = np.full((count, size), -1, np.int32)
+        for place, (start, owned) in enumerate(zip(interests.starts.tolist(), interests.owned.tolist(), strict=False)):
+            end = min(owned, size)
+            last[place, :end] = interests.own[start : start + end]
+        lists, slots = self._serving.index.neighbour_lists(last)
+        further = [_NOTHING] * count
+        for place, nothing in enumerate(np.all(slots < 0, axis=1).tolist()):
+            if nothing or interests.words[place]:
+                # Words are not near to an item that has a list.
+                queries = interests.queries[place, _SEARCHED]
+                asked = queries.any(axis=1)
+                if asked.any():
+                    further[place] = self._searched_for(requests[place], queries[asked])
+        return lists, slots, *_joined(further)
 
     def _searched_for(self, request: RankRequest, queries: NDArray[np.float32]) -> NDArray[np.int32]:
         """Neighbours of interest vectors in the whole index, int32, some of them twice."""
@@ -422,91 +592,71 @@ class Recommender:
         own = len(catalogue.attributes.owned_by(user.user_id, catalogue.rows))
         return len(user.consumed) + len(user.hidden) + own
 
-    def _permitted(
-        self, rows: NDArray[np.int32], sources: NDArray[np.uint32], request: RankRequest
-    ) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
-        """Those of ``rows``, and their sources, that neither the user's profile nor a rule for this user keeps out."""
-        blocked = request.blocked_labels
-        if blocked:
-            labels = self._serving.catalogue.labels
-            wanted = np.array([blocked.isdisjoint(labels(row)) for row in rows.tolist()], np.bool_)
-            rows, sources = rows[wanted], sources[wanted]
-        refused = self._serving.rules.refused(rows, request.user.user_id)
-        return (rows, sources) if refused is None else (rows[~refused], sources[~refused])
+    def _leave_out_refused(self, prepared: _Prepared) -> None:
+        """Leave out what users' profiles, or rules for these users, keep out."""
+        labels, rules = self._serving.catalogue.labels, self._serving.rules
+        kept: NDArray[np.bool_] | None = None
+        for place, request in enumerate(prepared.requests):
+            of_request = slice(int(prepared.starts[place]), int(prepared.starts[place + 1]))
+            rows = prepared.rows[of_request]
+            refused = rules.refused(rows, request.user.user_id)
+            blocked = request.blocked_labels
+            if not blocked and refused is None:
+                continue
+            if kept is None:
+                kept = np.ones(len(prepared.rows), np.bool_)
+            if refused is not None:
+                kept[of_request] = ~refused
+            if blocked:
+                kept[of_request] &= np.array([blocked.isdisjoint(labels(row)) for row in rows.tolist()], np.bool_)
+        if kept is not None:
+            prepared.keep(kept)
 
-    def _with_features(
-        self,
-        request: RankRequest,
-        history: tuple[HistoryEntry, ...],
-        interests: Interests,
-        rows: NDArray[np.int32],
-        masks: NDArray[np.uint32],
-        tables: Tables,
-    ) -> _Prepared:
-        """Features of candidates, while the links that were added for the request are in the scratch arrays."""
-        scratch = self._scratch
-        values = np.empty((len(rows), len(self.feature_names)), np.float32)
-        cold, closeness = np.empty(len(rows), np.bool_), np.empty(len(rows))
-        candidate_features(
-            rows, tables, interests.queries, interests.factors, interests.own, interests.own_weights,
-            scratch.link_slot, scratch.sums, scratch.slot, request.at, request.now,
-            self._settings.retrieval.cold_events, values, cold, closeness,
+    def _ranked(self, prepared: _Prepared) -> Batch:
+        """Slates of prepared requests, whose values are scaled now."""
+        serving, settings = self._serving, self._settings.slate
+        requests, interests, tables = prepared.requests, prepared.interests, prepared.tables
+        count, candidates = len(requests), len(prepared.rows)
+        wanted = np.array([request.n for request in requests], np.int64)
+        events = np.array([request.user.events for request in requests], np.int64)
+        place_starts = np.zeros(count + 1, np.int64)
+        np.cumsum(np.minimum(wanted, np.diff(prepared.starts)), out=place_starts[1:])
+        places = int(place_starts[-1])
+        held = _Rules.of(prepared, place_starts, self._slate_rules(prepared))
+        scores, context = np.empty(candidates), np.empty((count, len(CONTEXT)), np.float32)
+        order, kept_for = np.empty(places, np.intp), np.empty(places, np.int8)
+        lengths = np.empty(count, np.int64)
+        order_all(
+            tables, prepared.starts, prepared.rows, prepared.masks, prepared.values, prepared.cold, prepared.closeness,
+            interests.events, events, prepared.pauses, context, *serving.ranker.parameters(), held.boosts,
+            self._rising_feature, prepared.hashes + events.astype(np.uint64), settings.cold_trials, self._personal,
+            self._shown if self._reclaims == serving.catalogue.reclaims else self._shown[:0], settings.explore,
+            settings.explore_rank, settings.diversity, held.pins, place_starts, wanted,
+            self._reserved(int(wanted.max(initial=0))), held.groups, held.group_starts, held.limits, held.limit_starts,
+            held.hard, scores, order, kept_for, lengths,
         )  # fmt: skip
-        context = context_values(
-            entries=interests.events,
-            events=request.user.events,
-            pause_s=request.at - history[-1].at if history else 0.0,
-        )
-        return _Prepared(
-            request, interests, rows, masks, values, cold, closeness, context, _NO_ROWS, _NO_LENGTHS, _NOTHING
-        )
-
-    def _ranking(self, prepared: _Prepared, tables: Tables) -> Ranking:
-        serving, request, settings = self._serving, prepared.request, self._settings.slate
-        rules = self._slate_rules(prepared)
-        rows, count = prepared.rows, len(prepared.rows)
-        size = min(request.n, count)
-        ruled = {candidate for candidate, _ in rules.pins}
-        first = [(candidate, 1) for candidate in rules.first if candidate not in ruled]
-        caps = [*rules.caps, *rules.preferences]
-        seed = id_hash(request.user.user_id) + request.user.events
-        pins = pinned_places([*rules.pins, *first], size)
-        scores = np.empty(count)
-        order, kept_for = order_candidates(
-            rows, prepared.masks, prepared.values, prepared.cold, prepared.closeness, prepared.context, tables,
-            *serving.ranker.parameters(), _NO_BOOSTS if rules.boosts is None else rules.boosts, self._rising_feature,
-            _seed(seed), settings.cold_trials, self._personal,
-            self._shown if self._reclaims == serving.catalogue.reclaims else self._shown[:0],
-            request.n >= settings.explore_rank and explores(seed, settings.explore), settings.diversity,
-            pins, self._reserved(size), settings.explore_rank - 1,
-            np.array([cap.groups for cap in caps], np.int32) if caps else _NO_ROWS[:, :0],
-            np.array([(cap.at_most, cap.first) for cap in caps], np.int64) if caps else _NO_CAPS, len(rules.caps),
-            scores,
-        )  # fmt: skip
-        chosen = rows[order]
-        none = np.zeros(len(order), np.bool_)
-        placed = [candidate for candidate in pins.tolist() if candidate in ruled] if ruled else []
-        return Ranking(
-            rows=chosen,
-            scores=scores[order],
-            sources=prepared.masks[order],
-            reserved=kept_for == NEW,
-            pinned=np.isin(order, placed) if placed else none,
-            explored=kept_for == TAIL,
-            searched=np.isin(chosen, prepared.searched) if len(prepared.searched) else none,
-            boosts=np.zeros(len(order)) if rules.boosts is None else rules.boosts[order],
-            values=prepared.values[order],
-            context=prepared.context,
-            candidates=rows,
-            candidate_values=prepared.values,
+        return Batch(
+            interests=interests,
+            users=[request.user for request in requests],
+            at=prepared.at,
+            tables=tables,
+            starts=prepared.starts,
+            rows=prepared.rows,
+            masks=prepared.masks,
+            values=prepared.values,
+            scores=scores,
+            context=context,
             found=prepared.found,
             lengths=prepared.lengths,
+            boosts=held.boosts,
+            pinned=held.pinned,
+            searched=held.searched,
+            place_starts=place_starts,
+            order=order,
+            kept_for=kept_for,
+            slate_lengths=lengths,
+            languages=[request.language or settings.language for request in requests],
             reclaims=serving.catalogue.reclaims,
-            interests=prepared.interests,
-            user=request.user,
-            at=request.at,
-            tables=tables,
-            language=request.language or self._settings.slate.language,
         )
 
     def published(self, ranking: SeenRanking) -> None:
@@ -523,87 +673,75 @@ class Recommender:
         self._shown[ranking.slate[: self._settings.slate.explore_rank]] += np.uint32(1)
 
     def _reserved(self, size: int) -> NDArray[np.bool_]:
-        """The places kept for new items in a slate of this size; made once."""
+        """The places kept for new items in a slate of this size, and in the first places of longer ones; made once."""
         held = self._reserved_in.get(size)
         if held is None:
             held = self._reserved_in[size] = reserved_places(size, self._settings.slate)
         return held
 
-    def _slate_rules(self, prepared: _Prepared) -> SlateRules:
-        """Business rules as they bear on the candidates."""
-        rules, rows, user_id = self._serving.rules, prepared.rows, prepared.request.user.user_id
+    def _slate_rules(self, prepared: _Prepared) -> dict[int, SlateRules]:
+        """Business rules, and what was searched for, as they bear on candidates; by request, where anything does."""
+        rules, found = self._serving.rules, dict[int, SlateRules]()
         most = self._settings.slate.category_cap
+        searches = prepared.lengths[:, -1].tolist()
+        if not rules.active and not most and not any(searches):
+            return found
         category = self._serving.catalogue.attributes.category
-        preferences = [Cap(category.at(rows), most, _CAPPED_RANKS)] if most else []
-        searched = prepared.searched.tolist()
-        place_of = {row: place for place, row in enumerate(rows.tolist())} if searched or rules.active else {}
-        first = [place_of[row] for row in searched if row in place_of]
-        if not rules.active:
-            return SlateRules(preferences=preferences, first=first)
-        return SlateRules(
-            first=first,
-            boosts=rules.boosts(rows, user_id),
-            pins=[(place_of[pin.row], pin.rank) for pin in rules.pins(user_id) if pin.row in place_of],
-            caps=rules.caps(rows, user_id),
-            preferences=preferences,
-        )
+        for place, request in enumerate(prepared.requests):
+            rows = prepared.rows[prepared.starts[place] : prepared.starts[place + 1]]
+            preferences = [Cap(category.at(rows), most, _CAPPED_RANKS)] if most else []
+            searched = prepared.found[place, -1, : searches[place]].tolist()
+            place_of = {row: at for at, row in enumerate(rows.tolist())} if searched or rules.active else {}
+            first = [place_of[row] for row in searched if row in place_of]
+            of_request = found[place] = SlateRules(preferences=preferences, first=first)
+            if rules.active:
+                user_id = request.user.user_id
+                of_request.boosts = rules.boosts(rows, user_id)
+                of_request.pins = [(place_of[pin.row], pin.rank) for pin in rules.pins(user_id) if pin.row in place_of]
+                of_request.caps = rules.caps(rows, user_id)
+        return found
 
     def _reasons(self, ranking: Ranking) -> list[Reason]:
-        count = len(ranking.rows)
-        if not count:
-            return []
-        codes, near = np.empty(count, np.int64), np.empty(count, np.bool_)
-        origins = np.empty((3, count), np.int64)
-        interests = ranking.interests
-        explain(
-            ranking.rows, ranking.values, ranking.candidate_values, ranking.context, ranking.boosts,
-            self._mine(ranking), self._rising, self._kinds, self._signs, len(KINDS), self._closeness,
-            *self._serving.ranker.parameters(), ranking.tables, interests.recent_vectors, interests.recent, self._lags,
-            ranking.at, self._scratch.slot, codes, near, origins,
-        )  # fmt: skip
+        batch = ranking.batch
+        if batch.reasons is None:
+            batch.reasons = self._explained(batch)
         catalogue = self._serving.catalogue
         of = (catalogue.version, catalogue.reclaims)
         if of != self._said_of or len(self._said) >= _KEPT:
             self._said, self._said_of = {}, of
-        said, language, recent = self._said, ranking.language, interests.recent.tolist()
-        reasons = []
-        told = zip(
-            codes.tolist(), near.tolist(), ranking.reserved.tolist(), ranking.pinned.tolist(),
-            ranking.searched.tolist(), ranking.explored.tolist(), origins.T.tolist(), strict=True,
-        )  # fmt: skip
-        for kind, close, reserved, pinned, searched, explored, places in told:
-            code, row = CODES[kind], -1
-            if pinned:
-                code = "pinned"
-            elif searched:
-                code = "similar"
-            elif reserved:
-                code = "new_for_you" if close else "new"
-            elif explored:
-                code = "less_known_for_you" if close else "less_known"
-            elif code in _ORIGINS and places[_ORIGINS[code]] >= 0:
-                row = recent[places[_ORIGINS[code]]]
+        said, language, reasons = self._said, ranking.language, []
+        codes, named = batch.reasons
+        for code, row in zip(codes[ranking.places], named[ranking.places], strict=True):
             # A reason is the same for everybody, and kept as long as no item changes.
             reason = said.get((code, row, language))
             if reason is None:
-                reason = said[code, row, language] = phrase(code, self._named(row), language)
+                reason = said[code, row, language] = phrase(CODES[code], self._named(row), language)
             reasons.append(reason)
         return reasons
 
-    def _mine(self, ranking: Ranking) -> NDArray[np.float64]:
-        """What the user's history alone added to the count of each item of a slate, float64 [n]."""
-        mine = np.zeros(len(ranking.rows))
-        # The user's own items come from one source alone.
-        places = np.flatnonzero(ranking.sources & self._again)
-        if len(places):
-            item_id, types = self._serving.catalogue.item_id, self._settings.event_types
-            rows = ranking.rows[places].tolist()
-            place_of = {item_id(row): place for row, place in zip(rows, places.tolist(), strict=True)}
-            for entry in ranking.user.history:
-                place = place_of.get(entry.item_id)
-                if place is not None and entry.weight > 0 and entry.type in types:
-                    mine[place] += types[entry.type].count * entry.share
-        return mine
+    def _explained(self, batch: Batch) -> tuple[list[int], list[int]]:
+        """Codes of the reasons of all slates of a batch, and the rows that they name."""
+        interests, scratch = batch.interests, self._scratch
+        codes, named = np.empty(len(batch.order), np.int64), np.empty(len(batch.order), np.int32)
+        explain_all(
+            batch.tables, batch.starts, batch.rows, batch.values, batch.context, batch.boosts, batch.pinned,
+            batch.searched, batch.place_starts, batch.order, batch.kept_for, batch.slate_lengths, interests.starts,
+            interests.rows, self._counted(batch), interests.queries, interests.compared, interests.own,
+            interests.owned, interests.recent_items, self._rising, self._kinds, self._signs, len(KINDS),
+            self._closeness, *self._serving.ranker.parameters(), self._lags, batch.at, scratch.slot, codes, named,
+        )  # fmt: skip
+        return codes.tolist(), named.tolist()
+
+    def _counted(self, batch: Batch) -> NDArray[np.float64]:
+        """What each event of the histories added to the count of its item: float64 [entries]."""
+        counts = {name: kind.count for name, kind in self._settings.event_types.items()}
+        return np.array(
+            [
+                counts.get(entry.type, 0.0) * entry.share if entry.weight > 0 else 0.0
+                for user in batch.users
+                for entry in user.history[::-1]
+            ]
+        )
 
     def _named(self, row: int) -> dict[str, Any]:
         """Id and title of an item; nothing for -1."""
@@ -620,19 +758,27 @@ class Recommender:
         seen = choice.seen
         if seen is not None and seen.values is not None:
             return seen
-        tables = self._tables(choice.request.now)
-        if seen is None:
-            prepared = self._prepare(choice.request, tables)
-        else:
-            prepared = self._given(choice.request, seen.candidates, tables)
-        reclaims = self._serving.catalogue.reclaims
-        return SeenRanking(prepared.rows, prepared.values, prepared.context, _NOTHING, reclaims)
+        request = choice.request
+        tables, reclaims = self._tables(request.now), self._serving.catalogue.reclaims
+        if seen is not None:
+            return self._given(request, seen.candidates, tables)
+        prepared = self._prepare([request], tables, request.now)
+        scale_features(prepared.values)
+        context = context_values(
+            entries=int(prepared.interests.events[0]),
+            events=request.user.events,
+            pause_s=float(prepared.pauses[0]),
+        )
+        return SeenRanking(prepared.rows, prepared.values, context, _NOTHING, reclaims)
 
-    def _given(self, request: RankRequest, rows: NDArray[np.int32], tables: Tables) -> _Prepared:
+    def _given(self, request: RankRequest, rows: NDArray[np.int32], tables: Tables) -> SeenRanking:
         """A request whose candidates are given: those that can still be served, and are not the user's already."""
-        scratch = self._scratch
+        serving, scratch = self._serving, self._scratch
         history = history_view(request.user.history, request.before)
-        interests = self._interests(request, history)
+        interests = derive_interests(
+            history, serving.catalogue, serving.index, self._settings, request.extra_vectors, request.prior,
+            request.prior_weight, serving.factors,
+        )  # fmt: skip
         links = add_links(
             interests.recent, self._lags, request.at, tables.transition_rate, tables.arena, scratch.link_slot,
             scratch.links, scratch.sums,
@@ -641,11 +787,26 @@ class Recommender:
             scratch.request += 1
             scratch.blocked[self._excluded(request)] = scratch.request
             rows = rows[tables.servable[rows] & (scratch.blocked[rows] != scratch.request)]
-            rows, masks = self._permitted(rows, np.zeros(len(rows), np.uint32), request)
+            blocked, labels = request.blocked_labels, serving.catalogue.labels
+            if blocked:
+                rows = rows[np.array([blocked.isdisjoint(labels(row)) for row in rows.tolist()], np.bool_)]
+            refused = serving.rules.refused(rows, request.user.user_id)
+            rows = rows if refused is None else rows[~refused]
             rows = rows[np.argsort(tables.hashes[rows])]
-            return self._with_features(request, history, interests, rows, masks, tables)
+            values = np.empty((len(rows), len(self.feature_names)), np.float32)
+            candidate_features(
+                rows, tables, interests.queries, interests.factors, interests.own, interests.own_weights,
+                scratch.link_slot, scratch.sums, scratch.slot, request.at, request.now,
+                self._settings.retrieval.cold_events, values, np.empty(len(rows), np.bool_), np.empty(len(rows)),
+            )  # fmt: skip
         finally:
             clear(scratch.links[:links], scratch.link_slot)
+        context = context_values(
+            entries=interests.events,
+            events=request.user.events,
+            pause_s=request.at - history[-1].at if history else 0.0,
+        )
+        return SeenRanking(rows, values, context, _NOTHING, serving.catalogue.reclaims)
 
     def _example(self, choice: Choice, seen: SeenRanking, taken: NDArray[np.int32]) -> Example | None:
         if seen.values is None:
@@ -659,6 +820,77 @@ class Recommender:
         if count < 2:
             return None
         return Example(features=in_units(seen.values[places[:count]]), context=seen.context)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Rules:
+    """What bears on the candidates of a batch, as ``batch.order_all`` takes it; ``pinned`` and ``searched``: bool
+    [candidates], or empty."""
+
+    pins: NDArray[np.intp]
+    boosts: NDArray[np.float64]
+    pinned: NDArray[np.bool_]
+    searched: NDArray[np.bool_]
+    groups: NDArray[np.int32]
+    group_starts: NDArray[np.int64]
+    limits: NDArray[np.int64]
+    limit_starts: NDArray[np.int64]
+    hard: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, prepared: _Prepared, place_starts: NDArray[np.int64], found: Mapping[int, SlateRules]) -> _Rules:
+        """Of the rules by request."""
+        candidates = len(prepared.rows)
+        pins = np.full(int(place_starts[-1]), -1, np.intp)
+        if not found:
+            flags = np.zeros(0, np.bool_)
+            return cls(
+                pins=pins, boosts=_NO_BOOSTS, pinned=flags, searched=flags, groups=_NOTHING, group_starts=_NO_STARTS,
+                limits=_NO_CAPS, limit_starts=_NO_STARTS, hard=_NO_STARTS,
+            )  # fmt: skip
+        boosts, pinned, searched = np.zeros(candidates), np.zeros(candidates, np.bool_), np.zeros(candidates, np.bool_)
+        groups, limits = list[NDArray[np.int32]](), list[NDArray[np.int64]]()
+        hard = np.zeros(len(prepared.requests), np.int64)
+        for place in range(len(prepared.requests)):
+            rules = found.get(place, SlateRules())
+            start, end = int(prepared.starts[place]), int(prepared.starts[place + 1])
+            ruled = {candidate for candidate, _ in rules.pins}
+            first = [(candidate, 1) for candidate in rules.first if candidate not in ruled]
+            if ruled or first:
+                of_request = slice(int(place_starts[place]), int(place_starts[place + 1]))
+                pins[of_request] = pinned_places([*rules.pins, *first], of_request.stop - of_request.start)
+                placed = [candidate for candidate in pins[of_request].tolist() if candidate in ruled]
+                pinned[[start + candidate for candidate in placed]] = True
+            searched[start:end] = np.isin(
+                prepared.rows[start:end], prepared.found[place, -1, : prepared.lengths[place, -1]]
+            )
+            if rules.boosts is not None:
+                boosts[start:end] = rules.boosts
+            caps = [*rules.caps, *rules.preferences]
+            hard[place] = len(rules.caps)
+            groups.append(np.concatenate([cap.groups for cap in caps]).astype(np.int32) if caps else _NOTHING)
+            limits.append(np.array([(cap.at_most, cap.first) for cap in caps], np.int64) if caps else _NO_CAPS)
+        return cls(
+            pins=pins, boosts=boosts, pinned=pinned, searched=searched, groups=np.concatenate(groups),
+            group_starts=_starts(groups), limits=np.concatenate(limits), limit_starts=_starts(limits), hard=hard,
+        )  # fmt: skip
+
+
+def _starts(parts: Sequence[Sequence[Any] | NDArray[Any]]) -> NDArray[np.int64]:
+    """Where each part begins when they are put one after the other, and where the last ends: int64 [parts + 1]."""
+    starts = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum([len(part) for part in parts], out=starts[1:])
+    return starts
+
+
+def _joined(parts: Sequence[Sequence[int] | NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Rows of all parts, int32, and where those of each begin."""
+    if len(parts) == 1:
+        only = np.asarray(parts[0], np.int32)
+        return only, np.array([0, len(only)], np.int64)
+    if not any(map(len, parts)):
+        return _NOTHING, np.zeros(len(parts) + 1, np.int64)
+    return np.concatenate([np.asarray(part, np.int32) for part in parts]), _starts(parts)
 
 
 @compiled
@@ -716,10 +948,6 @@ def _compared(
         left -= 1
         pool[drawn] = pool[left]
     return count
-
-
-def _seed(value: int) -> np.uint64:
-    return np.uint64(value & 0xFFFFFFFFFFFFFFFF)
 
 
 def _known(request: RankRequest) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,19 @@ from stream_app.items.catalogue import Catalogue
 from stream_app.settings import Settings
 from stream_app.users.state import HistoryEntry
 
-__all__ = ["FAST", "LAST", "MEAN", "NEGATIVE", "SLOW", "VECTORS", "Interests", "derive_interests", "history_view"]
+__all__ = [
+    "FAST",
+    "LAST",
+    "MEAN",
+    "NEGATIVE",
+    "SLOW",
+    "VECTORS",
+    "Interests",
+    "InterestsOfAll",
+    "derive_all",
+    "derive_interests",
+    "history_view",
+]
 
 SLOW, FAST, LAST, NEGATIVE, MEAN = range(5)
 """Rows of :attr:`Interests.vectors`; the first two also of :attr:`Interests.factors`."""
@@ -33,6 +46,10 @@ _SINGLE = 15
 """Recent items a candidate is compared with one by one."""
 _NO_FACTORS: NDArray[np.float32] = np.zeros((0, 0), np.float32)
 _NO_ROWS: NDArray[np.bool_] = np.zeros(0, np.bool_)
+_NO_PLACES: NDArray[np.int32] = np.zeros(0, np.int32)
+
+History: TypeAlias = tuple[HistoryEntry, ...]
+"""Oldest first."""
 
 
 @dataclass(slots=True)
@@ -71,7 +88,7 @@ class Interests:
         return self.queries[VECTORS:]
 
 
-def history_view(history: tuple[HistoryEntry, ...], before: float | None) -> tuple[HistoryEntry, ...]:
+def history_view(history: History, before: float | None) -> History:
     """The history as it was before event time ``before`` (seconds); all of it for None.
 
     Events of one user with the same time are one basket: items of a basket must not teach the ranker about each
@@ -82,8 +99,52 @@ def history_view(history: tuple[HistoryEntry, ...], before: float | None) -> tup
     return tuple(entry for entry in history if entry.at < before)
 
 
+@dataclass(slots=True)
+class InterestsOfAll:
+    """The :class:`Interests` of the users of a batch, one after the other.
+
+    Attributes:
+        queries: float32 [users, 5 + 15, dimensions]; beyond those that a user has, anything.
+        compared: int64 [users], recent items among each user's queries.
+        rows: int32 [entries], of the items of all histories, newest first; -1 where there is none.
+        starts: int64 [users + 1], where the entries of each begin.
+        own, own_weights: int32, float64 [entries], filled from each start on.
+        owned: int64 [users], how many of them.
+        events: int64 [users].
+        factors: float32 [users, 2, k].
+        words: of each user.
+        recent_items: how many of a user's own items are recent at most.
+    """
+
+    queries: NDArray[np.float32]
+    compared: NDArray[np.int64]
+    rows: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    own: NDArray[np.int32]
+    own_weights: NDArray[np.float64]
+    owned: NDArray[np.int64]
+    events: NDArray[np.int64]
+    factors: NDArray[np.float32]
+    words: Sequence[bool]
+    recent_items: int
+
+    def of(self, place: int) -> Interests:
+        """Those of one user, views."""
+        start, owned = int(self.starts[place]), int(self.owned[place])
+        own = self.own[start : start + owned]
+        return Interests(
+            self.queries[place, : VECTORS + int(self.compared[place])],
+            own[: self.recent_items],
+            int(self.events[place]),
+            own,
+            self.own_weights[start : start + owned],
+            self.factors[place],
+            self.words[place],
+        )
+
+
 def derive_interests(
-    history: tuple[HistoryEntry, ...],
+    history: History,
     catalogue: Catalogue,
     index: VectorIndex,
     settings: Settings,
@@ -92,122 +153,192 @@ def derive_interests(
     prior_weight: float = 0.0,
     factors: Factors | None = None,
 ) -> Interests:
-    """Interests of a history (oldest first).
+    """Interests of one history; see :func:`derive_all`."""
+    return derive_all([history], catalogue, index, settings, [text_vectors], [(prior, prior_weight)], factors).of(0)
+
+
+def derive_all(
+    histories: Sequence[History],
+    catalogue: Catalogue,
+    index: VectorIndex,
+    settings: Settings,
+    texts: Sequence[Mapping[str, NDArray[np.float32]]],
+    priors: Sequence[tuple[Sequence[str], float]],
+    factors: Factors | None = None,
+) -> InterestsOfAll:
+    """Interests of some histories (each oldest first).
 
     An entry with a text and no item counts with the text's vector, any other with its item's; entries without a
     vector contribute nothing to the vectors. The prior counts like an event older than all of the history, so it is
     all there is at first and fades with every event.
 
     Args:
-        history: a view of the user's history.
+        histories: views of the users' histories.
         catalogue: rows of the items.
         index: their vectors.
         settings: decays, and how many recent items are looked at.
-        text_vectors: unit vectors of free texts, by text.
-        prior: texts that say what the user likes whatever happened; those without a vector count nothing.
-        prior_weight: weight of all of them together, of the size of an event's.
+        texts: for each, unit vectors of free texts, by text.
+        priors: for each, texts that say what the user likes whatever happened (those without a vector count nothing),
+            and the weight of all of them together, of the size of an event's.
         factors: learned factors of the items.
     """
-    count = len(history)
-    before = _mean([text_vectors[text] for text in prior if text in text_vectors], index.dimensions)
-    spoken = bool(prior) and bool(before.any())
-    known = round(prior_weight) if spoken else 0
-    newest_first = history[::-1]
-    entry_rows = catalogue.rows_of([entry.item_id for entry in newest_first])
-    said = np.zeros((0, index.dimensions), np.float32)
-    if text_vectors and min(entry_rows, default=0) < 0:
-        said = np.zeros((count, index.dimensions), np.float32)
-        for place, (row, entry) in enumerate(zip(entry_rows, newest_first, strict=True)):
-            if row < 0 and entry.text and entry.text in text_vectors:
-                said[place] = text_vectors[entry.text]
-    top = max(entry_rows, default=-1) + 1
+    count, dimensions = len(histories), index.dimensions
+    ids: list[str] = []
+    weights: list[float] = []
+    starts = np.zeros(count + 1, np.int64)
+    for place, history in enumerate(histories):
+        newest_first = history[::-1]
+        ids += [entry.item_id for entry in newest_first]
+        weights += [entry.weight for entry in newest_first]
+        starts[place + 1] = len(ids)
+    entry_rows = catalogue.rows_of(ids)
+    rows = np.array(entry_rows, np.int32)
+    words = [False] * count
+    events = np.diff(starts)
+    said_at, said = _NO_PLACES, _NO_FACTORS
+    if any(texts) and min(entry_rows, default=0) < 0:
+        said_at, said = _said(histories, rows, starts, texts, words, dimensions)
+    before = np.zeros((1, dimensions), np.float32)
+    prior_weights = np.zeros(count)
+    if any(prior for prior, _ in priors):
+        before = np.zeros((count, dimensions), np.float32)
+        for place, (prior, weight) in enumerate(priors):
+            prior_weights[place] = weight
+            before[place] = _mean([texts[place][text] for text in prior if text in texts[place]], dimensions)
+            if prior and before[place].any():
+                words[place] = words[place] or (weight > 0 and len(histories[place]) <= _WORDS)
+                events[place] += round(weight)
+    top = int(rows.max(initial=-1)) + 1
     users, learned = settings.users, settings.factors
     if factors is None:
         context, has, norm = _NO_FACTORS, _NO_ROWS, 1.0
     else:
         factors.reserve(top)
         context, has, norm = factors.context, factors.has, learned.norm
-    queries = np.zeros((VECTORS + _SINGLE, index.dimensions), np.float32)
-    own, own_weights = np.empty(count, np.int32), np.empty(count)
-    by_factors = np.zeros((2, context.shape[1]), np.float32)
-    distinct, single = _derive(
-        np.array(entry_rows, np.int32), np.array([entry.weight for entry in newest_first], np.float64), said,
-        index.table(top), users.slow_decay, users.fast_decay, before, prior_weight, context, has, learned.decay,
-        learned.fast_decay, norm, learned.history, min(_SINGLE, settings.retrieval.recent_items), queries, own,
-        own_weights, by_factors,
-    )  # fmt: skip
-    own = own[:distinct]
-    return Interests(
-        queries[: VECTORS + single],
-        own[: settings.retrieval.recent_items],
-        count + known,
-        own,
-        own_weights[:distinct],
-        by_factors,
-        (prior_weight > 0 and count <= _WORDS and spoken) or (len(said) > 0 and bool(said[:_WORDS].any())),
+    found = InterestsOfAll(
+        queries=np.empty((count, VECTORS + _SINGLE, dimensions), np.float32),
+        compared=np.zeros(count, np.int64),
+        rows=rows,
+        starts=starts,
+        own=np.empty(len(ids), np.int32),
+        own_weights=np.empty(len(ids)),
+        owned=np.zeros(count, np.int64),
+        events=events,
+        factors=np.zeros((count, 2, context.shape[1]), np.float32),
+        words=words,
+        recent_items=settings.retrieval.recent_items,
     )
+    _derive_all(
+        starts, rows, np.array(weights, np.float64), said_at, said, index.table(top), users.slow_decay,
+        users.fast_decay, before, prior_weights, context, has, learned.decay, learned.fast_decay, norm,
+        learned.history, min(_SINGLE, found.recent_items), found.queries, found.compared, found.own,
+        found.own_weights, found.owned, found.factors,
+    )  # fmt: skip
+    return found
+
+
+def _said(
+    histories: Sequence[History],
+    rows: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    texts: Sequence[Mapping[str, NDArray[np.float32]]],
+    words: list[bool],
+    dimensions: int,
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Vectors of what entries without an item say: for each entry its place among them, int32, -1 for none, and float32
+    [any, dimensions]. In ``words`` is noted for whom the last ten say something."""
+    vectors: list[NDArray[np.float32]] = []
+    said_at = np.full(len(rows), -1, np.int32)
+    for user, history in enumerate(histories):
+        if not texts[user]:
+            continue
+        start = int(starts[user])
+        for place, entry in enumerate(history[::-1]):
+            vector = texts[user].get(entry.text) if entry.text and rows[start + place] < 0 else None
+            if vector is not None:
+                said_at[start + place] = len(vectors)
+                vectors.append(vector)
+                words[user] = words[user] or (place < _WORDS and bool(vector.any()))
+    return said_at, np.array(vectors, np.float32).reshape(-1, dimensions)
 
 
 @compiled
-def _derive(
+def _derive_all(
+    starts: NDArray[np.int64],
     rows: NDArray[np.int32],
     weights: NDArray[np.float64],
+    said_at: NDArray[np.int32],
     said: NDArray[np.float32],
     table: NDArray[np.float32],
     slow: float,
     fast: float,
     before: NDArray[np.float32],
-    prior_weight: float,
+    prior_weights: NDArray[np.float64],
     context: NDArray[np.float32],
     has: NDArray[np.bool_],
     decay: float,
     fast_decay: float,
     norm: float,
     reach: int,
-    compared: int,
+    most_compared: int,
     queries: NDArray[np.float32],
+    compared: NDArray[np.int64],
     own: NDArray[np.int32],
     own_weights: NDArray[np.float64],
+    owned: NDArray[np.int64],
     factors: NDArray[np.float32],
-) -> tuple[int, int]:
-    """Fill ``queries`` (zeros before), ``own``, ``own_weights`` and ``factors`` of :class:`Interests`.
+) -> None:
+    """Fill ``queries``, ``compared``, ``own``, ``own_weights``, ``owned`` and ``factors`` (zeros before) of
+    :class:`InterestsOfAll`.
 
     Args:
-        rows, weights, said, table, slow, fast, before, prior_weight: as in :func:`_fold`.
+        starts: int64 [users + 1], where the entries of each begin.
+        rows, weights, table, slow, fast: as in :func:`_fold`.
+        said_at, said: see :func:`_said`; without anything both may be empty.
+        before: float32 [users or 1, dimensions], the priors, or what is the same for all.
+        prior_weights: float64 [users].
         context, has, decay, fast_decay, norm, reach: of the learned factors, see ``Factors.users``.
-        compared: how many recent items are among the queries at most.
-
-    Returns:
-        how many items are the user's own, and how many of them are among the queries.
+        most_compared: how many recent items are among the queries at most.
     """
-    _fold(rows, weights, said, table, slow, fast, before, prior_weight, queries)
-    if not len(rows):
-        # All there is, whatever it weighs against events.
-        queries[SLOW], queries[FAST] = before, before
-    distinct = 0
-    share = 1.0
-    for entry, row in enumerate(rows):
-        if row >= 0 and weights[entry] > 0.0:
-            place = 0
-            while place < distinct and own[place] != row:
-                place += 1
-            if place == distinct:
-                own[place], own_weights[place] = row, 0.0
-                distinct += 1
-            own_weights[place] += share
-        share *= slow
-    single = min(distinct, compared)
-    for place in range(single):
-        queries[VECTORS + place] = table[own[place]]
-    if context.shape[1]:
-        both_memories(own[:distinct], context, has, reach, decay, fast_decay, norm, factors)
-    return distinct, single
+    none = said_at[:0]
+    for user in range(len(owned)):
+        start, end = starts[user], starts[user + 1]
+        prior = before[min(user, len(before) - 1)]
+        of_user = queries[user]
+        of_user[:VECTORS] = 0.0
+        _fold(
+            rows[start:end], weights[start:end], said_at[start:end] if len(said_at) else none, said, table, slow, fast,
+            prior, prior_weights[user], of_user,
+        )  # fmt: skip
+        if start == end:
+            # All there is, whatever it weighs against events.
+            of_user[SLOW], of_user[FAST] = prior, prior
+        distinct = start
+        share = 1.0
+        for entry in range(start, end):
+            row = rows[entry]
+            if row >= 0 and weights[entry] > 0.0:
+                place = start
+                while place < distinct and own[place] != row:
+                    place += 1
+                if place == distinct:
+                    own[place], own_weights[place] = row, 0.0
+                    distinct += 1
+                own_weights[place] += share
+            share *= slow
+        owned[user] = distinct - start
+        compared[user] = min(owned[user], most_compared)
+        for place in range(compared[user]):
+            of_user[VECTORS + place] = table[own[start + place]]
+        if context.shape[1]:
+            both_memories(own[start:distinct], context, has, reach, decay, fast_decay, norm, factors[user])
 
 
 @compiled_sums
 def _fold(
     rows: NDArray[np.int32],
     weights: NDArray[np.float64],
+    said_at: NDArray[np.int32],
     said: NDArray[np.float32],
     table: NDArray[np.float32],
     slow: float,
@@ -221,7 +352,8 @@ def _fold(
     Args:
         rows: int32 [n], -1 where an entry has no item.
         weights: float64 [n], signed.
-        said: float32 [n or 0, dimensions], vectors of the texts of entries without an item.
+        said_at: int32 [n or 0], the text of an entry without an item among those of ``said``, -1 for none.
+        said: float32 [any, dimensions], vectors of texts.
         table: float32 [more than the largest row, dimensions].
         before: float32 [dimensions], the prior.
     """
@@ -230,8 +362,9 @@ def _fold(
     latest = False
     for place, row in enumerate(rows):
         weight = weights[place]
-        if row >= 0 or len(said):
-            vector = table[row] if row >= 0 else said[place]
+        text = said_at[place] if row < 0 and len(said_at) else -1
+        if row >= 0 or text >= 0:
+            vector = table[row] if row >= 0 else said[text]
             by_slow, by_fast = np.float32(weight * slow_share), np.float32(weight * fast_share)
             turned_down = np.float32(max(-weight, 0.0) * slow_share)
             liked = np.float32(1.0) if weight > 0.0 else np.float32(0.0)

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from schemas.arrays import pack_float32
 from schemas.messages import Interaction, SlateItem, TrainingExample, Transition, Versions
-from stream_app.ranking.features import in_steps
 from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recommender, SeenRanking
-from stream_app.retrieval.interests import SLOW, history_view
+from stream_app.retrieval.interests import history_view
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.users.fold import Fold, Folder
@@ -282,15 +281,14 @@ class UserStage:
             user_id=request.user.user_id,
             items=self._recommender.slate_items(ranking),
             trigger=trigger,
-            interest=ranking.interests.vectors[SLOW],
+            interest=ranking.slow_interest,
             seen=self._seen_of(ranking),
             known_to=_known_to(request.user),
             versions=self._serving.versions,
         )
 
     def _seen_of(self, ranking: Ranking) -> SeenRanking:
-        values = in_steps(ranking.candidate_values) if self._settings.ranker.remembered else None
-        return SeenRanking(ranking.candidates, values, ranking.context, ranking.rows, ranking.reclaims)
+        return ranking.seen(values=self._settings.ranker.remembered > 0)
 
     def _request(
         self,

@@ -64,11 +64,12 @@ def test_part_by_part_calls_find_and_order_what_they_do_whole(monkeypatch: pytes
 
     def candidates(timed: Any, call: SimpleNamespace, names: list[str]) -> None:
         rows = candidate_parts(timed, call, names)
-        assert (call.slot == -1).all()
-        assert (call.link_slot == -1).all()
-        count, links = find_candidates(*vars(call).values())
-        clear(call.links[:links], call.link_slot)
-        assert rows.tolist() == call.rows[:count].tolist()
+        assert (call.find.slot == -1).all()
+        assert (call.find.link_slot == -1).all()
+        assert rows.tolist() == call.rows.tolist()
+        count, links = find_candidates(*vars(call.find).values())
+        clear(call.find.links[:links], call.find.link_slot)
+        assert rows.tolist() == call.find.rows[:count].tolist()
         compared["candidates"] += 1
 
     def order(timed: Any, call: SimpleNamespace) -> None:

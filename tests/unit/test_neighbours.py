@@ -143,14 +143,14 @@ def test_everything_is_made_again_after_very_many_changes() -> None:
     """Lists in which a new row belongs, and is not, do not stay so for good."""
     lists, asked = NeighbourLists(4), list[int]()
     search = _noting(asked)
-    lists.of(rows(1), search, live=100)
+    lists.slots(rows(1)[None], search, live=100)
     for number in range(300):
         lists.changed(rows(1_000 + number))
     asked.clear()
-    lists.of(rows(1), search, live=100)
+    lists.slots(rows(1)[None], search, live=100)
     assert asked == [1_000 + 44, 1]  # the first that waits, and the old list
     asked.clear()
-    lists.of(rows(1), search, live=100)
+    lists.slots(rows(1)[None], search, live=100)
     assert asked == [1_000 + 45]
 
 
@@ -159,15 +159,15 @@ def test_what_waits_is_bounded_and_one_is_brought_at_a_time() -> None:
     search = _noting(asked)
     lists.changed(rows(*range(10)))
     assert lists.waiting == 0  # nothing is made, so nothing has to know
-    lists.of(rows(1, 2), search, live=10_000)
+    lists.slots(rows(1, 2)[None], search, live=10_000)
     assert (len(lists), asked) == (2, [1, 2])
-    lists.of(rows(1, 2), search, live=10_000)
+    lists.slots(rows(1, 2)[None], search, live=10_000)
     assert asked == [1, 2]
     lists.changed(rows(*range(100, 1_100)))
     assert lists.waiting == 256
     lists.removed(rows(1_099))
     assert lists.waiting == 255
-    lists.of(rows(1), search, live=100_000)
+    lists.slots(rows(1)[None], search, live=100_000)
     assert (lists.waiting, asked[2:]) == (254, [844])
 
 

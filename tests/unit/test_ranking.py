@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -31,6 +30,7 @@ from stream_app.ranking.features import (
 from stream_app.ranking.network import contributions, linear_step, network_step, score_network
 from stream_app.ranking.reasons import KINDS, evidence_signs, kind_columns, medians, phrase, strongest_kind
 from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recommender, SeenRanking
+from stream_app.ranking.slate import NEW, TAIL
 from stream_app.ranking.softmax import SoftmaxRanker
 from stream_app.serving import ServingState
 from stream_app.settings import (
@@ -847,9 +847,8 @@ def test_only_what_is_closer_than_the_middle_candidate_is_said_to_be_close(recom
         (ranking,) = recommender.rank([request(user(start, start + 1, start + 2, name=f"u{start}"))])
         middle = np.sort(ranking.candidate_values, axis=0)[len(ranking.candidates) // 2]
         # Each place in turn, as if it had been given away: what is said must follow from the features alone.
-        none: dict[str, Any] = {"reserved": np.zeros(20, np.bool_), "explored": np.zeros(20, np.bool_)}
-        given = replace(ranking, **(none | {kind: np.ones(20, np.bool_)}))
-        for place, item in enumerate(recommender.slate_items(given)):
+        ranking.batch.kept_for[:] = NEW if kind == "reserved" else TAIL
+        for place, item in enumerate(recommender.slate_items(ranking)):
             above = (ranking.values[place, near] - middle[near]).sum() > 0.02
             assert item.reason.code == (closer if above else plain)
             told.add(item.reason.code)

@@ -440,11 +440,11 @@ def test_rules_survive_a_snapshot(tmp_path: Path) -> None:
 
 
 def test_the_share_of_slates_that_explore_is_the_setting_and_the_same_every_time() -> None:
-    drawn = [explores(id_hash(f"u{number}"), 0.15) for number in range(4_000)]
+    drawn = [explores(np.uint64(id_hash(f"u{number}")), 0.15) for number in range(4_000)]
     assert np.mean(drawn) == pytest.approx(0.15, abs=0.02)
-    assert drawn == [explores(id_hash(f"u{number}"), 0.15) for number in range(4_000)]
-    assert not any(explores(seed, 0.0) for seed in range(100))
-    assert all(explores(seed, 1.0) for seed in range(100))
+    assert drawn == [explores(np.uint64(id_hash(f"u{number}")), 0.15) for number in range(4_000)]
+    assert not any(explores(np.uint64(seed), 0.0) for seed in range(100))
+    assert all(explores(np.uint64(seed), 1.0) for seed in range(100))
 
 
 def test_what_was_shown_least_goes_first_and_of_that_the_best_scored() -> None:

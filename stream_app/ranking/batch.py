@@ -1,0 +1,300 @@
+"""Requests of a batch one after the other in one compiled call, instead of a call for each: what a call costs, and what
+lies between calls, is paid once.
+
+What belongs to a request lies in flat arrays: those of request ``r`` from ``starts[r]`` to ``starts[r + 1]``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_app.compiled import compiled
+from stream_app.ranking.exploration import explores
+from stream_app.ranking.features import fill_context, raw_features, scale_features
+from stream_app.ranking.ordering import order_candidates
+from stream_app.ranking.reasons import explain, say
+from stream_app.retrieval.candidates import find_candidates
+from stream_app.retrieval.interests import VECTORS
+from stream_app.retrieval.links import Lags, clear
+from stream_app.retrieval.tables import Tables
+
+__all__ = ["explain_all", "order_all", "prepare_all"]
+
+
+@compiled
+def prepare_all(
+    tables: Tables,
+    queries: NDArray[np.float32],
+    compared: NDArray[np.int64],
+    own: NDArray[np.int32],
+    own_weights: NDArray[np.float64],
+    entries: NDArray[np.int64],
+    owned: NDArray[np.int64],
+    recent_items: int,
+    factors: NDArray[np.float32],
+    lists: NDArray[np.int32],
+    slots: NDArray[np.int32],
+    near: NDArray[np.int32],
+    near_starts: NDArray[np.int64],
+    whole: bool,
+    rising: int,
+    excluded: NDArray[np.int32],
+    excluded_starts: NDArray[np.int64],
+    pinned: NDArray[np.int32],
+    pinned_starts: NDArray[np.int64],
+    searched: NDArray[np.int32],
+    searched_starts: NDArray[np.int64],
+    search_places: int,
+    by_text: int,
+    at: NDArray[np.float64],
+    now: float,
+    seeds: NDArray[np.uint64],
+    lags: Lags,
+    wanted: NDArray[np.int64],
+    cold_events: float,
+    slot: NDArray[np.int32],
+    link_slot: NDArray[np.int32],
+    links: NDArray[np.int32],
+    sums: NDArray[np.float64],
+    blocked: NDArray[np.int64],
+    first_request: int,
+    found: NDArray[np.int32],
+    lengths: NDArray[np.int64],
+    rows: NDArray[np.int32],
+    masks: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    cold: NDArray[np.bool_],
+    closeness: NDArray[np.float64],
+    starts: NDArray[np.int64],
+) -> None:
+    """Candidates of every request, by id hash, and what is known of them, not scaled.
+
+    Args:
+        tables: what is known by row.
+        queries, compared, own, own_weights, entries, owned, recent_items, factors: see ``InterestsOfAll``, whose
+            ``starts`` are ``entries``.
+        lists, slots: see ``VectorIndex.neighbour_lists``.
+        near, near_starts: int32, further rows that are near to each user; negative ones are left out.
+        excluded, pinned, searched: int32, of each request, and where they begin; see ``find_candidates``.
+        by_text: place of the source that what was searched for counts as.
+        at: float64 [requests], event times (seconds).
+        seeds: uint64 [requests], hashes of the users.
+        cold_events: an item with fewer events in all is cold.
+        slot, link_slot, links, sums, blocked: see ``Scratch``.
+        first_request: the first of as many numbers as there are requests, that no request before had.
+        found, lengths: [requests, sources + 2, ...], overwritten; see ``find_candidates``.
+        rows, masks, values, cold, closeness: [room for all], overwritten; see ``find_candidates`` and ``raw_features``.
+        starts: int64 [requests + 1], overwritten: where the candidates of each begin.
+
+    The other arguments are those of ``find_candidates``.
+    """
+    searched_bit = np.uint32(1) << np.uint32(len(wanted) + 1)
+    text_bit = np.uint32(1) << np.uint32(by_text)
+    size = lists.shape[1]
+    starts[0] = 0
+    for request in range(len(at)):
+        own_start = entries[request]
+        of_user = own[own_start : own_start + owned[request]]
+        weights = own_weights[own_start : own_start + owned[request]]
+        compared_with = queries[request, : VECTORS + compared[request]]
+        more = near[near_starts[request] : near_starts[request + 1]]
+        around = np.empty(0 if whole else slots.shape[1] * size + len(more), np.int32)
+        if not whole:
+            end = 0
+            for held in slots[request]:
+                if held >= 0:
+                    around[end : end + size] = lists[held]
+                    end += size
+            around[end : end + len(more)] = more
+            around = around[: end + len(more)]
+        start = starts[request]
+        count, linked = find_candidates(
+            tables, compared_with, of_user[:recent_items], of_user, weights, factors[request], around, whole, rising,
+            excluded[excluded_starts[request] : excluded_starts[request + 1]],
+            pinned[pinned_starts[request] : pinned_starts[request + 1]],
+            searched[searched_starts[request] : searched_starts[request + 1]],
+            search_places, at[request], seeds[request], lags, wanted, slot, link_slot, links, sums, blocked,
+            first_request + request, found[request], lengths[request], rows[start:], masks[start:],
+        )  # fmt: skip
+        end = start + count
+        starts[request + 1] = end
+        # Closeness in text proposes what was searched for, like the neighbours of what the user did of late.
+        for place in range(start, end):
+            if masks[place] & searched_bit:
+                masks[place] = (masks[place] & ~searched_bit) | text_bit
+        raw_features(
+            rows[start:end], tables, compared_with, factors[request], of_user, weights, link_slot, sums, slot,
+            at[request], now, cold_events, values[start:end], cold[start:end], closeness[start:end],
+        )  # fmt: skip
+        clear(links[:linked], link_slot)
+
+
+@compiled
+def order_all(
+    tables: Tables,
+    starts: NDArray[np.int64],
+    rows: NDArray[np.int32],
+    masks: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    cold: NDArray[np.bool_],
+    closeness: NDArray[np.float64],
+    entries: NDArray[np.int64],
+    events: NDArray[np.int64],
+    pauses: NDArray[np.float64],
+    context: NDArray[np.float32],
+    skip: NDArray[np.float64],
+    inner: NDArray[np.float64],
+    outer: NDArray[np.float64],
+    boosts: NDArray[np.float64],
+    rising: int,
+    seeds: NDArray[np.uint64],
+    trials: float,
+    personal: np.uint32,
+    in_first_ranks: NDArray[np.uint32],
+    explore: float,
+    explore_rank: int,
+    diversity: float,
+    pins: NDArray[np.intp],
+    place_starts: NDArray[np.int64],
+    wanted: NDArray[np.int64],
+    reserved: NDArray[np.bool_],
+    groups: NDArray[np.int32],
+    group_starts: NDArray[np.int64],
+    limits: NDArray[np.int64],
+    limit_starts: NDArray[np.int64],
+    hard: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    order: NDArray[np.intp],
+    kept_for: NDArray[np.int8],
+    lengths: NDArray[np.int64],
+) -> None:
+    """The slate of every request; see ``ordering.order_candidates``.
+
+    Args:
+        starts: int64 [requests + 1], where the candidates of each begin.
+        rows, masks, values, cold, closeness: of all candidates; ``values`` are scaled in place.
+        entries, events, pauses: int64, int64, float64 [requests], see ``features.context_values``.
+        context: float32 [requests, c], overwritten.
+        boosts: float64 [candidates or 0].
+        seeds: uint64 [requests], of user and state.
+        explore, explore_rank: see ``SlateSettings``.
+        pins: int [places], candidates of the request, -1: none.
+        place_starts: int64 [requests + 1], where the places of each begin; no more than it has candidates.
+        wanted: int64 [requests], items wanted.
+        reserved: bool [as many as any request has places].
+        groups, limits, hard: int32 [caps of a request x its candidates, one request after the other], int64 [caps, 2],
+            int64 [requests]; where those of each request begin: int64 [requests + 1] each, or [0] where there are none.
+        scores: float64 [candidates], overwritten.
+        order, kept_for: [places], overwritten as far as slates reach.
+        lengths: int64 [requests], overwritten: of the slates.
+    """
+    no_groups, no_limits = np.empty((0, 0), np.int32), limits[:0]
+    for request in range(len(seeds)):
+        start, end = starts[request], starts[request + 1]
+        first, last = place_starts[request], place_starts[request + 1]
+        scale_features(values[start:end])
+        fill_context(entries[request], events[request], pauses[request], context[request])
+        of_groups, of_limits, of_hard = no_groups, no_limits, 0
+        if len(limit_starts):
+            of_limits = limits[limit_starts[request] : limit_starts[request + 1]]
+            of_groups = groups[group_starts[request] : group_starts[request + 1]].reshape(len(of_limits), end - start)
+            of_hard = hard[request]
+        places, kept = order_candidates(
+            rows[start:end], masks[start:end], values[start:end], cold[start:end], closeness[start:end],
+            context[request], tables, skip, inner, outer, boosts[start:end] if len(boosts) else boosts, rising,
+            seeds[request], trials, personal, in_first_ranks,
+            wanted[request] >= explore_rank and explores(seeds[request], explore), diversity, pins[first:last],
+            reserved[: last - first], explore_rank - 1, of_groups, of_limits, of_hard, scores[start:end],
+        )  # fmt: skip
+        lengths[request] = len(places)
+        for place in range(len(places)):
+            order[first + place] = start + places[place]
+            kept_for[first + place] = kept[place]
+
+
+@compiled
+def explain_all(
+    tables: Tables,
+    starts: NDArray[np.int64],
+    rows: NDArray[np.int32],
+    values: NDArray[np.float32],
+    context: NDArray[np.float32],
+    boosts: NDArray[np.float64],
+    pinned: NDArray[np.bool_],
+    searched: NDArray[np.bool_],
+    place_starts: NDArray[np.int64],
+    order: NDArray[np.intp],
+    kept_for: NDArray[np.int8],
+    lengths: NDArray[np.int64],
+    entries: NDArray[np.int64],
+    entry_rows: NDArray[np.int32],
+    entry_counts: NDArray[np.float64],
+    queries: NDArray[np.float32],
+    compared: NDArray[np.int64],
+    own: NDArray[np.int32],
+    owned: NDArray[np.int64],
+    recent_items: int,
+    rising: int,
+    kinds: NDArray[np.int64],
+    signs: NDArray[np.float32],
+    count: int,
+    near_columns: NDArray[np.int64],
+    skip: NDArray[np.float64],
+    inner: NDArray[np.float64],
+    outer: NDArray[np.float64],
+    lags: Lags,
+    at: NDArray[np.float64],
+    slot: NDArray[np.int32],
+    codes: NDArray[np.int64],
+    named: NDArray[np.int32],
+) -> None:
+    """Why each item of every slate is there; see ``reasons.explain`` and ``reasons.say``.
+
+    Args:
+        boosts, pinned, searched: [candidates or 0].
+        entry_rows, entry_counts: int32, float64, of the histories: the row of each event's item, and what the event
+            added to the item's count.
+        codes, named: int64, int32 [places], overwritten as far as slates reach.
+
+    The other arguments are those of :func:`prepare_all` and :func:`order_all`.
+    """
+    features = values.shape[1]
+    for request in range(len(lengths)):
+        size, start, end = lengths[request], starts[request], starts[request + 1]
+        if not size:
+            continue
+        first = place_starts[request]
+        slate, of_slate = np.empty(size, np.int32), np.empty((size, features), np.float32)
+        added, mine = np.zeros(size), np.zeros(size)
+        by_rule, asked = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
+        for place in range(size):
+            candidate = order[first + place]
+            slate[place] = rows[candidate]
+            of_slate[place] = values[candidate]
+            if len(boosts):
+                added[place] = boosts[candidate]
+            if len(pinned):
+                by_rule[place] = pinned[candidate]
+            if len(searched):
+                asked[place] = searched[candidate]
+            slot[slate[place]] = place
+        for entry in range(entries[request], entries[request + 1]):
+            row = entry_rows[entry]
+            if row >= 0 and slot[row] >= 0:
+                mine[slot[row]] += entry_counts[entry]
+        for row in slate:
+            slot[row] = -1
+        own_start = entries[request]
+        recent = own[own_start : own_start + min(owned[request], recent_items)]
+        near, origins = np.empty(size, np.bool_), np.empty((3, size), np.int64)
+        of_codes = codes[first : first + size]
+        explain(
+            slate, of_slate, values[start:end], context[request], added, mine, rising, kinds, signs, count,
+            near_columns, skip, inner, outer, tables, queries[request, VECTORS : VECTORS + compared[request]], recent,
+            lags, at[request], slot, of_codes, near, origins,
+        )  # fmt: skip
+        say(
+            of_codes, near, origins, kept_for[first : first + size], by_rule, asked, recent,
+            named[first : first + size],
+        )  # fmt: skip
