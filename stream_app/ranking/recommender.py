@@ -162,13 +162,12 @@ class Ranking:
 
     __slots__ = ("_batch", "_candidates", "_order", "_places", "request")
 
-    def __init__(self, batch: Batch, request: int) -> None:
+    def __init__(self, batch: Batch, request: int, candidates: slice, places: slice) -> None:
         self._batch = batch
         self.request = request
-        starts, places = batch.starts, int(batch.place_starts[request])
-        self._candidates = slice(int(starts[request]), int(starts[request + 1]))
-        self._places = slice(places, places + int(batch.slate_lengths[request]))
-        self._order = batch.order[self._places]
+        self._candidates = candidates
+        self._places = places
+        self._order = batch.order[places]
 
     @property
     def batch(self) -> Batch:
@@ -374,6 +373,14 @@ class Batch:
         """int16 [candidates, features], see ``features.in_steps``."""
         return in_steps(self.values)
 
+    def rankings(self) -> list[Ranking]:
+        """One for each request."""
+        starts, places = self.starts.tolist(), self.place_starts.tolist()
+        return [
+            Ranking(self, request, slice(starts[request], starts[request + 1]), slice(first, first + length))
+            for request, (first, length) in enumerate(zip(places, self.slate_lengths.tolist(), strict=False))
+        ]
+
     def flagged(self, flags: NDArray[np.bool_], places: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Flags of candidates; none where there are no flags."""
         return flags[places] if len(flags) else np.zeros(len(places), np.bool_)
@@ -417,13 +424,14 @@ class Recommender:
         rankings: list[Ranking] = []
         for now, together in groupby(requests, key=attrgetter("now")):
             batch = self._ranked(self._prepare(list(together), self._tables(now), now))
-            rankings += [Ranking(batch, request) for request in range(len(batch.users))]
+            rankings += batch.rankings()
         return rankings
 
     def slate_items(self, ranking: Ranking) -> list[SlateItem]:
         """The slate with provenance and reasons, to be made before the serving state changes."""
         ids = map(self._serving.catalogue.item_id, ranking.rows.tolist())
-        sources = map(self._named_by, ranking.sources.tolist())
+        masks = self._masks
+        sources = [masks.get(mask) or self._named_by(mask) for mask in ranking.sources.tolist()]
         columns = zip(ids, ranking.scores.tolist(), sources, self._reasons(ranking), strict=True)
         return [
             SlateItem(item_id=item_id, rank=rank, score=score, sources=names, reason=reason)
@@ -432,12 +440,10 @@ class Recommender:
 
     def _named_by(self, mask: int) -> list[str]:
         """Names of the sources of a mask; one list for all that have it, not to be changed."""
-        names = self._masks.get(mask)
-        if names is None:
-            bits = [*(source.name for source in self.sources), "rules"]
-            if len(self._masks) >= _KEPT:
-                self._masks.clear()
-            names = self._masks[mask] = [name for bit, name in enumerate(bits) if mask >> bit & 1]
+        bits = [*(source.name for source in self.sources), "rules"]
+        if len(self._masks) >= _KEPT:
+            self._masks.clear()
+        names = self._masks[mask] = [name for bit, name in enumerate(bits) if mask >> bit & 1]
         return names
 
     def examples(self, choices: Sequence[Choice]) -> list[Example | None]:
@@ -624,7 +630,7 @@ class Recommender:
         places = int(place_starts[-1])
         held = _Rules.of(prepared, place_starts, self._slate_rules(prepared))
         scores, context = np.empty(candidates), np.empty((count, len(CONTEXT)), np.float32)
-        order, kept_for = np.empty(places, np.intp), np.empty(places, np.int8)
+        order, kept_for = np.zeros(places, np.intp), np.zeros(places, np.int8)
         lengths = np.empty(count, np.int64)
         order_all(
             tables, prepared.starts, prepared.rows, prepared.masks, prepared.values, prepared.cold, prepared.closeness,
@@ -670,7 +676,7 @@ class Recommender:
             self._shown = np.zeros(2 * self._serving.catalogue.rows, np.uint32)
             self._shown[: len(held)] = held
             self._reclaims = ranking.reclaims
-        self._shown[ranking.slate[: self._settings.slate.explore_rank]] += np.uint32(1)
+        _count_shown(ranking.slate, self._settings.slate.explore_rank, self._shown)
 
     def _reserved(self, size: int) -> NDArray[np.bool_]:
         """The places kept for new items in a slate of this size, and in the first places of longer ones; made once."""
@@ -733,15 +739,21 @@ class Recommender:
         return codes.tolist(), named.tolist()
 
     def _counted(self, batch: Batch) -> NDArray[np.float64]:
-        """What each event of the histories added to the count of its item: float64 [entries]."""
-        counts = {name: kind.count for name, kind in self._settings.event_types.items()}
-        return np.array(
-            [
-                counts.get(entry.type, 0.0) * entry.share if entry.weight > 0 else 0.0
-                for user in batch.users
-                for entry in user.history[::-1]
-            ]
-        )
+        """What each event of the histories added to the count of its item, where that is in the user's slate: float64
+        [entries]."""
+        rows, starts = batch.interests.rows, batch.interests.starts
+        found, added = np.empty(len(rows), np.int64), np.zeros(len(rows))
+        slates = batch.rows[batch.order]
+        count = _own_entries(rows, starts, slates, batch.place_starts, batch.slate_lengths, self._scratch.slot, found)
+        if count:
+            of_user = (np.searchsorted(starts, found[:count], side="right") - 1).tolist()
+            types = self._settings.event_types
+            for user, entry in zip(of_user, found[:count].tolist(), strict=True):
+                # Newest first there, oldest first here.
+                event = batch.users[user].history[starts[user + 1] - 1 - entry]
+                if event.weight > 0 and event.type in types:
+                    added[entry] = types[event.type].count * event.share
+        return added
 
     def _named(self, row: int) -> dict[str, Any]:
         """Id and title of an item; nothing for -1."""
@@ -891,6 +903,45 @@ def _joined(parts: Sequence[Sequence[int] | NDArray[np.int32]]) -> tuple[NDArray
     if not any(map(len, parts)):
         return _NOTHING, np.zeros(len(parts) + 1, np.int64)
     return np.concatenate([np.asarray(part, np.int32) for part in parts]), _starts(parts)
+
+
+@compiled
+def _count_shown(slate: NDArray[np.int32], ranks: int, shown: NDArray[np.uint32]) -> None:
+    """Count what stands in the first so many ranks of a slate: ``shown`` is uint32 by row."""
+    for row in slate[:ranks]:
+        shown[row] += np.uint32(1)
+
+
+@compiled
+def _own_entries(
+    rows: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    slates: NDArray[np.int32],
+    place_starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    slot: NDArray[np.int32],
+    found: NDArray[np.int64],
+) -> int:
+    """Entries of histories whose items are in the slates of their users; how many there are.
+
+    Args:
+        rows, starts: int32 [entries], and where those of each user begin.
+        slates, place_starts, lengths: int32 [places], where those of each user begin, and how many are filled.
+        slot: int32 by row, -1 everywhere; and again afterwards.
+        found: int64 [entries], overwritten.
+    """
+    count = 0
+    for user in range(len(lengths)):
+        slate = slates[place_starts[user] : place_starts[user] + lengths[user]]
+        for row in slate:
+            slot[row] = 0
+        for entry in range(starts[user], starts[user + 1]):
+            if rows[entry] >= 0 and slot[rows[entry]] == 0:
+                found[count] = entry
+                count += 1
+        for row in slate:
+            slot[row] = -1
+    return count
 
 
 @compiled

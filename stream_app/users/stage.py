@@ -10,6 +10,7 @@ import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 from schemas.arrays import pack_float32
 from schemas.messages import Interaction, SlateItem, TrainingExample, Transition, Versions
 from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recommender, SeenRanking
-from stream_app.retrieval.interests import history_view
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.users.fold import Fold, Folder
@@ -25,6 +25,8 @@ from stream_app.users.profiles import LIKED, fold_profile, with_profile
 from stream_app.users.state import HistoryEntry, Profile, UserState, id_hash
 
 __all__ = ["NewSlate", "SourcedEvent", "SourcedProfile", "StageResult", "UserStage"]
+
+_AT = attrgetter("at")
 
 
 @dataclass(slots=True)
@@ -419,7 +421,7 @@ class UserStage:
             request = choice.request
             key = (request.user.user_id, request.at)
             if key not in previous:
-                previous[key] = _previous(history_view(request.user.history, request.before), reach)
+                previous[key] = _previous(request.user.history, request.before, reach)
             # A choice with nothing to learn from is sent as well: that every choice is counted exactly once can
             # then be checked, whatever the candidates happened to be.
             result.examples[sourced.partition].append(
@@ -436,15 +438,18 @@ class UserStage:
             )
 
 
-def _previous(history: tuple[HistoryEntry, ...], limit: int) -> list[str]:
-    """Items of positive events, newest first, each once, at most ``limit``."""
-    found = dict.fromkeys(entry.item_id for entry in reversed(history) if entry.weight > 0 and entry.item_id)
+def _previous(history: tuple[HistoryEntry, ...], before: float | None, limit: int) -> list[str]:
+    """Items of positive events before an event time (None: all), newest first, each once, at most ``limit``."""
+    until = math.inf if before is None else before
+    found = dict.fromkeys(
+        [entry.item_id for entry in history[::-1] if entry.weight > 0 and entry.item_id and entry.at < until]
+    )
     return list(found)[:limit]
 
 
 def _known_to(state: UserState) -> float:
     """Event time of the newest event of the history; -inf when there is none."""
-    return max([entry.at for entry in state.history], default=-math.inf)
+    return max(map(_AT, state.history), default=-math.inf)
 
 
 def _last_at(state: UserState, now: float) -> float:
