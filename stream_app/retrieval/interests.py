@@ -42,7 +42,7 @@ VECTORS = 5
 
 _WORDS = 10
 """Events that words are heard over: what was said before them is a small part of what the vectors say by now."""
-_SINGLE = 15
+_SINGLE = 7
 """Recent items a candidate is compared with one by one."""
 _NO_FACTORS: NDArray[np.float32] = np.zeros((0, 0), np.float32)
 _NO_ROWS: NDArray[np.bool_] = np.zeros(0, np.bool_)
@@ -57,7 +57,7 @@ class Interests:
     """A user's interests at one time.
 
     Attributes:
-        queries: float32 [5 + up to 15, dimensions], ``vectors`` and ``recent_vectors``: what candidates are compared
+        queries: float32 [5 + up to 7, dimensions], ``vectors`` and ``recent_vectors``: what candidates are compared
             with.
         recent: int32 [r], distinct rows of the last items with a positive event, newest first.
         events: entries in the history, and the weight of the prior where there is one.
@@ -84,7 +84,7 @@ class Interests:
 
     @property
     def recent_vectors(self) -> NDArray[np.float32]:
-        """float32 [up to 15, dimensions], vectors of the newest of ``recent``; zeros where there is none."""
+        """float32 [up to 7, dimensions], vectors of the newest of ``recent``; zeros where there is none."""
         return self.queries[VECTORS:]
 
 
@@ -104,7 +104,7 @@ class InterestsOfAll:
     """The :class:`Interests` of the users of a batch, one after the other.
 
     Attributes:
-        queries: float32 [users, 5 + 15, dimensions]; beyond those that a user has, anything.
+        queries: float32 [users, 5 + 7, dimensions]; beyond those that a user has, anything.
         compared: int64 [users], recent items among each user's queries.
         rows: int32 [entries], of the items of all histories, newest first; -1 where there is none.
         starts: int64 [users + 1], where the entries of each begin.
