@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -173,6 +174,28 @@ class ServingState:
         self.counters["signals" if applied else "signals_ignored"] += 1
         return applied
 
+    def apply_all_signals(self, messages: Sequence[tuple[str, ItemSignals]]) -> None:
+        """:meth:`apply_signals` of several items, a third of the time for each.
+
+        Raises:
+            ValueError: when something is wrong with one of them, or they cannot be applied together (an item comes
+                twice, or no place is free); nothing was applied, and one by one it is said what.
+        """
+        catalogue, reclaims = self.catalogue, self.catalogue.reclaims
+        stated = self.signals.stated([signals for _, signals in messages])
+        rows = np.array([self._intern(item_id) for item_id, _ in messages], np.int32)
+        linked = list(chain.from_iterable([signals.neighbours for _, signals in messages]))
+        neighbours = catalogue.rows_of(linked)
+        if min(neighbours, default=0) < 0:
+            neighbours = [catalogue.intern(item_id) for item_id in linked]
+        if catalogue.reclaims != reclaims or rows.min(initial=0) < 0 or len(set(rows.tolist())) < len(rows):
+            raise ValueError("these signals cannot be applied together")
+        applied = self.signals.apply_arrays(rows, stated.lengths, np.array(neighbours, np.int32), *stated.values)
+        changed = rows[applied]
+        self.cold.set_all(changed, self.is_cold(changed), counted=True)
+        self.counters["signals"] += len(changed)
+        self.counters["signals_ignored"] += len(rows) - len(changed)
+
     def apply_statistics(self, statistics: ItemStatistics) -> None:
         """Take over what an owner in this process has waiting, all of it, without messages.
 
@@ -261,6 +284,33 @@ class ServingState:
         self.factors.put(row, context, target, factors.bias)
         self.counters["factors"] += 1
         return True
+
+    def apply_all_factors(self, messages: Sequence[tuple[str, ItemFactors]]) -> None:
+        """:meth:`apply_factors` of several items, a third of the time for each.
+
+        Raises:
+            ValueError: when something is wrong with one of them, or they cannot be applied together (of another space,
+                an item comes twice, or no place is free); nothing was applied, and one by one it is said what.
+        """
+        size, reclaims = self.settings.factors.dimensions, self.catalogue.reclaims
+        context, target = (
+            np.concatenate([unpack_float32(text) for text in texts])
+            for texts in ([one.context for _, one in messages], [one.target for _, one in messages])
+        )
+        bias = np.array([one.bias for _, one in messages], np.float32)
+        fit = all(
+            one.space == self.space and len(one.context) == len(one.target) == len(messages[0][1].context)
+            for _, one in messages
+        )
+        if not fit or len(context) != size * len(messages) or len(target) != len(context):
+            raise ValueError("these factors cannot be applied together")
+        if not (np.isfinite(context).all() and np.isfinite(target).all() and np.isfinite(bias).all()):
+            raise ValueError("factors of an item are not finite")
+        rows = np.array([self._intern(item_id) for item_id, _ in messages], np.int32)
+        if self.catalogue.reclaims != reclaims or rows.min() < 0 or len(set(rows.tolist())) < len(rows):
+            raise ValueError("these factors cannot be applied together")
+        self.factors.apply(rows, context.reshape(-1, size), target.reshape(-1, size), bias)
+        self.counters["factors"] += len(rows)
 
     def _start_factors(self, rows: NDArray[np.int32]) -> None:
         """Those of the rows that have a vector and nothing learned start from it."""

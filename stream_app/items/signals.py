@@ -9,6 +9,7 @@ Memory: 12 bytes per entry of a block (at most twice the neighbours, see there),
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,37 @@ class Arena(NamedTuple):
     rows: NDArray[np.int32]
     symmetric: NDArray[np.float32]
     directed: NDArray[np.float32]
+
+
+class Stated(NamedTuple):
+    """Messages as :meth:`Signals.apply_arrays` takes them, but for the rows."""
+
+    lengths: NDArray[np.int32]
+    symmetric: NDArray[np.float64]
+    directed: NDArray[np.float64]
+    counts: NDArray[np.float64]
+    at: NDArray[np.float64]
+    applied: dict[str, NDArray[np.int64]]
+    shown: NDArray[np.float64]
+
+    @property
+    def values(
+        self,
+    ) -> tuple[
+        NDArray[np.float64],
+        NDArray[np.float64],
+        NDArray[np.float64],
+        NDArray[np.float64],
+        dict[str, NDArray[np.int64]],
+        NDArray[np.float64],
+    ]:
+        """All but the lengths."""
+        return self.symmetric, self.directed, self.counts, self.at, self.applied, self.shown
+
+    @property
+    def numbers(self) -> tuple[NDArray[np.float64], ...]:
+        """Those that have to be numbers."""
+        return self.symmetric, self.directed, self.counts, self.at, self.shown
 
 
 class Signals:
@@ -201,20 +233,10 @@ class Signals:
                 return False
             self._clear(np.array([row], np.int32))
             return True
-        if len(signals.counts) != self.columns:
-            raise ValueError(
-                f"signals of item {item_id!r} have {len(signals.counts)} counts, this process expects {self.columns} "
-                "(items.half_lives_days differs between processes)"
-            )
-        symmetric = unpack_float64(signals.symmetric)
-        directed = unpack_float64(signals.directed)
-        if not len(symmetric) == len(directed) == len(signals.neighbours):
-            raise ValueError(f"signals of item {item_id!r}: neighbours and weights differ in length")
-        numbers = (symmetric, directed, np.array([*signals.counts, signals.at, signals.shown], np.float64))
-        if any(not (np.abs(values) <= _LARGEST).all() for values in numbers):
-            raise ValueError(f"signals of item {item_id!r}: a number is not finite, or too large")
-        if not all(-(2**63) <= offset < 2**63 for offset in signals.applied.values()):
-            raise ValueError(f"signals of item {item_id!r}: an offset of {signals.applied} is no 64-bit integer")
+        try:
+            stated = self.stated([signals])
+        except ValueError as error:
+            raise ValueError(f"signals of item {item_id!r}: {error}") from error
         row = catalogue.intern(item_id)
         if row < 0:
             return False
@@ -222,18 +244,48 @@ class Signals:
         if self._holds_more(row, signals.applied):
             return False
         intern = catalogue.intern
-        found = self.apply_arrays(
-            np.array([row], np.int32),
-            np.array([len(symmetric)], np.int32),
-            np.array([intern(other) for other in signals.neighbours], np.int32),
-            symmetric,
-            directed,
-            np.array([signals.counts], np.float64),
-            np.array([signals.at], np.float64),
-            {source: np.array([offset], np.int64) for source, offset in signals.applied.items()},
-            np.array([signals.shown], np.float64),
-        )
+        neighbours = np.array([intern(other) for other in signals.neighbours], np.int32)
+        found = self.apply_arrays(np.array([row], np.int32), stated.lengths, neighbours, *stated.values)
         return bool(found[0])
+
+    def stated(self, messages: Sequence[ItemSignals]) -> Stated:
+        """What messages say, as arrays.
+
+        Raises:
+            ValueError: when arrays differ in length, the number of half-lives is another, a number is not finite or too
+                large, or an offset is no int64.
+        """
+        if any(len(message.counts) != self.columns for message in messages):
+            raise ValueError(
+                f"there are not {self.columns} counts, as this process expects (items.half_lives_days differs "
+                "between processes)"
+            )
+        symmetric = [unpack_float64(message.symmetric) for message in messages]
+        directed = [unpack_float64(message.directed) for message in messages]
+        lengths = [len(message.neighbours) for message in messages]
+        if lengths != [len(one) for one in symmetric] or lengths != [len(one) for one in directed]:
+            raise ValueError("neighbours and weights differ in length")
+        applied: dict[str, NDArray[np.int64]] = {}
+        try:
+            for place, message in enumerate(messages):
+                for source, offset in message.applied.items():
+                    if source not in applied:
+                        applied[source] = np.full(len(messages), -1, np.int64)
+                    applied[source][place] = offset
+        except OverflowError as error:
+            raise ValueError("an offset is no 64-bit integer") from error
+        found = Stated(
+            np.array(lengths, np.int32),
+            np.concatenate(symmetric),
+            np.concatenate(directed),
+            np.array([message.counts for message in messages], np.float64).reshape(len(messages), self.columns),
+            np.array([message.at for message in messages]),
+            applied,
+            np.array([message.shown for message in messages]),
+        )
+        if any(not (np.abs(values) <= _LARGEST).all() for values in found.numbers):
+            raise ValueError("a number is not finite, or too large")
+        return found
 
     def _holds_more(self, row: int, applied: dict[str, int]) -> bool:
         return any(applied.get(source, -1) < self._applied[place, row] for source, place in self._sources.items())

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,8 @@ __all__ = ["ItemChange", "Replica"]
 _log = get_logger(__name__)
 _SLICE_S = 0.004
 """Longest stretch of applying records before the event loop gets its turn."""
+_TOGETHER = 32
+"""Rows of one topic that are applied together, in about a millisecond."""
 _POLL_MS = 200
 _SETTLE_S = 1.0
 """Topics that keep growing are read this far beyond where they ended at the start; then the replica is ready."""
@@ -283,6 +285,7 @@ class Replica:
             topics.item_factors: self._apply_factors,
             topics.spaces: self._apply_space,
         }
+        at_once = {topics.item_signals: self._apply_all_signals, topics.item_factors: self._apply_all_factors}
         last_snapshot = time.monotonic()
         loop_time = time.perf_counter
         while True:
@@ -290,16 +293,16 @@ class Replica:
             started = loop_time()
             newest = 0
             for partition, records in fetched.items():
-                apply_record = apply[partition.topic]
-                for record in records:
-                    try:
-                        apply_record(record)
-                    except (InvalidMessage, ValueError) as error:
-                        # The catalogue role dead-letters what is wrong in items.v1 and rules.v1; here it is left out.
-                        self._left_out += 1
-                        _log.debug("record left out", topic=record.topic, offset=record.offset, error=str(error))
-                    self.positions[partition] = record.offset + 1
-                    newest = max(newest, record.timestamp)
+                apply_record, together = apply[partition.topic], at_once.get(partition.topic)
+                # One by one, or some dozens of which nothing else depends on where one ends and the next begins.
+                step = 1 if together is None else _TOGETHER
+                for start in range(0, len(records), step):
+                    some = records[start : start + step]
+                    if together is None or not together(some):
+                        for record in some:
+                            self._apply_one(record, apply_record)
+                    self.positions[partition] = some[-1].offset + 1
+                    newest = max(newest, some[-1].timestamp)
                     if loop_time() - started > _SLICE_S:
                         await asyncio.sleep(0)
                         started = loop_time()
@@ -454,6 +457,38 @@ class Replica:
     def _apply_signals(self, record: ConsumerRecord) -> None:
         item_id, signals = decode_item_signals(record.key, record.value)
         self.serving.apply_signals(item_id, signals)
+
+    def _apply_one(self, record: ConsumerRecord, apply: Callable[[ConsumerRecord], None]) -> None:
+        try:
+            apply(record)
+        except (InvalidMessage, ValueError) as error:
+            # The catalogue role dead-letters what is wrong in items.v1 and rules.v1; here it is left out.
+            self._left_out += 1
+            _log.debug("record left out", topic=record.topic, offset=record.offset, error=str(error))
+
+    def _apply_all_signals(self, records: Sequence[ConsumerRecord]) -> bool:
+        """Apply records at once; False when nothing was applied, because one of them is of another kind."""
+        try:
+            messages = [decode_item_signals(record.key, record.value) for record in records]
+            stated = [(item_id, signals) for item_id, signals in messages if signals is not None]
+            if len(stated) < len(messages):
+                return False
+            self.serving.apply_all_signals(stated)
+        except (InvalidMessage, ValueError):
+            return False
+        return True
+
+    def _apply_all_factors(self, records: Sequence[ConsumerRecord]) -> bool:
+        """Apply records at once; False when nothing was applied, because one of them is of another kind."""
+        try:
+            messages = [decode_item_factors(record.key, record.value) for record in records]
+            learned = [(item_id, factors) for item_id, factors in messages if factors is not None]
+            if len(learned) < len(messages):
+                return False
+            self.serving.apply_all_factors(learned)
+        except (InvalidMessage, ValueError):
+            return False
+        return True
 
     def _apply_space(self, record: ConsumerRecord) -> None:
         model, space = decode_vector_space(record.key, record.value)

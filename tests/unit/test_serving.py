@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +303,73 @@ def test_an_incomplete_snapshot_is_not_used(saved: Path, name: str) -> None:
     (saved / name).write_bytes(msgspec.json.encode("something else"))
     with pytest.raises(SnapshotError):
         ServingState.load(saved, Settings(), space=SPACE, dimensions=DIMENSIONS)
+
+
+def held_signals(state: ServingState, names: Sequence[str]) -> list[Any]:
+    """What is held of items, whatever their rows."""
+    id_of = state.catalogue.item_id
+    found = []
+    for name in names:
+        row = state.catalogue.row(name)
+        neighbours = state.signals.neighbours(row)
+        weights = zip(map(id_of, neighbours.rows.tolist()), neighbours.symmetric, neighbours.directed, strict=True)
+        found.append((name, state.signals.total(np.array([row])).tolist(), sorted(weights), row in state.cold))
+    return found
+
+
+@given(st.data())
+def test_signals_applied_together_are_those_applied_one_by_one(data: st.DataObject) -> None:
+    names = [f"i{number}" for number in range(6)]
+    one, many = new_state(), new_state()
+    for state in (one, many):
+        for name in names[:4]:
+            state.apply_item(name, Item(item_id=name, title=name))
+    for offset in range(3):
+        chosen = data.draw(st.lists(st.sampled_from(names), unique=True, min_size=1))
+        messages = [
+            (
+                name,
+                signals(
+                    name,
+                    float(data.draw(st.integers(0, 9))),
+                    *data.draw(st.lists(st.sampled_from(names), unique=True)),
+                    # Sometimes older than what is held.
+                    offset=data.draw(st.integers(offset - 1, offset)),
+                ),
+            )
+            for name in chosen
+        ]
+        for name, message in messages:
+            one.apply_signals(name, message)
+        many.apply_all_signals(messages)
+        assert held_signals(many, chosen) == held_signals(one, chosen)
+    assert one.counters == many.counters
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"counts": [1.0]},
+        {"counts": [np.inf] * 4},
+        {"symmetric": pack_float64(np.ones(2))},
+        {"symmetric": "?"},
+        {"applied": {"0": 2**70}},
+        {"item_id": "a"},
+    ],
+)
+def test_of_signals_that_cannot_be_applied_together_none_are(wrong: dict[str, Any]) -> None:
+    state = new_state()
+    for name in ("a", "b", "c"):
+        apply(state, ("item", name))
+    bad = msgspec.structs.replace(signals("b", 3.0, "c"), **wrong)
+    before = held_signals(state, ["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"counts|number|differ|base64|integer|together"):
+        state.apply_all_signals([("a", signals("a", 5.0, "b")), (bad.item_id, bad)])
+    assert held_signals(state, ["a", "b", "c"]) == before
+    assert not state.counters["signals"]
+
+
+def test_signals_for_which_room_has_to_be_made_are_not_applied_together() -> None:
+    state = new_state(Settings(replica=ReplicaSettings(unknown_items=2)))
+    with pytest.raises(ValueError, match="together"):
+        state.apply_all_signals([(f"early{number}", signals(f"early{number}", 1.0)) for number in range(9)])

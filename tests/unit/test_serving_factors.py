@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -174,3 +175,41 @@ def test_a_snapshot_keeps_them(tmp_path: Path) -> None:
     for name in ("context", "target", "bias", "learned", "has"):
         np.testing.assert_array_equal(getattr(loaded.factors, name)[rows], getattr(state.factors, name)[rows])
     assert BASIS.same_as(loaded.factors.basis)
+
+
+def test_factors_applied_together_are_those_applied_one_by_one() -> None:
+    messages = [("a", factors("a", 0.5)), ("b", factors("b", -0.25))]
+    one, many = new_state(), new_state()
+    for state in (one, many):
+        state.apply_item("a", item("a"))
+    for name, message in messages:
+        one.apply_factors(name, message)
+    many.apply_all_factors(messages)
+    for name, _ in messages:
+        row, other = many.catalogue.row(name), one.catalogue.row(name)
+        for attribute in ("context", "target", "bias", "learned", "has"):
+            held, expected = getattr(many.factors, attribute)[row], getattr(one.factors, attribute)[other]
+            np.testing.assert_array_equal(held, expected)
+        np.testing.assert_array_equal(many.factors.codes.values[row], one.factors.codes.values[other])
+    assert one.counters == many.counters
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        factors("b", 1.0, space="other/8/raw"),
+        factors("b", 1.0, dimensions=3),
+        factors("b", np.nan),
+        factors("a", 1.0),
+        msgspec.structs.replace(factors("b", 1.0), target=pack_float32(np.ones(3))),
+        msgspec.structs.replace(factors("b", 1.0), context="?"),
+    ],
+    ids=["space", "size", "nan", "twice", "target", "base64"],
+)
+def test_of_factors_that_cannot_be_applied_together_none_are(wrong: ItemFactors) -> None:
+    state = new_state()
+    state.apply_item("a", item("a"))
+    with pytest.raises(ValueError, match=r"together|finite|base64"):
+        state.apply_all_factors([("a", factors("a", 0.5)), (wrong.item_id, wrong)])
+    assert not state.factors.learned[state.catalogue.row("a")]
+    assert not state.counters["factors"]
