@@ -144,8 +144,7 @@ class Catalogue:
 
     def rows_of_hashes(self, hashes: Iterable[int]) -> NDArray[np.int32]:
         """The rows of those of the id hashes that have one, int32."""
-        row_of = self._row_of_hash.get
-        return np.array([row for item_hash in hashes if (row := row_of(item_hash)) is not None], np.int32)
+        return np.array([row for row in map(self._row_of_hash.get, hashes) if row is not None], np.int32)
 
     def listed(self, item_id: str) -> bool:
         """Whether the id has an entry that is available; dates are not looked at."""

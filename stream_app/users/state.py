@@ -145,7 +145,11 @@ class UserState:
 
     def excluded(self, at: float) -> list[int]:
         """Hashes of the items that must not be recommended to the user at event time ``at``."""
-        return [*self.hidden, *(item_hash for item_hash, until in self.consumed.items() if until > at)]
+        consumed = self.consumed
+        if consumed and min(consumed.values()) <= at:
+            return [*self.hidden, *(item_hash for item_hash, until in consumed.items() if until > at)]
+        # Nearly always: consumed for ever.
+        return [*self.hidden, *consumed]
 
 
 class _Packed(msgspec.Struct, array_like=True):
