@@ -179,22 +179,35 @@ class ServingState:
 
         Raises:
             ValueError: when something is wrong with one of them, or they cannot be applied together (an item comes
-                twice, or no place is free); nothing was applied, and one by one it is said what.
+                twice, or there is no place for it or for a neighbour); nothing was applied, and one by one it is said
+                what, or room is made.
         """
         catalogue, reclaims = self.catalogue, self.catalogue.reclaims
         stated = self.signals.stated([signals for _, signals in messages])
-        rows = np.array([self._intern(item_id) for item_id, _ in messages], np.int32)
+        interned = [self._intern(item_id) for item_id, _ in messages]
+        if catalogue.reclaims != reclaims or min(interned) < 0 or len(set(interned)) < len(interned):
+            raise ValueError("these signals cannot be applied together")
+        fresh = [
+            place
+            for place, (row, (_, signals)) in enumerate(zip(interned, messages, strict=True))
+            if not self.signals.holds_more(row, signals.applied)
+        ]
+        ignored = len(messages) - len(fresh)
+        if ignored:
+            # What is ignored takes no places for its neighbours.
+            messages = [messages[place] for place in fresh]
+            stated = self.signals.stated([signals for _, signals in messages])
         linked = list(chain.from_iterable([signals.neighbours for _, signals in messages]))
         neighbours = catalogue.rows_of(linked)
         if min(neighbours, default=0) < 0:
             neighbours = [catalogue.intern(item_id) for item_id in linked]
-        if catalogue.reclaims != reclaims or rows.min(initial=0) < 0 or len(set(rows.tolist())) < len(rows):
-            raise ValueError("these signals cannot be applied together")
-        applied = self.signals.apply_arrays(rows, stated.lengths, np.array(neighbours, np.int32), *stated.values)
-        changed = rows[applied]
-        self.cold.set_all(changed, self.is_cold(changed), counted=True)
-        self.counters["signals"] += len(changed)
-        self.counters["signals_ignored"] += len(rows) - len(changed)
+            if min(neighbours) < 0:
+                raise ValueError("these signals cannot be applied together")
+        rows = np.array([interned[place] for place in fresh], np.int32)
+        self.signals.apply_arrays(rows, stated.lengths, np.array(neighbours, np.int32), *stated.values)
+        self.cold.set_all(rows, self.is_cold(rows), counted=True)
+        self.counters["signals"] += len(rows)
+        self.counters["signals_ignored"] += ignored
 
     def apply_statistics(self, statistics: ItemStatistics) -> None:
         """Take over what an owner in this process has waiting, all of it, without messages.

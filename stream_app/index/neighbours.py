@@ -36,6 +36,7 @@ _WAITING = 256
 _FEWEST = 256
 """Changes until a list is made again, in a small index."""
 _NO_SLOT, _COMING = -1, -2
+_NEVER = -(2**62)
 _START = 64
 
 
@@ -118,8 +119,12 @@ class NeighbourLists:
         if count:
             try:
                 self._put(due[:count], *search(due[:count], self.size + 1))
-            finally:
-                self._slot[due[:count]] = np.maximum(self._slot[due[:count]], _NO_SLOT)
+            except BaseException:
+                # As if nobody had asked: what is coming is not, and what was made is out of date.
+                slots = self._slot[due[:count]]
+                self._made[slots[slots >= 0]] = _NEVER
+                self._slot[due[:count]] = np.maximum(slots, _NO_SLOT)
+                raise
         return np.where(rows >= 0, self._slot[rows], _NO_SLOT)
 
     def _leave(self, rows: NDArray[np.int32]) -> None:

@@ -9,7 +9,7 @@ Memory: 12 bytes per entry of a block (at most twice the neighbours, see there),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ _DAY = 86_400.0
 _START_CAPACITY = 1_024
 _START_ENTRIES = 16_384
 _LARGEST = 1e30
+_NO_WEIGHTS: NDArray[np.float64] = np.zeros(0)
 """What is larger is no count, weight or time, and would not stay finite in sums of float32."""
 
 
@@ -225,7 +226,7 @@ class Signals:
             False when the held row is complete through later offsets, or no row is free for the id.
 
         Raises:
-            ValueError: when arrays differ in length, the number of half-lives is another, or an offset is no int64.
+            ValueError: see :meth:`stated`.
         """
         if signals is None:
             row = catalogue.row(item_id)
@@ -241,7 +242,7 @@ class Signals:
         if row < 0:
             return False
         self.reserve(row + 1)
-        if self._holds_more(row, signals.applied):
+        if self.holds_more(row, signals.applied):
             return False
         intern = catalogue.intern
         neighbours = np.array([intern(other) for other in signals.neighbours], np.int32)
@@ -276,18 +277,21 @@ class Signals:
             raise ValueError("an offset is no 64-bit integer") from error
         found = Stated(
             np.array(lengths, np.int32),
-            np.concatenate(symmetric),
-            np.concatenate(directed),
+            np.concatenate([_NO_WEIGHTS, *symmetric]),
+            np.concatenate([_NO_WEIGHTS, *directed]),
             np.array([message.counts for message in messages], np.float64).reshape(len(messages), self.columns),
-            np.array([message.at for message in messages]),
+            np.array([message.at for message in messages], np.float64),
             applied,
-            np.array([message.shown for message in messages]),
+            np.array([message.shown for message in messages], np.float64),
         )
         if any(not (np.abs(values) <= _LARGEST).all() for values in found.numbers):
             raise ValueError("a number is not finite, or too large")
         return found
 
-    def _holds_more(self, row: int, applied: dict[str, int]) -> bool:
+    def holds_more(self, row: int, applied: Mapping[str, int]) -> bool:
+        """Whether a row is complete through later offsets than these."""
+        if row >= self._rows:
+            return False
         return any(applied.get(source, -1) < self._applied[place, row] for source, place in self._sources.items())
 
     def apply_arrays(

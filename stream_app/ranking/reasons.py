@@ -30,7 +30,7 @@ KINDS = ("similar", "taken_together", "taken_after", "similar_taste", "unlike", 
 ``less_known_for_you`` and ``recommended`` come on top."""
 
 CODES = (*KINDS, "recommended", "boosted", "pinned", "new_for_you", "less_known", "less_known_for_you")
-"""What :func:`explain` says of an item; from ``pinned`` on :func:`say`."""
+"""What :func:`explain` and :func:`say` say of an item; what comes from ``pinned`` on, only the latter."""
 _RECOMMENDED, _BOOSTED, _PINNED, _NEW_FOR_YOU, _LESS_KNOWN, _LESS_KNOWN_FOR_YOU = range(len(KINDS), len(CODES))
 _SIMILAR, _NEW = KINDS.index("similar"), KINDS.index("new")
 _TOGETHER, _AFTER = KINDS.index("taken_together"), KINDS.index("taken_after")

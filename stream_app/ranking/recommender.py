@@ -1,6 +1,6 @@
 """From a user's state to a slate: retrieve candidates, score them, pick. And from a choice to a training example.
 
-Everything is an array operation over one request's candidates, or over the pool they are found in
+Everything is an array operation over the requests of a batch and their candidates, or over the pool they are found in
 (:mod:`stream_app.retrieval.pool`). Candidates are ordered by id hash before anything is computed, so replicas that
 number their rows differently agree. Results depend on what the serving state holds; beyond ``retrieval.whole_below``
 vectors also on when neighbours were asked for (:mod:`stream_app.index.neighbours`), and for the place of less known
@@ -38,6 +38,7 @@ from stream_app.ranking.slate import NEW, TAIL, SlateRules, pinned_places, reser
 from stream_app.retrieval.interests import (
     FAST,
     SLOW,
+    History,
     Interests,
     InterestsOfAll,
     derive_all,
@@ -302,6 +303,7 @@ class _Prepared:
     """
 
     requests: Sequence[RankRequest]
+    histories: Sequence[History]
     interests: InterestsOfAll
     tables: Tables
     at: NDArray[np.float64]
@@ -329,7 +331,7 @@ class Batch:
 
     Attributes:
         interests: what was derived of the users.
-        users: who was ranked for; not to be changed before :meth:`Recommender.slate_items`.
+        histories: as far as they counted.
         at: float64 [requests], event times (seconds).
         tables: what it was ranked with.
         starts: int64 [requests + 1], where the candidates of each begin.
@@ -346,7 +348,7 @@ class Batch:
     """
 
     interests: InterestsOfAll
-    users: Sequence[UserState]
+    histories: Sequence[History]
     at: NDArray[np.float64]
     tables: Tables
     starts: NDArray[np.int64]
@@ -527,7 +529,8 @@ class Recommender:
         )  # fmt: skip
         end = int(starts[-1])
         prepared = _Prepared(
-            requests=requests, interests=interests, tables=tables, at=at, hashes=hashes, pauses=at - np.array(last),
+            requests=requests,
+            histories=histories, interests=interests, tables=tables, at=at, hashes=hashes, pauses=at - np.array(last),
             starts=starts, rows=rows[:end], masks=masks[:end], values=values[:end], cold=cold[:end],
             closeness=closeness[:end], found=found, lengths=lengths,
         )  # fmt: skip
@@ -643,7 +646,7 @@ class Recommender:
         )  # fmt: skip
         return Batch(
             interests=interests,
-            users=[request.user for request in requests],
+            histories=prepared.histories,
             at=prepared.at,
             tables=tables,
             starts=prepared.starts,
@@ -750,7 +753,7 @@ class Recommender:
             types = self._settings.event_types
             for user, entry in zip(of_user, found[:count].tolist(), strict=True):
                 # Newest first there, oldest first here.
-                event = batch.users[user].history[starts[user + 1] - 1 - entry]
+                event = batch.histories[user][starts[user + 1] - 1 - entry]
                 if event.weight > 0 and event.type in types:
                     added[entry] = types[event.type].count * event.share
         return added
@@ -909,7 +912,8 @@ def _joined(parts: Sequence[Sequence[int] | NDArray[np.int32]]) -> tuple[NDArray
 def _count_shown(slate: NDArray[np.int32], ranks: int, shown: NDArray[np.uint32]) -> None:
     """Count what stands in the first so many ranks of a slate: ``shown`` is uint32 by row."""
     for row in slate[:ranks]:
-        shown[row] += np.uint32(1)
+        if row < len(shown):
+            shown[row] += np.uint32(1)
 
 
 @compiled

@@ -302,7 +302,7 @@ class Replica:
                         for record in some:
                             self._apply_one(record, apply_record)
                     self.positions[partition] = some[-1].offset + 1
-                    newest = max(newest, some[-1].timestamp)
+                    newest = max(newest, *(record.timestamp for record in some))
                     if loop_time() - started > _SLICE_S:
                         await asyncio.sleep(0)
                         started = loop_time()

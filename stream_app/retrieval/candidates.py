@@ -70,8 +70,8 @@ def find_candidates(
             searched rows.
         lengths: int64 [sources + 2], overwritten: how many; the user's own items are only among those of ``again`` and
             of the last two.
-        rows, masks: int32, uint32 [as many as ``found`` has], overwritten: the candidates, and for each the sources it
-            is from: bit ``i`` stands for source ``i``, the next two for rules and the search.
+        rows, masks: int32, uint32 [as many as ``lengths`` can add up to], overwritten: the candidates, and for each the
+            sources it is from: bit ``i`` stands for source ``i``, the next two for rules and the search.
 
     Returns:
         how many candidates there are, and how many links.

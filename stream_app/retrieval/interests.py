@@ -29,6 +29,7 @@ __all__ = [
     "NEGATIVE",
     "SLOW",
     "VECTORS",
+    "History",
     "Interests",
     "InterestsOfAll",
     "derive_all",

@@ -171,6 +171,34 @@ def test_what_waits_is_bounded_and_one_is_brought_at_a_time() -> None:
     assert (lists.waiting, asked[2:]) == (254, [844])
 
 
+def test_lists_that_could_not_be_made_are_made_when_next_asked_for() -> None:
+    lists, asked = NeighbourLists(4), list[int]()
+    search = _noting(asked)
+    lists.slots(rows(1)[None], search, live=100)
+    for number in range(300):
+        lists.changed(rows(1_000 + number))
+    lists.removed(rows(*range(1_000, 1_300)))
+
+    def failing(of: NDArray[np.integer[Any]], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        lists.slots(rows(1, 2)[None], failing, live=100)
+    asked.clear()
+    assert (lists.slots(rows(1, 2)[None], search, live=100) >= 0).all()
+    assert sorted(asked) == [1, 2]
+
+
+def test_requests_of_a_batch_share_what_is_made_for_them() -> None:
+    lists, asked = NeighbourLists(4), list[int]()
+    search = _noting(asked)
+    wanted = np.array([[1, 2, -1], [2, 3, 1], [-1, -1, -1]], np.int32)
+    found = lists.slots(wanted, search, live=100)
+    assert sorted(asked) == [1, 2, 3]
+    assert found[0].tolist() == [found[1, 2], found[1, 0], -1]
+    assert found[2].tolist() == [-1, -1, -1]
+
+
 def _noting(asked: list[int]) -> Search:
     def search(of: NDArray[np.integer[Any]], k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         asked.extend(of.tolist())

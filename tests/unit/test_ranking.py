@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from schemas.arrays import pack_float32, pack_float64, unpack_float64
-from schemas.messages import Item, ItemSignals, ItemVector, RankerWeights, TrainingExample, TrainingExamples
+from schemas.messages import (
+    Item,
+    ItemSignals,
+    ItemVector,
+    RankerWeights,
+    Rule,
+    RuleWhere,
+    TrainingExample,
+    TrainingExamples,
+)
 from stream_app.codes import Codes
 from stream_app.items.catalogue import label
 from stream_app.ranking.features import (
@@ -826,6 +835,48 @@ def test_a_slate_does_not_depend_on_who_else_is_in_the_batch(recommender: Recomm
     together = recommender.rank([request(person) for person in people])
     for person, ranking in zip(people, together, strict=True):
         assert published(recommender, ranking) == published(recommender, recommender.rank([request(person)])[0])
+
+
+@pytest.mark.parametrize("whole_below", [5_000, 0])
+def test_users_with_rules_searches_and_blocks_of_their_own_are_ranked_together_as_alone(whole_below: int) -> None:
+    state = new_state(Settings(retrieval=RetrievalSettings(whole_below=whole_below)))
+    fill(state, list(range(60)))
+    for number in range(0, 60, 3):
+        state.apply_item(f"i{number}", Item(item_id=f"i{number}", title=f"Item {number}", categories=["third"]))
+    one, some = ["u1", "u4"], RuleWhere(item_ids=[f"i{number}" for number in range(30, 40)])
+    for rule in (
+        Rule(rule_id="pin", kind="pin", where=RuleWhere(item_ids=["i50", "i7"]), rank=2, users=one),
+        Rule(rule_id="boost", kind="boost", where=some, boost=2.0, users=["u2"]),
+        Rule(rule_id="exclude", kind="exclude", where=some, users=["u4"]),
+        Rule(rule_id="cap", kind="cap", per="category", at_most=1, first=10, users=["u3"]),
+    ):
+        state.apply_rule(rule.rule_id, rule, now=0.0)
+    words = {"something": state.index.vectors(np.array([state.catalogue.row("i20")]))[0]}
+    search = HistoryEntry("", "search", 40_000.0, 1.0, 99, "something")
+    people = [user(*range(start, start + 4), name=f"u{start}") for start in range(8)] + [user(name="new")]
+    people[6].history = (*people[6].history, search)
+    requests = [
+        request(
+            person,
+            n=(20, 3, 200)[place % 3],
+            now=50_000.0 + place // 5,
+            extra_vectors=words if place == 6 else {},
+            blocked_labels=frozenset(state.catalogue.labels(state.catalogue.row("i0")))
+            if place in (5, 8)
+            else frozenset(),
+        )
+        for place, person in enumerate(people)
+    ]
+    recommender = Recommender(state.settings, state)
+    alone = [published(recommender, recommender.rank([asked])[0]) for asked in requests]
+    # Again, because lists of neighbours are made when they are asked for.
+    alone = [published(recommender, recommender.rank([asked])[0]) for asked in requests]
+    together = [published(recommender, ranking) for ranking in recommender.rank(requests)]
+    assert together == alone
+    assert together[1][1][0] == "i50"
+    assert "rules" in together[1][1][3]
+    assert together[6][0][0] == "i20"
+    assert len({len(slate) for slate in together}) > 2
 
 
 def test_a_user_without_history_gets_what_trends_and_something_new(recommender: Recommender) -> None:

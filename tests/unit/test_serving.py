@@ -373,3 +373,20 @@ def test_signals_for_which_room_has_to_be_made_are_not_applied_together() -> Non
     state = new_state(Settings(replica=ReplicaSettings(unknown_items=2)))
     with pytest.raises(ValueError, match="together"):
         state.apply_all_signals([(f"early{number}", signals(f"early{number}", 1.0)) for number in range(9)])
+    apply(state, ("item", "a"))
+    with pytest.raises(ValueError, match="together"):
+        state.apply_all_signals([("a", signals("a", 1.0, *(f"early{number}" for number in range(9))))])
+    assert not state.counters["signals"]
+
+
+def test_neighbours_of_ignored_signals_take_no_places() -> None:
+    state = new_state()
+    apply(state, ("item", "a"))
+    apply(state, ("item", "b"))
+    state.apply_signals("a", signals("a", 1.0, offset=5))
+    older = signals("a", 2.0, *(f"early{number}" for number in range(9)), offset=1)
+    state.apply_all_signals([("a", older), ("b", signals("b", 3.0, "a"))])
+    assert state.catalogue.unknown == 0
+    assert (state.counters["signals"], state.counters["signals_ignored"]) == (2, 1)
+    state.apply_all_signals([("a", older)])
+    assert state.counters["signals_ignored"] == 2
