@@ -10,10 +10,10 @@ items on what this process has published (:meth:`Recommender.published`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from operator import attrgetter
 from typing import Any
 
@@ -63,6 +63,8 @@ _TAKEN_OUT = 200
 """Neighbours of a search looked at beyond those wanted, because they may be the user's already."""
 _SEARCHED = slice(SLOW, FAST + 1)
 """The interest vectors whose neighbours are looked for."""
+_TOGETHER = 256
+"""Requests ranked by one call; each takes 60 KB until its slate is made."""
 _KEPT = 10_000
 """Reasons, and combinations of sources by name, that are kept."""
 _NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
@@ -423,11 +425,14 @@ class Recommender:
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Ranking]:
         """Rank a batch. A slate never holds an item that may not be served, is consumed or hidden."""
-        rankings: list[Ranking] = []
+        return list(self.rank_in_turn(requests))
+
+    def rank_in_turn(self, requests: Sequence[RankRequest]) -> Iterator[Ranking]:
+        """:meth:`rank`, some hundreds at a time, so that no more than these are in memory: for any number of requests,
+        by callers who keep nothing of a ranking."""
         for now, together in groupby(requests, key=attrgetter("now")):
-            batch = self._ranked(self._prepare(list(together), self._tables(now), now))
-            rankings += batch.rankings()
-        return rankings
+            while some := list(islice(together, _TOGETHER)):
+                yield from self._ranked(self._prepare(some, self._tables(now), now)).rankings()
 
     def slate_items(self, ranking: Ranking) -> list[SlateItem]:
         """The slate with provenance and reasons, to be made before the serving state changes."""
@@ -529,10 +534,9 @@ class Recommender:
         )  # fmt: skip
         end = int(starts[-1])
         prepared = _Prepared(
-            requests=requests,
-            histories=histories, interests=interests, tables=tables, at=at, hashes=hashes, pauses=at - np.array(last),
-            starts=starts, rows=rows[:end], masks=masks[:end], values=values[:end], cold=cold[:end],
-            closeness=closeness[:end], found=found, lengths=lengths,
+            requests=requests, histories=histories, interests=interests, tables=tables, at=at, hashes=hashes,
+            pauses=at - np.array(last), starts=starts, rows=rows[:end], masks=masks[:end], values=values[:end],
+            cold=cold[:end], closeness=closeness[:end], found=found, lengths=lengths,
         )  # fmt: skip
         self._leave_out_refused(prepared)
         return prepared

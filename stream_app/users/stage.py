@@ -275,7 +275,7 @@ class UserStage:
         """Fresh slates without an event: an item came or went. Ranked at each user's last event time."""
         texts = self._serving.to_space(text_vectors or {})
         requests = [self._request(state, _last_at(state, now), now, texts) for state in states.values()]
-        rankings = self._recommender.rank(requests)
+        rankings = self._recommender.rank_in_turn(requests)
         return [self._slate(request, ranking, None) for request, ranking in zip(requests, rankings, strict=True)]
 
     def _slate(self, request: RankRequest, ranking: Ranking, trigger: SourcedEvent | SourcedProfile | None) -> NewSlate:
@@ -332,7 +332,7 @@ class UserStage:
             at = sourced.event.occurred_at.timestamp() if isinstance(sourced, SourcedEvent) else _last_at(state, now)
             requests.append(self._request(state, at, now, texts))
         for sourced, request, ranking in zip(
-            refreshed.values(), requests, self._recommender.rank(requests), strict=True
+            refreshed.values(), requests, self._recommender.rank_in_turn(requests), strict=True
         ):
             slate = self._slate(request, ranking, sourced)
             result.slates.append(slate)

@@ -26,6 +26,7 @@ from schemas.messages import (
 )
 from stream_app.codes import Codes
 from stream_app.items.catalogue import label
+from stream_app.ranking import recommender as recommender_module
 from stream_app.ranking.features import (
     CONTEXT,
     FEATURE_LIMIT,
@@ -877,6 +878,18 @@ def test_users_with_rules_searches_and_blocks_of_their_own_are_ranked_together_a
     assert "rules" in together[1][1][3]
     assert together[6][0][0] == "i20"
     assert len({len(slate) for slate in together}) > 2
+
+
+def test_very_many_requests_are_ranked_in_turn(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in memory is bounded, however many there are."""
+    requests = [request(user(*range(start, start + 3), name=f"u{start}")) for start in range(10)]
+    together = [published(recommender, ranking) for ranking in recommender.rank(requests)]
+    monkeypatch.setattr(recommender_module, "_TOGETHER", 4)
+    rankings = recommender.rank(requests)
+    assert len({id(ranking.batch) for ranking in rankings}) == 3
+    assert [published(recommender, ranking) for ranking in rankings] == together
+    in_turn = recommender.rank_in_turn(requests)
+    assert [ranking.batch.starts.size - 1 for ranking in in_turn] == [4] * 8 + [2] * 2
 
 
 def test_a_user_without_history_gets_what_trends_and_something_new(recommender: Recommender) -> None:
