@@ -204,7 +204,7 @@ class ServingState:
             if min(neighbours) < 0:
                 raise ValueError("these signals cannot be applied together")
         rows = np.array([interned[place] for place in fresh], np.int32)
-        self.signals.apply_arrays(rows, stated.lengths, np.array(neighbours, np.int32), *stated.values)
+        self.signals.apply_arrays(rows, stated.lengths, np.array(neighbours, np.int32), *stated[1:])
         self.cold.set_all(rows, self.is_cold(rows), counted=True)
         self.counters["signals"] += len(rows)
         self.counters["signals_ignored"] += ignored

@@ -32,8 +32,8 @@ _DAY = 86_400.0
 _START_CAPACITY = 1_024
 _START_ENTRIES = 16_384
 _LARGEST = 1e30
-_NO_WEIGHTS: NDArray[np.float64] = np.zeros(0)
 """What is larger is no count, weight or time, and would not stay finite in sums of float32."""
+_NO_WEIGHTS: NDArray[np.float64] = np.zeros(0)
 
 
 class Neighbours(NamedTuple):
@@ -82,20 +82,6 @@ class Stated(NamedTuple):
     at: NDArray[np.float64]
     applied: dict[str, NDArray[np.int64]]
     shown: NDArray[np.float64]
-
-    @property
-    def values(
-        self,
-    ) -> tuple[
-        NDArray[np.float64],
-        NDArray[np.float64],
-        NDArray[np.float64],
-        NDArray[np.float64],
-        dict[str, NDArray[np.int64]],
-        NDArray[np.float64],
-    ]:
-        """All but the lengths."""
-        return self.symmetric, self.directed, self.counts, self.at, self.applied, self.shown
 
     @property
     def numbers(self) -> tuple[NDArray[np.float64], ...]:
@@ -239,14 +225,11 @@ class Signals:
         except ValueError as error:
             raise ValueError(f"signals of item {item_id!r}: {error}") from error
         row = catalogue.intern(item_id)
-        if row < 0:
-            return False
-        self.reserve(row + 1)
-        if self.holds_more(row, signals.applied):
+        if row < 0 or self.holds_more(row, signals.applied):
             return False
         intern = catalogue.intern
         neighbours = np.array([intern(other) for other in signals.neighbours], np.int32)
-        found = self.apply_arrays(np.array([row], np.int32), stated.lengths, neighbours, *stated.values)
+        found = self.apply_arrays(np.array([row], np.int32), stated.lengths, neighbours, *stated[1:])
         return bool(found[0])
 
     def stated(self, messages: Sequence[ItemSignals]) -> Stated:

@@ -25,7 +25,6 @@ __all__ = [
     "CONTEXT",
     "FEATURE_LIMIT",
     "TEXT",
-    "candidate_features",
     "context_values",
     "feature_names",
     "fill_context",
@@ -132,33 +131,6 @@ def fill_context(entries: int, events: int, pause_s: float, context: NDArray[np.
     context[0] = np.log(1.0 + entries) / 2.0 - 1.0
     context[1] = np.log(1.0 + min(max(pause_s, 0.0) / _HOUR_S, _NEVER_HOURS)) / 4.0 - 0.5
     context[2] = np.log(1.0 + min(events, 1_000)) / 3.0 - 1.0
-
-
-@compiled
-def candidate_features(
-    rows: NDArray[np.int32],
-    tables: Tables,
-    queries: NDArray[np.float32],
-    factors: NDArray[np.float32],
-    own: NDArray[np.int32],
-    own_weights: NDArray[np.float64],
-    link_slot: NDArray[np.int32],
-    sums: NDArray[np.float64],
-    slot: NDArray[np.int32],
-    at: float,
-    now: float,
-    cold_events: float,
-    values: NDArray[np.float32],
-    cold: NDArray[np.bool_],
-    closeness: NDArray[np.float64],
-) -> None:
-    """Features of one request's candidates, as the ranker takes them: :func:`raw_features` and
-    :func:`scale_features`."""
-    raw_features(
-        rows, tables, queries, factors, own, own_weights, link_slot, sums, slot, at, now, cold_events, values, cold,
-        closeness,
-    )  # fmt: skip
-    scale_features(values)
 
 
 @compiled

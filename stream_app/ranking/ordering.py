@@ -47,7 +47,7 @@ def order_candidates(
 
     Args:
         rows, masks: int32, uint32 [k], the candidates by id hash, and the sources each is from.
-        values, cold, closeness: see ``features.candidate_features``.
+        values, cold, closeness: see ``features.raw_features``, scaled.
         context: float32 [c], of the request.
         tables: what is known by row.
         skip, inner, outer: of the ranker, see ``network.score_network``.

@@ -26,11 +26,11 @@ from stream_app.mixing import GOLDEN, below, mixed
 from stream_app.ranking.batch import explain_all, order_all, prepare_all
 from stream_app.ranking.features import (
     CONTEXT,
-    candidate_features,
     context_values,
     feature_names,
     in_steps,
     in_units,
+    raw_features,
     scale_features,
 )
 from stream_app.ranking.reasons import CODES, KINDS, evidence_signs, kind_columns, phrase
@@ -216,12 +216,6 @@ class Ranking:
     def searched(self) -> NDArray[np.bool_]:
         """bool [n], the item is what the user just searched for."""
         return self._batch.flagged(self._batch.searched, self._order)
-
-    @property
-    def boosts(self) -> NDArray[np.float64]:
-        """float64 [n], what rules added to the score."""
-        boosts = self._batch.boosts
-        return boosts[self._order] if len(boosts) else np.zeros(len(self._order))
 
     @property
     def values(self) -> NDArray[np.float32]:
@@ -607,23 +601,27 @@ class Recommender:
 
     def _leave_out_refused(self, prepared: _Prepared) -> None:
         """Leave out what users' profiles, or rules for these users, keep out."""
-        labels, rules = self._serving.catalogue.labels, self._serving.rules
         kept: NDArray[np.bool_] | None = None
         for place, request in enumerate(prepared.requests):
             of_request = slice(int(prepared.starts[place]), int(prepared.starts[place + 1]))
-            rows = prepared.rows[of_request]
-            refused = rules.refused(rows, request.user.user_id)
-            blocked = request.blocked_labels
-            if not blocked and refused is None:
+            permitted = self._permitted(prepared.rows[of_request], request)
+            if permitted is None:
                 continue
             if kept is None:
                 kept = np.ones(len(prepared.rows), np.bool_)
-            if refused is not None:
-                kept[of_request] = ~refused
-            if blocked:
-                kept[of_request] &= np.array([blocked.isdisjoint(labels(row)) for row in rows.tolist()], np.bool_)
+            kept[of_request] = permitted
         if kept is not None:
             prepared.keep(kept)
+
+    def _permitted(self, rows: NDArray[np.int32], request: RankRequest) -> NDArray[np.bool_] | None:
+        """Which of ``rows`` neither the user's profile nor a rule for this user keeps out; None: all of them."""
+        labels, blocked = self._serving.catalogue.labels, request.blocked_labels
+        refused = self._serving.rules.refused(rows, request.user.user_id)
+        permitted = None if refused is None else ~refused
+        if blocked:
+            wanted = np.array([blocked.isdisjoint(labels(row)) for row in rows.tolist()], np.bool_)
+            permitted = wanted if permitted is None else permitted & wanted
+        return permitted
 
     def _ranked(self, prepared: _Prepared) -> Batch:
         """Slates of prepared requests, whose values are scaled now."""
@@ -806,20 +804,18 @@ class Recommender:
             scratch.request += 1
             scratch.blocked[self._excluded(request)] = scratch.request
             rows = rows[tables.servable[rows] & (scratch.blocked[rows] != scratch.request)]
-            blocked, labels = request.blocked_labels, serving.catalogue.labels
-            if blocked:
-                rows = rows[np.array([blocked.isdisjoint(labels(row)) for row in rows.tolist()], np.bool_)]
-            refused = serving.rules.refused(rows, request.user.user_id)
-            rows = rows if refused is None else rows[~refused]
+            permitted = self._permitted(rows, request)
+            rows = rows if permitted is None else rows[permitted]
             rows = rows[np.argsort(tables.hashes[rows])]
             values = np.empty((len(rows), len(self.feature_names)), np.float32)
-            candidate_features(
+            raw_features(
                 rows, tables, interests.queries, interests.factors, interests.own, interests.own_weights,
                 scratch.link_slot, scratch.sums, scratch.slot, request.at, request.now,
                 self._settings.retrieval.cold_events, values, np.empty(len(rows), np.bool_), np.empty(len(rows)),
             )  # fmt: skip
         finally:
             clear(scratch.links[:links], scratch.link_slot)
+        scale_features(values)
         context = context_values(
             entries=interests.events,
             events=request.user.events,

@@ -17,6 +17,7 @@ import heapq
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -285,7 +286,10 @@ class Replica:
             topics.item_factors: self._apply_factors,
             topics.spaces: self._apply_space,
         }
-        at_once = {topics.item_signals: self._apply_all_signals, topics.item_factors: self._apply_all_factors}
+        at_once: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
+            topics.item_signals: (decode_item_signals, ServingState.apply_all_signals),
+            topics.item_factors: (decode_item_factors, ServingState.apply_all_factors),
+        }
         last_snapshot = time.monotonic()
         loop_time = time.perf_counter
         while True:
@@ -298,7 +302,7 @@ class Replica:
                 step = 1 if together is None else _TOGETHER
                 for start in range(0, len(records), step):
                     some = records[start : start + step]
-                    if together is None or not together(some):
+                    if together is None or not self._apply_together(some, *together):
                         for record in some:
                             self._apply_one(record, apply_record)
                     self.positions[partition] = some[-1].offset + 1
@@ -466,26 +470,18 @@ class Replica:
             self._left_out += 1
             _log.debug("record left out", topic=record.topic, offset=record.offset, error=str(error))
 
-    def _apply_all_signals(self, records: Sequence[ConsumerRecord]) -> bool:
-        """Apply records at once; False when nothing was applied, because one of them is of another kind."""
+    def _apply_together(
+        self,
+        records: Sequence[ConsumerRecord],
+        decode: Callable[..., tuple[str, Any]],
+        apply: Callable[[ServingState, list[tuple[str, Any]]], None],
+    ) -> bool:
+        """Apply records at once; False when nothing was applied, because one of them is a tombstone or wrong."""
         try:
-            messages = [decode_item_signals(record.key, record.value) for record in records]
-            stated = [(item_id, signals) for item_id, signals in messages if signals is not None]
-            if len(stated) < len(messages):
+            messages = [decode(record.key, record.value) for record in records]
+            if any(message is None for _, message in messages):
                 return False
-            self.serving.apply_all_signals(stated)
-        except (InvalidMessage, ValueError):
-            return False
-        return True
-
-    def _apply_all_factors(self, records: Sequence[ConsumerRecord]) -> bool:
-        """Apply records at once; False when nothing was applied, because one of them is of another kind."""
-        try:
-            messages = [decode_item_factors(record.key, record.value) for record in records]
-            learned = [(item_id, factors) for item_id, factors in messages if factors is not None]
-            if len(learned) < len(messages):
-                return False
-            self.serving.apply_all_factors(learned)
+            apply(self.serving, messages)
         except (InvalidMessage, ValueError):
             return False
         return True

@@ -30,11 +30,12 @@ from stream_app.ranking import recommender as recommender_module
 from stream_app.ranking.features import (
     CONTEXT,
     FEATURE_LIMIT,
-    candidate_features,
     context_values,
     feature_names,
     in_steps,
     in_units,
+    raw_features,
+    scale_features,
     start_weights,
 )
 from stream_app.ranking.network import contributions, linear_step, network_step, score_network
@@ -65,7 +66,7 @@ CONTEXT_VALUES = np.array([0.5, -0.5, 1.0], np.float32)
 
 
 class Features(NamedTuple):
-    """What ``candidate_features`` fills."""
+    """What ``raw_features`` fills, scaled."""
 
     values: NDArray[np.float32]
     cold: NDArray[np.bool_]
@@ -110,10 +111,11 @@ def features(size: int, *, seed: int = 0, **changes: Any) -> Features:
     )
     slot = np.full(size, -1, np.int32)
     found = Features(np.full((size, len(NAMES)), 99.0, np.float32), np.zeros(size, np.bool_), np.full(size, 99.0))
-    candidate_features(
+    raw_features(
         rows, tables, np.eye(cosines.shape[1], dtype=np.float32), fields["users"], rows, fields["own"], rows,
         np.ascontiguousarray(fields["links"].T ** 2), slot, fields["at"], fields["now"], fields["cold_events"], *found,
     )  # fmt: skip
+    scale_features(found.values)
     assert (slot == -1).all()
     return found
 
