@@ -115,6 +115,13 @@ class KafkaSettings(_Group):
         description="How long the broker may hold an empty fetch (milliseconds). Apache Kafka answers as soon as "
         "there is data; the embedded broker waits it out, so the embedded stack sets 10.",
     )
+    gather_ms: int = Field(
+        200,
+        ge=1,
+        le=60_000,
+        description="How long the broker may gather records for roles that nobody waits for, items and ranker, before "
+        "it answers a fetch (milliseconds): fewer requests and larger batches.",
+    )
     request_timeout_s: float = Field(40.0, gt=0, le=600, description="Give up on one broker request after (seconds).")
     replication_factor: int = Field(
         -1, ge=-1, le=10, description="For topics that Tailrace creates; -1: the broker's default."

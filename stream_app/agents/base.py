@@ -44,6 +44,8 @@ class Agent(ABC):
     role: ClassVar[str]
     batch: ClassVar[int | None] = None
     """Events per batch at most, where the role wants fewer than ``delivery.batch``."""
+    gathers: ClassVar[bool] = False
+    """Nobody waits for the role: the broker lets its records gather for a moment."""
 
     def __init__(self, settings: Settings, publisher: Publisher, metrics: Metrics) -> None:
         self.settings = settings
@@ -82,7 +84,7 @@ class Agent(ABC):
 
     async def start(self) -> None:
         """Join the consumer group and begin."""
-        app = self._app = faust_app(self.settings, self.role)
+        app = self._app = faust_app(self.settings, self.role, gathers=self.gathers)
         app.agent(raw_topic(app, self.topic, *self.also), name=f"tailrace.{self.role}", concurrency=1)(
             self._consumer(self.handle)
         )

@@ -39,6 +39,7 @@ class ItemsAgent(Agent):
     """
 
     role: ClassVar[str] = "items"
+    gathers: ClassVar[bool] = True
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -99,12 +100,17 @@ class ItemsAgent(Agent):
         return _Owned(statistics)
 
     async def _flush_for_ever(self) -> None:
+        interval_s = self.settings.items.flush_interval_s
         while True:
-            await asyncio.sleep(self.settings.items.flush_interval_s)
-            for owned in list(self._owned.values()):
-                await self._flush(owned)
-            async with self._flushed:
-                self._flushed.notify_all()
+            # One partition after the other, spread over the interval: readers apply a few rows often instead of all at
+            # once, and their users wait for no burst.
+            now_owned = list(self._owned.values())
+            for owned in now_owned or [None]:
+                await asyncio.sleep(interval_s / max(1, len(now_owned)))
+                if owned is not None and any(owned is held for held in self._owned.values()):
+                    await self._flush(owned)
+                async with self._flushed:
+                    self._flushed.notify_all()
 
     async def _flush(self, owned: _Owned) -> None:
         statistics = owned.statistics

@@ -41,6 +41,8 @@ __all__ = ["RankerAgent"]
 _log = get_logger(__name__)
 _MAX_HELD = 50_000
 """Records learned but not yet durable; beyond it reading waits for the broadcasts."""
+_PARTS, _PART_LEAST_S = 5, 0.05
+"""A flush is spread over so many parts of its interval, which last no less than this (seconds)."""
 
 _Followed = AsyncGenerator[tuple[list[ConsumerRecord], bool], None]
 
@@ -91,6 +93,7 @@ class RankerAgent(Agent):
     """
 
     role: ClassVar[str] = "ranker"
+    gathers: ClassVar[bool] = True
 
     def __init__(
         self, settings: Settings, publisher: Publisher, metrics: Metrics, *, space: str, dimensions: int
@@ -272,16 +275,22 @@ class RankerAgent(Agent):
 
     async def _flush_for_ever(self) -> None:
         settings = self.settings.factors
-        due = time.monotonic() + settings.flush_interval_s
+        named_s = settings.named_interval_s
+        # What waits is spread over the interval: readers apply a few rows often instead of all at once.
+        parts = max(1, min(_PARTS, int(settings.flush_interval_s / _PART_LEAST_S)))
+        due = time.monotonic() + named_s
         while True:
-            await asyncio.sleep(min(settings.named_interval_s, settings.flush_interval_s))
-            everything = time.monotonic() >= due or settings.named_interval_s >= settings.flush_interval_s
-            if everything:
-                due = time.monotonic() + settings.flush_interval_s
-            if self._owned is not None:
-                await self._flush(self._owned, named=not everything)
-            async with self._flushed:
-                self._flushed.notify_all()
+            waiting = self._owned.factors.waiting if self._owned is not None else 0
+            rows = max(1, -(-min(waiting, settings.flush_rows) // parts))
+            for _ in range(parts):
+                await asyncio.sleep(min(named_s, settings.flush_interval_s / parts))
+                if self._owned is not None:
+                    await self._flush(self._owned, rows)
+                if self._owned is not None and named_s < settings.flush_interval_s and time.monotonic() >= due:
+                    due = time.monotonic() + named_s
+                    await self._flush(self._owned, settings.flush_rows, named=True)
+                async with self._flushed:
+                    self._flushed.notify_all()
 
     async def hand_over(self) -> None:
         owned = self._owned
@@ -289,7 +298,7 @@ class RankerAgent(Agent):
             return
         await self._publish_weights(owned)
         while owned.factors.waiting:
-            await self._flush(owned)
+            await self._flush(owned, self.settings.factors.flush_rows)
 
     async def _publish_weights(self, owned: _Owned) -> None:
         model = owned.model
@@ -307,10 +316,10 @@ class RankerAgent(Agent):
         owned.weights_through = through
         self._acknowledge(owned)
 
-    async def _flush(self, owned: _Owned, *, named: bool = False) -> None:
-        """Broadcast the rows that wait longest, as many as a flush may hold; with ``named`` of those that moved far."""
+    async def _flush(self, owned: _Owned, limit: int, *, named: bool = False) -> None:
+        """Broadcast the rows that wait longest, at most so many; with ``named`` of those that moved far."""
         factors = owned.factors
-        rows = factors.take(self.settings.factors.flush_rows, named=named)
+        rows = factors.take(limit, named=named)
         try:
             await self.publisher.publish(
                 OutRecord(self.topics.item_factors, item_id.encode(), None if row is None else encode(row))

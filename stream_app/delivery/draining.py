@@ -18,6 +18,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import uvloop
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
@@ -71,6 +72,7 @@ class DrainingThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # fau
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = self.app.tailrace_fetch_max_wait_ms
+        consumer._fetch_min_bytes = self.app.tailrace_fetch_min_bytes
         return consumer
 
     async def getmany(self, active_partitions: Any, timeout: float) -> Any:
@@ -89,7 +91,9 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> Any:
-        return DrainingThread(self, loop=self.loop, beacon=self.beacon)
+        thread = DrainingThread(self, loop=self.loop, thread_loop=uvloop.new_event_loop(), beacon=self.beacon)
+        thread._close_thread_loop_on_stop = True  # It is nobody else's.
+        return thread
 
     def stop_flow(self) -> None:
         self._moves += 1

@@ -28,6 +28,8 @@ from stream_app.topics import Topics
 
 __all__ = ["FAUST_VERSION", "batches", "faust_app", "raw_topic", "without_payload"]
 
+_GATHERED_BYTES = 262_144
+"""What has gathered is handed out when it is so much, however little time has passed."""
 FAUST_VERSION = "0.15.3"
 """The version whose internals :mod:`~stream_app.delivery.draining` and :func:`batches` rely on."""
 
@@ -44,8 +46,14 @@ def _credentials(settings: Settings) -> Any:
     return faust.SSLCredentials(context) if protocol == "SSL" else None
 
 
-def faust_app(settings: Settings, role: str) -> Any:
-    """The Faust app of a role; not started. Agents are added by the role's module."""
+def faust_app(settings: Settings, role: str, *, gathers: bool = False) -> Any:
+    """The Faust app of a role; not started. Agents are added by the role's module.
+
+    Args:
+        settings: of this process.
+        role: its consumer group.
+        gathers: whether the broker may let records gather before it hands them out (``connection.gather_ms``).
+    """
     delivery, connection = settings.delivery, settings.connection
     servers = ";".join(f"kafka://{server.strip()}" for server in settings.kafka.split(","))
     app = faust.App(
@@ -77,7 +85,8 @@ def faust_app(settings: Settings, role: str) -> Any:
         logging_config=None,
         loghandlers=[],
     )
-    app.tailrace_fetch_max_wait_ms = connection.fetch_max_wait_ms
+    app.tailrace_fetch_max_wait_ms = connection.gather_ms if gathers else connection.fetch_max_wait_ms
+    app.tailrace_fetch_min_bytes = _GATHERED_BYTES if gathers else 1
     app.transport = DrainingTransport(app.conf.broker_consumer, app)
     return app
 

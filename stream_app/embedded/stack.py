@@ -83,7 +83,7 @@ class EmbeddedStack:
         connection: dict[str, Any] = {"replication_factor": 1}
         if self.kind == "embedded":
             # It waits this long before each answer to a fetch, whether there is data or not.
-            connection["fetch_max_wait_ms"] = 10
+            connection |= {"fetch_max_wait_ms": 10, "gather_ms": 50}
         return {"kafka": self.kafka, "redis": self.redis, "connection": connection}
 
     async def start(self) -> None:
