@@ -55,12 +55,14 @@ class Codes:
     Attributes:
         values: int8 [rows, columns filled up with zeros to a multiple of 16].
         steps: float32 [rows].
+        changes: how often any of them changed.
     """
 
     def __init__(self, columns: int, rows: int) -> None:
         width = -(-columns // _LANES) * _LANES
         self.values = _at_lines(rows, width)
         self.steps = np.zeros(rows, np.float32)
+        self.changes = 0
 
     def reserve(self, rows: int) -> None:
         """Make room for exactly so many rows, if there is less."""
@@ -74,11 +76,19 @@ class Codes:
     def take(self, rows: NDArray[np.integer[Any]], table: NDArray[np.float32]) -> None:
         """The vectors of ``rows`` from those by row: float32 [more than the largest row, columns]."""
         _take(rows.astype(np.int64), table, self.values, self.steps)
+        self.changes += 1
 
     def clear(self, rows: NDArray[np.integer[Any]]) -> None:
         """``rows`` have no vectors any more."""
         self.values[rows] = 0
         self.steps[rows] = 0.0
+        self.changes += 1
+
+    def of(self, rows: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Copies of the codes and steps of some rows, one after the other: int8 [len(rows), width], float32."""
+        values = _at_lines(len(rows), self.values.shape[1])
+        np.take(self.values, rows, axis=0, out=values)
+        return values, self.steps[rows]
 
 
 def _at_lines(rows: int, width: int) -> NDArray[np.int8]:

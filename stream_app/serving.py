@@ -76,6 +76,8 @@ class ServingState:
         self.rules = RuleBook(self.catalogue, limit=settings.slate.rules)
         self.ranker = SoftmaxRanker(feature_names(settings.items), settings.ranker)
         self.counters: Counter[str] = Counter()
+        self._cold_of: tuple[object, ...] = ()
+        self._cold_codes: tuple[NDArray[np.int8], NDArray[np.float32]] = self.index.codes.of(np.zeros(0, np.int32))
 
     @property
     def versions(self) -> Versions:
@@ -126,12 +128,21 @@ class ServingState:
         factors.reserve(rows)
         vectors, factor_codes = index.table(rows), factors.codes
         tops, top_counts = signals.tops(hashes)
+        cold = self.cold.rows(catalogue, signals.momentum(rising))
         return Tables(
             self.servable(now), hashes, catalogue.published_at, vectors, index.present, index.codes.values,
             index.codes.steps, signals.counts, signals.shown_counts, signals.rates, signals.arena,
             signals.transition_rate, tops, top_counts, factors.context, factors.target, factors.bias, factors.has,
-            factor_codes.values, factor_codes.steps, self.cold.rows(catalogue, signals.momentum(rising)),
+            factor_codes.values, factor_codes.steps, cold, *self._codes_of_cold(cold),
         )  # fmt: skip
+
+    def _codes_of_cold(self, cold: NDArray[np.int32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Codes of the new items one after the other: every request looks at all of them."""
+        codes = self.index.codes
+        of = (cold, codes, codes.changes)
+        if len(self._cold_of) != len(of) or any(held is not one for held, one in zip(self._cold_of, of, strict=True)):
+            self._cold_of, self._cold_codes = of, codes.of(cold)
+        return self._cold_codes
 
     def apply_vector(self, item_id: str, vector: ItemVector | None) -> None:
         """A vector of ``item-vectors.v1``; None takes it out. Vectors of another space are ignored.

@@ -104,10 +104,11 @@ class ItemsAgent(Agent):
         while True:
             # One partition after the other, spread over the interval: readers apply a few rows often instead of all at
             # once, and their users wait for no burst.
-            now_owned = list(self._owned.values())
-            for owned in now_owned or [None]:
-                await asyncio.sleep(interval_s / max(1, len(now_owned)))
-                if owned is not None and any(owned is held for held in self._owned.values()):
+            partitions = list(self._owned) or [-1]
+            for partition in partitions:
+                await asyncio.sleep(interval_s / len(partitions))
+                owned = self._owned.get(partition)
+                if owned is not None:
                     await self._flush(owned)
                 async with self._flushed:
                     self._flushed.notify_all()

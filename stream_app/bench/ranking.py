@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from schemas.decode import decode_interaction, encode
 from schemas.messages import Slate, TrainingExamples, Transitions, Trigger
 from stream_app.bench.shop import MadeUpShop
-from stream_app.codes import code_products
+from stream_app.codes import code_products, scan_codes
 from stream_app.items.signals import decayed_column
 from stream_app.memory import settle
 from stream_app.ranking import recommender as ranking
@@ -44,13 +44,13 @@ from stream_app.ranking.recommender import Recommender
 from stream_app.ranking.slate import compose
 from stream_app.retrieval.again import again
 from stream_app.retrieval.ann import near_interest
-from stream_app.retrieval.candidates import _look, _merge, take_own
+from stream_app.retrieval.candidates import _look, _merge, _strongest, take_own
 from stream_app.retrieval.cold import new_items
 from stream_app.retrieval.factors import similar_taste
 from stream_app.retrieval.interests import FAST, SLOW, VECTORS
 from stream_app.retrieval.links import add_links, clear
 from stream_app.retrieval.source import Context, first_open
-from stream_app.retrieval.transitions import taken_together
+from stream_app.retrieval.transitions import score_links, taken_together
 from stream_app.retrieval.trending import trending
 from stream_app.users.stage import NewSlate, SourcedEvent, StageResult, UserStage
 from stream_app.users.state import encode_state
@@ -77,8 +77,10 @@ STAGES = {
 
 PARTS = {
     "links": "what was taken together with the last items",
+    "order of links": "the strongest of them",
     "pool and nearest": "rows that are looked at, the nearest of them, and the best by factors",
     "counts": "what of the new items was taken of late",
+    "nearness of new items": "to the user, of one request alone",
     "merge": "distinct candidates of all sources",
     "cosines": "of candidates with what the user took",
     "features": "all that is known of candidates besides",
@@ -194,6 +196,7 @@ def _candidate_calls(batch: SimpleNamespace) -> Iterator[SimpleNamespace]:
             seed=batch.seeds[request],
             lags=batch.lags,
             wanted=batch.wanted,
+            cold_closeness=np.empty(len(batch.tables.cold), np.float32),
             slot=batch.slot,
             link_slot=batch.link_slot,
             links=batch.links,
@@ -288,12 +291,21 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
     count = time_part("links", (add_links, call.recent, *rest), (add_links, none, *rest))
     links, sums = call.links[:count], call.sums[:count]
 
+    by_links = np.empty(count)
+    rest = tables.arena.scale, *allowed
+    time_part(
+        "order of links",
+        (score_links, links, sums, *rest, by_links),
+        (score_links, none, sums[:0], *rest, by_links[:0]),
+    )
+    strongest = links[_strongest(by_links)]
+
     asked = call.queries, call.factors
     end = call.blocked, request, call.slot
     without = tables._replace(top_counts=np.zeros_like(tables.top_counts))
     near, by_factors = time_part(
         "pool and nearest",
-        (_look, tables, *asked, call.neighbours, call.whole, call.rising, links, *end, wanted),
+        (_look, tables, *asked, call.neighbours, call.whole, call.rising, strongest, *end, wanted),
         (_look, without, *asked, none, False, call.rising, none, *end, np.zeros_like(wanted)),
     )
 
@@ -305,9 +317,14 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
         (decayed_column, call.at, tables.cold[:0], *rest, cold_counts),
     )
 
+    # The codes of new items are read once for some requests together; here for one.
+    products, slow = call.cold_closeness.reshape(1, -1), call.queries[SLOW : SLOW + 1]
+    codes = tables.cold_codes, tables.cold_steps
+    time_part("nearness of new items", (scan_codes, slow, *codes, products), (scan_codes, slow, *codes, products[:, :0]))
+
     context = Context(
-        tables, call.queries, own, own_weights, links, sums, near, by_factors, cold_counts,
-        call.blocked, request, call.seed,
+        tables, call.queries, own, own_weights, links, sums, by_links, near, by_factors, cold_counts,
+        call.cold_closeness, call.blocked, request, call.seed,
     )  # fmt: skip
     sources: list[tuple[Any, ...]] = [
         (near_interest, context, SLOW),

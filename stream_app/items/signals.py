@@ -475,7 +475,7 @@ def decayed_counts(
             lives = elapsed * rate
             count = counts[row, column]
             # Most of what is asked for counts nothing, or does not decay.
-            found[place, column] = count * 2.0**-lives if lives > 0.0 and count > 0.0 else count
+            found[place, column] = count * np.exp2(-lives) if lives > 0.0 and count > 0.0 else count
 
 
 @compiled
@@ -491,7 +491,7 @@ def decayed_column(
     """One column of :func:`decayed_counts`: float64 [len(rows)]."""
     for place, row in enumerate(rows):
         count = counts[row, column]
-        found[place] = count * 2.0 ** (-max(at - stated[row], 0.0) * rate) if count > 0.0 else 0.0
+        found[place] = count * np.exp2(-max(at - stated[row], 0.0) * rate) if count > 0.0 else 0.0
 
 
 @compiled

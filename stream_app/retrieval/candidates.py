@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
+from stream_app.heap import largest
 from stream_app.items.signals import decayed_column
 from stream_app.retrieval.interests import FAST, SLOW
 from stream_app.retrieval.links import Lags, add_links
@@ -14,8 +15,12 @@ from stream_app.retrieval.pool import best_of_pool, gather
 from stream_app.retrieval.source import Context, first_open
 from stream_app.retrieval.sources import FACTORS, FACTORS_FAST, TEXT_FAST, TEXT_SLOW, propose_all
 from stream_app.retrieval.tables import Tables
+from stream_app.retrieval.transitions import score_links
 
 __all__ = ["find_candidates", "take_own"]
+
+_POOL_LINKS = 400
+"""The strongest links that are looked at by factors, and a few of equal strength."""
 
 
 @compiled
@@ -37,6 +42,7 @@ def find_candidates(
     seed: np.uint64,
     lags: Lags,
     wanted: NDArray[np.int64],
+    cold_closeness: NDArray[np.float32],
     slot: NDArray[np.int32],
     link_slot: NDArray[np.int32],
     links: NDArray[np.int32],
@@ -64,6 +70,7 @@ def find_candidates(
         seed: a hash of the user.
         lags: how much earlier items count in links.
         wanted: int64 [sources], how many each may propose.
+        cold_closeness: float32, see ``Context``.
         slot, link_slot, links, sums, blocked: see ``Scratch``; ``link_slot`` is left with the places of the links.
         request: a number that no request before had.
         found: int32 [sources + 2, enough for each], overwritten: what each source proposed, then the pinned and the
@@ -84,11 +91,16 @@ def find_candidates(
     own, own_weights = take_own(own, own_weights, servable, blocked, request)
     count = add_links(recent, lags, at, tables.transition_rate, tables.arena, link_slot, links, sums)
     links, sums = links[:count], sums[:count]
-    near, by_factors = _look(tables, queries, factors, neighbours, whole, rising, links, blocked, request, slot, wanted)
+    by_links = np.empty(count)
+    score_links(links, sums, tables.arena.scale, servable, blocked, request, by_links)
+    near, by_factors = _look(
+        tables, queries, factors, neighbours, whole, rising, links[_strongest(by_links)], blocked, request, slot, wanted
+    )
     cold_counts = np.empty(len(tables.cold))
     decayed_column(at, tables.cold, tables.counts, tables.arena.stated, rising, tables.rates[rising], cold_counts)
     context = Context(
-        tables, queries, own, own_weights, links, sums, near, by_factors, cold_counts, blocked, request, seed,
+        tables, queries, own, own_weights, links, sums, by_links, near, by_factors, cold_counts, cold_closeness, blocked,
+        request, seed,
     )  # fmt: skip
     propose_all(context, wanted, found, lengths)
     return _merge(found, lengths, slot, tables.hashes, rows, masks), count
@@ -111,6 +123,15 @@ def take_own(
             count += 1
         blocked[row] = request
     return rows[:count], weights[:count]
+
+
+@compiled
+def _strongest(by_links: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Places of the links that are looked at by factors: int32."""
+    places = np.arange(len(by_links)).astype(np.int32)
+    if len(by_links) > _POOL_LINKS:
+        places = places[: largest(by_links, _POOL_LINKS, places)]
+    return places
 
 
 @compiled

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.codes import in_words, one_product
-from stream_app.compiled import compiled
+from stream_app.compiled import compiled, compiled_sums
 from stream_app.heap import drain, keep_best
 from stream_app.mixing import GOLDEN, mixed
-from stream_app.prefetch import AHEAD, prefetch_row
 from stream_app.retrieval.interests import SLOW
-from stream_app.retrieval.source import Context, best
+from stream_app.retrieval.source import Context, best_of
 
 __all__ = ["new_items", "promise"]
 
@@ -28,14 +26,15 @@ def new_items(context: Context, wanted: int, found: NDArray[np.int32]) -> int:
     of the user's own."""
     cold, slow, counts = context.tables.cold, context.queries[SLOW], context.cold_counts
     servable, blocked, request = context.tables.servable, context.blocked, context.request
-    codes, steps = context.tables.codes, context.tables.steps
+    of_all = context.cold_closeness
     rows = np.empty(len(cold), np.int32)
-    rising = np.empty(len(rows))
+    rising, closeness = np.empty(len(rows)), np.empty(len(rows), np.float32)
     count = 0
     known = False
     for place, row in enumerate(cold):
         if servable[row] and blocked[row] != request:
             rows[count] = row
+            closeness[count] = of_all[place]
             # Most of them nobody took of late.
             rising[count] = np.log1p(counts[place]) if counts[place] > 0.0 else 0.0
             known = known or counts[place] > 0.0
@@ -45,15 +44,9 @@ def new_items(context: Context, wanted: int, found: NDArray[np.int32]) -> int:
     rows = rows[:count]
     if not known:
         return _newest(context, rows, wanted, found)
-    # Not exact: what promises more is a guess to begin with.
-    words, scale = in_words(slow.reshape(1, -1), codes.shape[1])
-    closeness = np.empty(count, np.float32)
-    for place, row in enumerate(rows):
-        prefetch_row(codes, rows[min(place + AHEAD, count - 1)])
-        closeness[place] = np.float32(one_product(codes, row, words[0])[0]) * steps[row] * scale[0]
     promising = np.empty(count)
-    promise(closeness, rising[:count], promising)
-    return best(context, rows, promising, wanted, found)
+    promise(closeness[:count], rising[:count], promising)
+    return best_of(rows, promising, context.tables.hashes, wanted, found)
 
 
 @compiled
@@ -87,16 +80,18 @@ def promise(
     _add_standardised(rising, _RISING, promising)
 
 
-@compiled
+@compiled_sums
 def _add_standardised(values: NDArray[np.floating[Any]], weight: float, sums: NDArray[np.float64]) -> None:
     """Add z-scores, weighted; nothing where all values are the same."""
-    count = len(values)
+    count = max(len(values), 1)
     mean = squares = 0.0
     for value in values:
-        mean += value / count
+        mean += value
+    mean /= count
     for value in values:
-        squares += (value - mean) ** 2 / count
-    spread = np.sqrt(squares)
+        squares += (value - mean) ** 2
+    spread = np.sqrt(squares / count)
     if spread >= 1e-6:
+        scale = weight / spread
         for place, value in enumerate(values):
-            sums[place] += weight * (value - mean) / spread
+            sums[place] += scale * (value - mean)

@@ -127,7 +127,7 @@ def add_links(
     slow = short = ahead = newest = 1.0
     for lag, origin in enumerate(recent):
         scale = scales[origin]
-        faded = scale * 2.0 ** (-max(at - stated[origin], 0.0) * rate)
+        faded = scale * np.exp2(-max(at - stated[origin], 0.0) * rate)
         following = ahead if lag < lags.reach else 0.0
         start = starts[origin]
         for entry in range(start, start + lengths[origin]):
@@ -203,7 +203,7 @@ def strongest_origins(
     slow = ahead = 1.0
     for lag, origin in enumerate(recent):
         start = starts[origin]
-        faded = scales[origin] * 2.0 ** (-max(at - stated[origin], 0.0) * rate)
+        faded = scales[origin] * np.exp2(-max(at - stated[origin], 0.0) * rate)
         for entry in range(start, start + lengths[origin]):
             place = slot[others[entry]]
             if place < 0:

@@ -24,7 +24,10 @@ from stream_app.compiled import compiled
 from stream_app.heap import drain, keep_best, largest
 from stream_app.retrieval.tables import Tables
 
-__all__ = ["Context", "best", "best_of", "first_allowed", "first_open"]
+__all__ = ["Context", "best_of", "first_allowed", "first_open"]
+
+_FEW = 64
+"""Rows up to which a heap takes less time than counting them by buckets."""
 
 
 class Context(NamedTuple):
@@ -36,11 +39,13 @@ class Context(NamedTuple):
         own, own_weights: the user's own rows that may be recommended again (``Interests``); to all sources but
             ``again`` they are blocked.
         links, sums: int32 [u], float64 [u, 7], what the recent items point to (:mod:`stream_app.retrieval.links`).
+        link_scores: float64 [u], what ``transitions`` orders them by, -inf: the row is not for this user.
         near: int32 [2, k], allowed rows nearest to the slow and to the fast interest vector, best first, -1 where there
             are fewer.
         by_factors: int32 [2, k], allowed rows with the largest scores by learned factors, with a long and with a short
             memory, best first, -1 where there are fewer.
-        cold_counts: float64, decayed counts of the new items (``tables.cold``).
+        cold_counts, cold_closeness: float64, float32, decayed counts of the new items (``tables.cold``), and their
+            cosines to the slow interest vector, to the error of codes.
         blocked: int64 by row; rows that hold ``request`` are not for this user.
         request: number of the request.
         seed: a hash of the user, for choices that are random but the same every time.
@@ -52,9 +57,11 @@ class Context(NamedTuple):
     own_weights: NDArray[np.float64]
     links: NDArray[np.int32]
     sums: NDArray[np.float64]
+    link_scores: NDArray[np.float64]
     near: NDArray[np.int32]
     by_factors: NDArray[np.int32]
     cold_counts: NDArray[np.float64]
+    cold_closeness: NDArray[np.float32]
     blocked: NDArray[np.int64]
     request: int
     seed: np.uint64
@@ -87,25 +94,6 @@ def first_open(
 
 
 @compiled
-def best(
-    context: Context, rows: NDArray[np.int32], scores: NDArray[np.float64], wanted: int, found: NDArray[np.int32]
-) -> int:
-    """The ``wanted`` of ``rows`` with the largest scores that may be recommended, best first.
-
-    Args:
-        rows: int32 [n], distinct; negative ones are left out.
-        scores: float64 [n], compared in steps of 1e-6: sums in another order must not change what is proposed. Ties go
-            to the smaller id hash.
-    """
-    servable, blocked, request = context.tables.servable, context.blocked, context.request
-    allowed = np.empty(len(rows))
-    for place, row in enumerate(rows):
-        may = row >= 0 and servable[row] and blocked[row] != request
-        allowed[place] = scores[place] if may else -np.inf
-    return best_of(rows, allowed, context.tables.hashes, wanted, found)
-
-
-@compiled
 def best_of(
     rows: NDArray[np.int32],
     scores: NDArray[np.float64],
@@ -113,18 +101,33 @@ def best_of(
     wanted: int,
     found: NDArray[np.int32],
 ) -> int:
-    """:func:`best` of rows of which all may be recommended but those with the score -inf."""
+    """The ``wanted`` of ``rows`` with the largest scores, best first; how many there are.
+
+    Args:
+        rows: int32 [n], distinct.
+        scores: float64 [n], compared in steps of 1e-6: sums in another order must not change what is proposed. Ties go
+            to the smaller id hash. -inf: the row may not be recommended to this user.
+        hashes: int64 by row.
+        wanted, found: as a source gets them.
+    """
     wanted = min(wanted, len(rows))
     if not wanted:
         return 0
     kept = found[:wanted]
     kept_scores = np.empty(wanted)
     ties = np.empty(wanted, np.int64)
+    count = 0
+    if len(rows) <= _FEW:
+        for place, row in enumerate(rows):
+            if scores[place] > -np.inf:
+                score = np.rint(scores[place] * 1e6)
+                count = keep_best(kept, kept_scores, ties, count, row, score, hashes[row])
+        drain(kept, kept_scores, ties, count)
+        return count
     steps = np.empty(len(rows))
     for place in range(len(rows)):
         steps[place] = np.rint(scores[place] * 1e6)
     places = np.empty(len(rows), np.int32)
-    count = 0
     for place in places[: largest(steps, wanted, places)]:
         row = rows[place]
         count = keep_best(kept, kept_scores, ties, count, row, steps[place], hashes[row])

@@ -36,6 +36,7 @@ class Tables(NamedTuple):
         has_factors: bool by row.
         factor_codes, factor_steps: ``target`` in whole numbers.
         cold: int32 [c], new items that are looked at.
+        cold_codes, cold_steps: their vectors in whole numbers.
     """
 
     servable: NDArray[np.bool_]
@@ -59,3 +60,5 @@ class Tables(NamedTuple):
     factor_codes: NDArray[np.int8]
     factor_steps: NDArray[np.float32]
     cold: NDArray[np.int32]
+    cold_codes: NDArray[np.int8]
+    cold_steps: NDArray[np.float32]

@@ -198,34 +198,11 @@ def _transition(
     counts ``symmetric_decay ** lag`` and, over the first lags, ``directed_decay ** lag``. Each earlier item
     counts once, at its latest place, and no more than that event's share.
     """
-    previous: list[str] = []
-    shares: list[float] = []
-    together = lag = 0
-    seen = {item_id, ""}
     limit = settings.transition_history
-    for entry in reversed(history):
-        other = entry.item_id
-        if other in seen or entry.weight <= 0:
-            continue
-        seen.add(other)
-        if not entry.share:
-            continue
-        if entry.at == at and not lag:
-            together += 1
-        elif entry.at == at:
-            # An event that came late: it belongs to the basket, wherever it stands.
-            previous.insert(together, other)
-            shares.insert(together, entry.share)
-            together += 1
-            if len(previous) >= limit:
-                break
-            continue
-        else:
-            lag += 1
-        previous.append(other)
-        shares.append(entry.share)
-        if len(previous) >= limit:
-            break
+    # Nearly always nothing is of the same basket, and every event says all it may.
+    plain = all([entry.at != at and entry.share == 1.0 for entry in history])
+    previous, shares, together = (_earlier_plain if plain else _earlier)(history, item_id, at, limit)
+    lag = len(previous) - together
     symmetric, directed = _by_lag(settings.symmetric_decay, settings.directed_decay, settings.directed_history, limit)
     return Transition(
         offset=offset,
@@ -236,6 +213,45 @@ def _transition(
         symmetric=_times([1.0] * together + symmetric[:lag], shares),
         directed=_times([0.0] * together + directed[:lag], shares),
     )
+
+
+def _earlier_plain(
+    history: tuple[HistoryEntry, ...], item_id: str, _at: float, limit: int
+) -> tuple[list[str], list[float], int]:
+    """:func:`_earlier` where all shares are 1 and nothing happened at that time: a sixth of the time."""
+    earlier = dict.fromkeys([entry.item_id for entry in reversed(history) if entry.weight > 0])
+    earlier.pop(item_id, None)
+    earlier.pop("", None)
+    return list(earlier)[:limit], [], 0
+
+
+def _earlier(
+    history: tuple[HistoryEntry, ...], item_id: str, at: float, limit: int
+) -> tuple[list[str], list[float], int]:
+    """The items before, those of the same basket first and then the newest, their shares, and how many are of the
+    basket."""
+    previous: list[str] = []
+    shares: list[float] = []
+    together = 0
+    seen = {item_id, ""}
+    for entry in reversed(history):
+        other = entry.item_id
+        if other in seen or entry.weight <= 0:
+            continue
+        seen.add(other)
+        if not entry.share:
+            continue
+        if entry.at == at:
+            # An event that came late belongs to the basket, wherever it stands.
+            previous.insert(together, other)
+            shares.insert(together, entry.share)
+            together += 1
+        else:
+            previous.append(other)
+            shares.append(entry.share)
+        if len(previous) >= limit:
+            break
+    return previous, shares, together
 
 
 def _times(weights: list[float], shares: list[float]) -> list[float]:

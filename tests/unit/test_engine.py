@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections import deque
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,13 @@ from aiokafka import AIOKafkaConsumer
 from faust.transport.conductor import Conductor
 from faust.transport.consumer import Consumer as AnyConsumer
 from faust.transport.drivers import aiokafka as driver
+from mode.threads import ServiceThread
 from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
+from stream_app.agents.catalogue import CatalogueAgent
+from stream_app.agents.interactions import InteractionsAgent
+from stream_app.agents.items import ItemsAgent
+from stream_app.agents.ranker import RankerAgent
 from stream_app.delivery.draining import DrainingConsumer, DrainingThread, DrainingTransport
 from stream_app.delivery.engine import FAUST_VERSION, batches, faust_app, raw_topic
 from stream_app.errors import SettingsError
@@ -68,7 +74,9 @@ def test_what_we_call_or_override_is_there(owner: Any, name: str):
 
 
 def test_attributes_made_at_run_time_are_still_made():
-    assert "_fetch_max_wait_ms" in inspect.getsource(AIOKafkaConsumer.__init__)
+    for name in ("_fetch_max_wait_ms", "_fetch_min_bytes"):
+        assert name in inspect.getsource(AIOKafkaConsumer.__init__)
+    assert "_close_thread_loop_on_stop" in inspect.getsource(ServiceThread)
     source = inspect.getsource(AnyConsumer.__init__)
     for name in ("_read_offset", "_committed_offset", "_acked", "_acked_index", "can_resume_flow"):
         assert f"self.{name}" in source
@@ -79,20 +87,26 @@ def test_attributes_made_at_run_time_are_still_made():
     assert driver.Transport.Consumer is driver.Consumer, "the transport chooses its consumer by this attribute"
 
 
-def test_the_fetch_wait_of_the_settings_reaches_the_client(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("gathers", "wait_ms", "least_bytes"), [(False, 17, 1), (True, 170, 262_144)])
+def test_the_fetch_wait_of_the_settings_reaches_the_client(
+    monkeypatch: pytest.MonkeyPatch, gathers: bool, wait_ms: int, least_bytes: int
+):
     """Through the very method Faust calls; only the client itself is not started."""
-    made: list[AIOKafkaConsumer] = []
-
-    class Client:
-        def __init__(self) -> None:
-            self._fetch_max_wait_ms = 1_500
-            made.append(self)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "_create_worker_consumer", lambda self, transport: Client())
-    app = faust_app(load_settings(connection={"fetch_max_wait_ms": 17}), "items")
+    client = SimpleNamespace(_fetch_max_wait_ms=1_500, _fetch_min_bytes=1)
+    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "_create_worker_consumer", lambda self, transport: client)
+    settings = load_settings(connection={"fetch_max_wait_ms": 17, "gather_ms": 170})
+    app = faust_app(settings, "items", gathers=gathers)
     thread = object.__new__(DrainingThread)
     thread.app = app
-    assert DrainingThread._create_worker_consumer(thread, app.transport)._fetch_max_wait_ms == 17
+    assert DrainingThread._create_worker_consumer(thread, app.transport) is client
+    assert (client._fetch_max_wait_ms, client._fetch_min_bytes) == (wait_ms, least_bytes)
+
+
+def test_only_roles_that_nobody_waits_for_let_records_gather():
+    assert not InteractionsAgent.gathers
+    assert not CatalogueAgent.gathers
+    assert ItemsAgent.gathers
+    assert RankerAgent.gathers
 
 
 async def test_the_app_uses_our_transport_consumer_and_thread():

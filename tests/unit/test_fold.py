@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from schemas.messages import Interaction
 from stream_app.settings import DEFAULT_EVENT_TYPES, EventType, ItemSettings, UserSettings
-from stream_app.users.fold import Folder
+from stream_app.users.fold import Folder, _earlier, _earlier_plain
 from stream_app.users.state import HistoryEntry, Profile, UserState, decode_state, encode_state, id_hash
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -375,3 +375,22 @@ def test_a_state_is_written_as_the_golden_bytes():
     assert list(older.added) == [11 >> 31]
     assert list(older.recent_event_ids) == [14 >> 15]
     assert replace(older, added=state.added, recent_event_ids=state.recent_event_ids) == state
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["", *"abcdef"]), st.sampled_from([-1.0, 0.5, 1.0])), max_size=12),
+    st.integers(1, 8),
+)
+def test_earlier_items_are_the_same_the_short_way(done: list[tuple[str, float]], limit: int):
+    history = tuple(HistoryEntry(item, "click", float(at), weight, at) for at, (item, weight) in enumerate(done))
+    previous, shares, together = _earlier(history, "a", 100.0, limit)
+    assert (previous, together) == (_earlier_plain(history, "a", 100.0, limit)[0], 0)
+    assert shares == [1.0] * len(previous)
+
+
+@given(st.lists(st.integers(0, 2**63 - 1), unique=True, max_size=40), st.lists(st.integers(0, 2**48 - 1), unique=True))
+def test_hashes_are_kept_in_order_whatever_they_are(hashes: list[int], event_ids: list[int]):
+    state = UserState("u", hidden=dict.fromkeys(hashes), recent_event_ids=dict.fromkeys(event_ids))
+    decoded = decode_state("u", encode_state(state))
+    assert list(decoded.hidden) == hashes
+    assert list(decoded.recent_event_ids) == event_ids

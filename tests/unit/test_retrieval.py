@@ -14,10 +14,11 @@ from schemas.messages import Item, ItemSignals, ItemVector
 from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
 from stream_app.ranking.recommender import RankRequest, Recommender
-from stream_app.retrieval.candidates import _merge
+from stream_app.retrieval.candidates import _merge, _strongest
 from stream_app.retrieval.interests import FAST, LAST, NEGATIVE, SLOW, Interests, derive_interests, history_view
 from stream_app.retrieval.links import SCORES, Scratch, add_links, clear, lags_of, link_scores, strongest_origins
-from stream_app.retrieval.source import Context, best, first_allowed
+from stream_app.retrieval.source import Context, best_of, first_allowed
+from stream_app.retrieval.transitions import score_links
 from stream_app.serving import ServingState
 from stream_app.settings import IndexSettings, ItemSettings, RetrievalSettings, Settings
 from stream_app.users.state import HistoryEntry, UserState, id_hash
@@ -355,8 +356,9 @@ def context(
     two_rows = np.zeros((2, 0), np.int32)
     return Context(
         tables=tables, queries=np.zeros((5, DIMENSIONS), np.float32), own=rows, own_weights=numbers, links=rows,
-        sums=np.zeros((0, len(SCORES))), near=two_rows, by_factors=two_rows,
-        cold_counts=numbers, blocked=np.zeros(count, np.int64) if blocked is None else blocked, request=request,
+        sums=np.zeros((0, len(SCORES))), link_scores=numbers, near=two_rows, by_factors=two_rows,
+        cold_counts=numbers, cold_closeness=np.zeros(0, np.float32),
+        blocked=np.zeros(count, np.int64) if blocked is None else blocked, request=request,
         seed=np.uint64(0),
     )  # fmt: skip
 
@@ -371,23 +373,53 @@ def test_best_breaks_ties_by_id_and_not_by_row() -> None:
 
     def chosen(catalogue: Catalogue, scores: NDArray[np.float64], count: int) -> list[str]:
         rows, kept = np.arange(4, dtype=np.int32), np.empty(count, np.int32)
-        found = best(context(catalogue.id_hash), rows, scores, count, kept)
+        found = best_of(rows, scores, catalogue.id_hash, count, kept)
         return [catalogue.item_id(row) for row in kept[:found].tolist()]
 
     assert chosen(first, scores, 2) == chosen(second, scores[::-1], 2) == sorted("acd", key=id_hash)[:2]
     assert chosen(first, scores, 4) == chosen(second, scores[::-1], 4) == [*sorted("acd", key=id_hash), "b"]
 
 
-def test_best_leaves_out_what_may_not_be_recommended() -> None:
+def test_first_leaves_out_what_may_not_be_recommended() -> None:
     rows = np.array([3, -1, 0, 2, 1], np.int32)
     servable, blocked = np.array([True, True, False, True]), np.array([5, 4, 5, 4])
     asked, kept = context(np.arange(4), servable, blocked, 5), np.empty(5, np.int32)
-    found = best(asked, rows, np.array([1.0, 9.0, 8.0, 7.0, 2.0]), 5, kept)
-    assert kept[:found].tolist() == [1, 3], "row 0 is blocked, 2 is not servable, -1 is none"
     found = first_allowed(asked, rows, 5, kept)
-    assert kept[:found].tolist() == [3, 1], "in the same order"
-    assert first_allowed(asked, rows, 1, kept) == best(asked, rows, np.zeros(5), 1, kept) == 1
-    assert first_allowed(asked, rows, 0, kept) == best(asked, rows, np.zeros(5), 0, kept) == 0
+    assert kept[:found].tolist() == [3, 1], "row 0 is blocked, 2 is not servable, -1 is none; in the same order"
+    assert first_allowed(asked, rows, 1, kept) == 1
+    assert first_allowed(asked, rows, 0, kept) == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 40, 64, 65, 700])
+def test_best_of_few_and_of_many_are_those_of_sorting(count: int) -> None:
+    rng = np.random.default_rng(count)
+    rows, hashes = rng.permutation(1_000).astype(np.int32)[:count], rng.permutation(1_000)
+    scores = np.where(rng.random(count) < 0.1, -np.inf, np.round(rng.normal(size=count), 1))
+    sorted_by = sorted(range(count), key=lambda place: (-scores[place], hashes[rows[place]]))
+    expected = [int(rows[place]) for place in sorted_by if scores[place] > -np.inf]
+    for wanted in (0, 1, 30, 1_000):
+        kept = np.empty(wanted, np.int32)
+        found = best_of(rows, scores, hashes, wanted, kept)
+        assert kept[:found].tolist() == expected[:wanted]
+
+
+def test_links_are_ordered_by_what_the_recent_items_say_and_by_nothing_that_is_not_allowed() -> None:
+    links = np.array([0, 1, 2, 3], np.int32)
+    sums, scale = np.zeros((4, len(SCORES))), np.array([1.0, 0.25, 1.0, 1.0])
+    sums[:, SCORES.index("symmetric")], sums[:, SCORES.index("directed")] = [4.0, 4.0, 4.0, 4.0], [0.0, 1.0, 9.0, 9.0]
+    servable, blocked = np.array([True, True, True, False]), np.array([0, 0, 7, 0])
+    scores = np.empty(4)
+    score_links(links, sums, scale, servable, blocked, 7, scores)
+    np.testing.assert_allclose(scores, [2.0, 1.5, -np.inf, -np.inf])
+
+
+def test_only_the_strongest_of_many_links_are_looked_at_by_factors() -> None:
+    rng = np.random.default_rng(1)
+    few, many = rng.random(400), rng.random(3_000)
+    assert _strongest(few).tolist() == list(range(400))
+    looked_at = _strongest(many)
+    assert 400 <= len(looked_at) < 450, "and a few that are close to the last"
+    assert set(np.argsort(-many)[:400].tolist()) <= set(looked_at.tolist())
 
 
 def test_candidates_of_several_sources_are_merged_by_id_hash() -> None:

@@ -390,3 +390,24 @@ def test_neighbours_of_ignored_signals_take_no_places() -> None:
     assert (state.counters["signals"], state.counters["signals_ignored"]) == (2, 1)
     state.apply_all_signals([("a", older)])
     assert state.counters["signals_ignored"] == 2
+
+
+def test_the_codes_of_new_items_follow_their_choice_and_their_vectors():
+    state = new_state()
+    for name in "ab":
+        state.apply_item(name, Item(item_id=name, title=name))
+    state.apply_vector("a", vector("a", 1, 0, 0, 0))
+
+    def codes() -> dict[str, list[int]]:
+        tables = state.tables(0.0, 0)
+        assert tables.cold_codes.shape[0] == len(tables.cold_steps) == len(tables.cold)
+        named = zip(tables.cold.tolist(), tables.cold_codes.tolist(), strict=True)
+        return {state.catalogue.item_id(row): values[:DIMENSIONS] for row, values in named}
+
+    assert codes() == {"a": [127, 0, 0, 0], "b": [0, 0, 0, 0]}
+    assert state.tables(0.0, 0).cold_codes is state.tables(0.0, 0).cold_codes, "made once"
+    state.apply_vector("b", vector("b", 0, 1, 0, 0))
+    state.apply_vector("a", vector("a", 0, 0, -1, 0))
+    assert codes() == {"a": [0, 0, -127, 0], "b": [0, 127, 0, 0]}
+    state.apply_signals("b", signals("b", 100.0))
+    assert codes() == {"a": [0, 0, -127, 0]}, "taken often"
