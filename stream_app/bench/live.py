@@ -8,12 +8,14 @@ enough for its network to take part.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 from stream_app.bench.bare import BareJob
 from stream_app.bench.child import Progress, child
+from stream_app.bench.hot import hot_rows
 from stream_app.bench.rig import Rig, Where, rig
 from stream_app.bench.shop import ShopPlan
 from stream_app.embedded.worker import WorkerProcess
@@ -35,11 +37,13 @@ async def latency_figures(
     users: int,
     warm: int,
     seed: int,
+    hot_item: float = 0.0,
+    hot_user: float = 0.0,
     patience_s: float = _PATIENCE_S,
     on_progress: Progress = lambda _what, _done, _total: None,
 ) -> list[dict[str, Any]]:
     """One line per rate: figures of ``stream_app.bench.load``, ``us_per_event`` by step as the process itself counts
-    them, and memory in MB.
+    them, memory in MB, and with hot keys what is kept of them (:func:`stream_app.bench.hot.hot_rows`).
 
     Args:
         where: broker and Redis.
@@ -47,6 +51,7 @@ async def latency_figures(
         seconds: of each.
         items, users: of the shop.
         warm: events before the first rate.
+        hot_item, hot_user: shares of all events (0 to 1) that are of one item and of one user.
         patience_s: events are lost when nothing came for so long.
         on_progress: told what is being done, how much of it is done, and of how much.
 
@@ -54,7 +59,9 @@ async def latency_figures(
         TailraceError: when a broker, Redis, or a process is not there any more.
     """
     counts = [max(1, round(rate * seconds)) for rate in rates]
-    plan = ShopPlan(items=items, users=users, events=warm + sum(counts), seed=seed)
+    plan = ShopPlan(
+        items=items, users=users, events=warm + sum(counts), seed=seed, hot_item=hot_item, hot_user=hot_user
+    )
     lines = []
     async with AsyncExitStack() as cleanup:
         running = await cleanup.enter_async_context(rig(settings, where, plan, on_progress=on_progress))
@@ -73,7 +80,8 @@ async def latency_figures(
                     **_parameters(running, where, warm),
                     **_without_clock(found),
                     "us_per_event": _by_step(before, after, count),
-                    **_memory(worker, others),
+                    **_memory([worker], others),
+                    **await hot_rows(running.settings, running.plan),
                 }
             )
     return lines
@@ -89,6 +97,9 @@ async def throughput_figures(
     warm: int,
     seed: int,
     floor: bool = False,
+    processes: int = 1,
+    hot_item: float = 0.0,
+    hot_user: float = 0.0,
     patience_s: float = _PATIENCE_S,
     on_progress: Progress = lambda _what, _done, _total: None,
 ) -> list[dict[str, Any]]:
@@ -97,35 +108,44 @@ async def throughput_figures(
     Args:
         events: how many.
         floor: measure a bare aiokafka loop as well, beside the same processes and on the same topics.
-        where, items, users, warm, seed, patience_s, on_progress: as for :func:`latency_figures`.
+        processes: with the interactions role, at most as many as ``interactions.v1`` has partitions.
+        where, items, users, warm, seed, hot_item, hot_user, patience_s, on_progress: as for :func:`latency_figures`.
 
     Returns:
-        ``events_per_s``; ``us_per_event`` by step, as the process itself counts them; with ``floor`` also
-        ``floor_events_per_s`` and ``share_of_floor``.
+        ``events_per_s``; ``us_per_event`` by step, as the processes themselves count them, all together; with
+        ``floor`` also ``floor_events_per_s`` and ``share_of_floor``.
 
     Raises:
         TailraceError: as :func:`latency_figures`.
     """
-    plan = ShopPlan(items=items, users=users, events=(warm + events) * (2 if floor else 1), seed=seed)
+    plan = ShopPlan(
+        items=items, users=users, events=(warm + events) * (2 if floor else 1), seed=seed,
+        hot_item=hot_item, hot_user=hot_user,
+    )  # fmt: skip
     async with AsyncExitStack() as cleanup:
         running = await cleanup.enter_async_context(rig(settings, where, plan, on_progress=on_progress))
         others = await cleanup.enter_async_context(running.worker(["items", "ranker"]))
-        async with running.worker(["interactions"]) as worker:
+        async with AsyncExitStack() as workers_end:
+            workers = [
+                await workers_end.enter_async_context(running.worker(["interactions"])) for _ in range(processes)
+            ]
             if warm:
-                await running.loaded(warm, patience_s=patience_s, workers=(others, worker))
-            before = await worker.metrics() or {}
-            found = await running.loaded(events, patience_s=patience_s, workers=(others, worker))
-            after = await worker.metrics() or {}
+                await running.loaded(warm, patience_s=patience_s, workers=(others, *workers))
+            before = await _counted(workers)
+            found = await running.loaded(events, patience_s=patience_s, workers=(others, *workers))
+            after = await _counted(workers)
             line = {
                 "benchmark": "throughput",
                 **_parameters(running, where, warm),
+                "processes": processes,
                 "events": events,
                 "events_per_s": found["achieved"],
                 "slates": found["slates"],
                 "items_per_slate": found["items_per_slate"],
                 "lost": found["lost"],
                 "us_per_event": _by_step(before, after, events),
-                **_memory(worker, others),
+                **_memory(workers, others),
+                **await hot_rows(running.settings, running.plan),
             }
         if floor:
             bare = await _bare(running, events, patience_s, others, warm)
@@ -199,17 +219,34 @@ async def _processes(cleanup: AsyncExitStack, running: Rig) -> tuple[WorkerProce
 
 def _parameters(running: Rig, where: Where, warm: int) -> dict[str, Any]:
     plan = running.plan
-    return {"broker": where.name, "items": plan.items, "users": plan.users, "warm": warm, "seed": plan.seed}
+    shares = {"hot_item": plan.hot_item, "hot_user": plan.hot_user}
+    return {
+        "broker": where.name,
+        "items": plan.items,
+        "users": plan.users,
+        "warm": warm,
+        "seed": plan.seed,
+        **{name: share for name, share in shares.items() if share},
+    }
 
 
 def _without_clock(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in figures.items() if name != "known_at"}
 
 
-def _memory(worker: WorkerProcess, others: WorkerProcess) -> dict[str, float]:
-    """Resident memory in MB."""
+async def _counted(workers: Sequence[WorkerProcess]) -> dict[str, float]:
+    """What the processes count, all together, by name; nothing of one that does not answer."""
+    counted: defaultdict[str, float] = defaultdict(float)
+    for worker in workers:
+        for name, value in (await worker.metrics() or {}).items():
+            counted[name] += value
+    return counted
+
+
+def _memory(workers: Sequence[WorkerProcess], others: WorkerProcess) -> dict[str, float]:
+    """Resident memory in MB; of several interactions processes that of the largest."""
     return {
-        "interactions_process_mb": round(sum(worker.memory_bytes()) / 1e6, 1),
+        "interactions_process_mb": round(max(sum(worker.memory_bytes()) for worker in workers) / 1e6, 1),
         "items_ranker_process_mb": round(sum(others.memory_bytes()) / 1e6, 1),
     }
 

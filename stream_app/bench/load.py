@@ -25,6 +25,7 @@ from aiokafka.errors import KafkaError
 from schemas.decode import encode
 from stream_app.bench.child import read_job, run_child, tell
 from stream_app.bench.coverage import Coverage, due_times, percentiles_ms
+from stream_app.bench.hot import latencies_apart
 from stream_app.bench.shop import ShopPlan
 from stream_app.delivery.connections import kafka_options
 from stream_app.errors import Unavailable
@@ -77,13 +78,13 @@ class _Load:
         self.topics = Topics(settings)
         self.records: list[tuple[bytes, bytes, int]] = []
         self.number_of: dict[str, int] = {}
-        users = []
+        self.users: list[str] = []
         for number, (partition, _, event) in enumerate(job.plan.interactions(job.first, job.count)):
             self.records.append((event.user_id.encode(), encode(event), partition))
             self.number_of[event.event_id] = number
-            users.append(event.user_id)
-        self.coverage = Coverage(users)
-        self.sent_at = np.full(len(users), np.nan)
+            self.users.append(event.user_id)
+        self.coverage = Coverage(self.users)
+        self.sent_at = np.full(len(self.users), np.nan)
         self.slates = self.items = 0
         self.lag_at_end = 0
         self.progress_at = 0.0
@@ -196,6 +197,10 @@ class _Load:
         count, lost = len(coverage), coverage.lost
         last = float(np.nanmax(coverage.known, initial=start))
         late = percentiles_ms(self.sent_at - coverage.due)
+        hot_user, apart = self.job.plan.hot_user_id, {}
+        if hot_user is not None:
+            places = [partition for _, _, partition in self.records]
+            apart = latencies_apart(coverage.latencies, self.users, places, hot_user=hot_user)
         # Wall clock: the caller compares it with its own.
         known_at = time.time() - (time.perf_counter() - last)
         return {
@@ -203,6 +208,7 @@ class _Load:
             "sent_per_s": _per_s(count, float(self.sent_at[-1]) - start),
             "achieved": _per_s(count - lost, last - start),
             **percentiles_ms(coverage.latencies),
+            **apart,
             "sent_late_p99_ms": late["p99_ms"],
             "slates": self.slates,
             "items_per_slate": round(self.items / max(self.slates, 1), 2),
@@ -222,10 +228,10 @@ async def run_load(settings: Settings, job: LoadJob) -> dict[str, Any]:
 
     Returns:
         ``events``; ``sent_per_s``; ``achieved`` (events known to a slate per second, from the first event to the last
-        slate); ``p50_ms`` ... ``max_ms`` from an event's time to be sent to the first slate that knows it;
-        ``sent_late_p99_ms`` (this process' own part of that); ``slates`` and ``items_per_slate``; ``most_lag`` and
-        ``lag`` (events that no slate knew: the most at a time, and when the last one was sent); ``lost``; ``known_at``
-        (the last slate, seconds since 1970).
+        slate); ``p50_ms`` ... ``max_ms`` from an event's time to be sent to the first slate that knows it, with a hot
+        user also those of :func:`stream_app.bench.hot.latencies_apart`; ``sent_late_p99_ms`` (this process' own part of
+        that); ``slates`` and ``items_per_slate``; ``most_lag`` and ``lag`` (events that no slate knew: the most at a
+        time, and when the last one was sent); ``lost``; ``known_at`` (the last slate, seconds since 1970).
 
     Raises:
         Unavailable: when the broker goes away or refuses an event.

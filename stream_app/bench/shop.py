@@ -29,7 +29,7 @@ from stream_app.spaces.whitening import Statistics, fit
 from stream_app.users.fold import Folder
 from stream_app.users.state import UserState
 
-__all__ = ["MadeUpPast", "MadeUpShop", "ShopPlan", "clustered", "made_up_past", "made_up_shop"]
+__all__ = ["MadeUpPast", "MadeUpShop", "ShopPlan", "clustered", "made_up_past", "made_up_shop", "opened", "served"]
 
 _SPACE = "made-up"
 _START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -39,6 +39,9 @@ _GROUP = 25
 _LIKED_GROUPS = 4
 _LOYALTY = 0.7
 """Share of a user's events that stay within the liked groups."""
+_HOT_USER = _HOT_ITEM = 0
+_HOT = 1
+"""Tells the draw of hot keys from the others."""
 _AT_ONCE = 512
 _FITTED_ON = 20_000
 """Vectors that basis and space are fitted to at most."""
@@ -55,6 +58,8 @@ class ShopPlan(msgspec.Struct, frozen=True, kw_only=True):
         space: name of their space.
         partitions: of ``interactions.v1``; a user's is chosen as Kafka's clients do.
         starts_at: event time of the first event, seconds since 1970.
+        hot_item: share of all events, those of the history too, that are of item 0.
+        hot_user: share that are of user 0.
     """
 
     items: int
@@ -66,6 +71,8 @@ class ShopPlan(msgspec.Struct, frozen=True, kw_only=True):
     space: str = _SPACE
     partitions: int = 1
     starts_at: float = _START.timestamp()
+    hot_item: float = 0.0
+    hot_user: float = 0.0
 
     @property
     def past(self) -> int:
@@ -82,7 +89,9 @@ class ShopPlan(msgspec.Struct, frozen=True, kw_only=True):
 
         They are those of a topic that holds the shop's events from number 0 on, and nothing else.
         """
-        taken = _choices(self.items, self.users, self.past + self.events, seed=self.seed + 1)
+        taken = _choices(
+            self.items, self.users, self.past + self.events, seed=self.seed + 1, hot=(self.hot_user, self.hot_item)
+        )
         partition = np.array([self.partition(user) for user in range(self.users)])[taken[:, 0]]
         offset = np.empty(len(taken), np.int64)
         for number in range(self.partitions):
@@ -92,6 +101,16 @@ class ShopPlan(msgspec.Struct, frozen=True, kw_only=True):
         places = zip(partition[chosen].tolist(), offset[chosen].tolist(), taken[chosen].tolist(), strict=True)
         for number, (where, at, (user, item)) in enumerate(places, start=first):
             yield where, at, _event(number, user, item, start)
+
+    @property
+    def hot_user_id(self) -> str | None:
+        """The user with a share of all events; None where there is none."""
+        return f"user-{_HOT_USER}" if self.hot_user else None
+
+    @property
+    def hot_item_id(self) -> str | None:
+        """The item with a share of all events; None where there is none."""
+        return _item_id(_HOT_ITEM) if self.hot_item else None
 
     def partition(self, user: int) -> int:
         """Of the user's events."""
@@ -241,7 +260,27 @@ def made_up_shop(
     """
     plan = ShopPlan(items=items, users=users, events=events, history=history, dimensions=dimensions, seed=seed)
     past = made_up_past(settings, plan, on_progress=on_progress)
-    serving = ServingState(settings, space=plan.space, dimensions=dimensions)
+    return opened(settings, past, served(settings, past, whiten=whiten, on_progress=on_progress))
+
+
+def opened(settings: Settings, past: MadeUpPast, serving: ServingState) -> MadeUpShop:
+    """The shop with that past and what serves it, and its further records."""
+    plan = past.plan
+    further = [event for _, _, event in plan.interactions(plan.past, plan.events)]
+    records = [(event.user_id.encode(), encode(event)) for event in further]
+    return MadeUpShop(settings, serving, past.states, records, plan.starts_at + plan.span_s)
+
+
+def served(
+    settings: Settings,
+    past: MadeUpPast,
+    *,
+    whiten: bool = False,
+    on_progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
+) -> ServingState:
+    """What serves a shop with that past; for the arguments see :func:`made_up_shop`."""
+    plan = past.plan
+    serving = ServingState(settings, space=plan.space, dimensions=plan.dimensions)
     serving.factors.basis = past.learner.basis
     if whiten:
         serving.apply_space(past.space(settings))
@@ -250,31 +289,40 @@ def made_up_shop(
         serving.apply_item(_item_id(number), plan.item(number))
         serving.apply_vector(_item_id(number), plan.item_vector(number, vector))
         if number % _AT_ONCE == 0:
-            on_progress("items", number, items)
+            on_progress("items", number, plan.items)
     serving.index.maybe_rebuild()
     serving.apply_statistics(past.statistics)
-    for row in range(0, items, _AT_ONCE):
-        places = np.arange(row, min(row + _AT_ONCE, items))
-        past.learner.copy_to(serving.factors, np.arange(items, dtype=np.int32), places)
-    further = [event for _, _, event in plan.interactions(plan.past, events)]
-    records = [(event.user_id.encode(), encode(event)) for event in further]
-    return MadeUpShop(settings, serving, past.states, records, plan.starts_at + plan.span_s)
+    rows = np.arange(plan.items, dtype=np.int32)
+    for row in range(0, plan.items, _AT_ONCE):
+        past.learner.copy_to(serving.factors, rows, np.arange(row, min(row + _AT_ONCE, plan.items)))
+    return serving
 
 
 def _sample(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return vectors[:: max(1, len(vectors) // _FITTED_ON)]
 
 
-def _choices(items: int, users: int, count: int, *, seed: int) -> NDArray[np.int64]:
-    """Who takes what: int64 [count, 2], users and items."""
+def _choices(
+    items: int, users: int, count: int, *, seed: int, hot: tuple[float, float] = (0.0, 0.0)
+) -> NDArray[np.int64]:
+    """Who takes what: int64 [count, 2], users and items.
+
+    Args:
+        hot: shares (0 to 1) of user 0 and of item 0 beyond what they have anyway. They are drawn apart, so what is
+            not theirs stays what it is without them.
+    """
     rng = np.random.default_rng(seed)
     user = rng.permutation(np.arange(count) % users)
+    hot_rng = np.random.default_rng((seed, _HOT))
+    user[hot_rng.random(count) < hot[0]] = _HOT_USER
     liked = rng.integers(0, items // _GROUP + 1, size=(users, _LIKED_GROUPS))
     group = liked[user, rng.integers(0, _LIKED_GROUPS, size=count)]
     near = np.minimum(group * _GROUP + rng.integers(0, _GROUP, size=count), items - 1)
     popularity = 1.0 / (1.0 + rng.permutation(items))
     anywhere = rng.choice(items, size=count, p=popularity / popularity.sum())
-    return np.stack([user, np.where(rng.random(count) < _LOYALTY, near, anywhere)], axis=1)
+    item = np.where(rng.random(count) < _LOYALTY, near, anywhere)
+    item[hot_rng.random(count) < hot[1]] = _HOT_ITEM
+    return np.stack([user, item], axis=1)
 
 
 def _event(number: int, user: int, item: int, start: datetime) -> Interaction:

@@ -30,6 +30,16 @@ _warm = click.option(
     type=click.IntRange(0, 1_000_000),
     help="Events before anything is measured; the ranker learns from them.",
 )
+_share = click.FloatRange(0.0, 1.0)
+
+
+def _hot(command: F) -> F:
+    """Options that make an item and a user hot."""
+    for name, what in (("item", "one item"), ("user", "one user")):
+        command = click.option(
+            f"--hot-{name}", default=0.0, show_default=True, type=_share, help=f"Share of all events of {what}."
+        )(command)
+    return command
 
 
 def _events(default: int) -> Callable[[F], F]:
@@ -61,16 +71,26 @@ def _where(command: F) -> F:
 @_items
 @_users
 @_warm
+@_hot
 @_where
 @seed_option
 @json_option
 def latency(
-    rates: str, seconds: float, items: int, users: int, warm: int, seed: int, json_file: Path | None, **where: Any
+    rates: str,
+    seconds: float,
+    items: int,
+    users: int,
+    warm: int,
+    hot_item: float,
+    hot_user: float,
+    seed: int,
+    json_file: Path | None,
+    **where: Any,
 ) -> int:
     """From an event's time to be sent to the arrival of the first slate that knows it, at fixed rates.
 
     The load comes from a process of its own, an open loop: a pipeline that falls behind shows it. Every event must be
-    known to a slate; lost must be 0.
+    known to a slate; lost must be 0. With --hot-user what that user and the others waited is told apart.
     """
     wanted = numbers("--rates", rates, least=0.1, most=1_000_000)
     count = int(sum(wanted) * seconds)
@@ -82,7 +102,7 @@ def latency(
 
         return latency_figures(
             settings, place, rates=wanted, seconds=seconds, items=items, users=users, warm=warm, seed=seed,
-            on_progress=on_progress,
+            hot_item=hot_item, hot_user=hot_user, on_progress=on_progress,
         )  # fmt: skip
 
     return _measured(f"event to slate, {items:,} items, {users:,} users", work, where, json_file)
@@ -94,20 +114,45 @@ def latency(
 @_users
 @_warm
 @click.option("--floor/--no-floor", default=False, show_default=True, help="Also a bare aiokafka loop.")
+@click.option(
+    "--processes",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="With the interactions role; at most topics.partitions.",
+)
+@_hot
 @_where
 @seed_option
 @json_option
 def throughput(
-    events: int, items: int, users: int, warm: int, floor: bool, seed: int, json_file: Path | None, **where: Any
+    events: int,
+    items: int,
+    users: int,
+    warm: int,
+    floor: bool,
+    processes: int,
+    hot_item: float,
+    hot_user: float,
+    seed: int,
+    json_file: Path | None,
+    **where: Any,
 ) -> int:
-    """Events per second of one interactions process when they come as fast as the broker takes them."""
+    """Events per second of interactions processes, one by default, when they come as fast as the broker takes them."""
+    if floor and processes > 1:
+        raise click.UsageError("--floor is the limit of one process; leave it out with --processes")
 
     def work(settings: Settings, place: Where, on_progress: Progress) -> Coroutine[Any, Any, list[dict[str, Any]]]:
         from stream_app.bench.live import throughput_figures
 
+        if processes > settings.topics.partitions:
+            raise click.UsageError(
+                f"--processes {processes}: interactions.v1 has {settings.topics.partitions} partitions "
+                "(topics.partitions), and a process needs one"
+            )
         return throughput_figures(
             settings, place, events=events, items=items, users=users, warm=warm, seed=seed, floor=floor,
-            on_progress=on_progress,
+            processes=processes, hot_item=hot_item, hot_user=hot_user, on_progress=on_progress,
         )  # fmt: skip
 
     return _measured(f"saturated, {items:,} items, {users:,} users", work, where, json_file)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import msgspec
 import numpy as np
 import pytest
 
 from schemas.decode import encode
 from stream_app.bench.coverage import Coverage, due_times, percentiles_ms
 from stream_app.bench.floor import in_process_floor
+from stream_app.bench.hot import latencies_apart
 from stream_app.bench.shop import ShopPlan, made_up_past, made_up_shop
 from stream_app.cli import main
 from stream_app.delivery.reading import default_partition
 from stream_app.settings import Settings
 from stream_app.spaces.served import ServedSpace
+from stream_app.users.state import encode_state
 
 
 def test_the_schedule_is_fixed_and_even() -> None:
@@ -70,6 +73,54 @@ def test_processes_that_are_told_the_same_plan_know_the_same_events_and_places()
     assert len(places) == 4
 
 
+def test_a_hot_item_and_a_hot_user_have_their_shares_and_nothing_else_changes() -> None:
+    plan = ShopPlan(items=300, users=100, events=2_000, history=20, dimensions=16, partitions=4)
+    hot = msgspec.structs.replace(plan, hot_item=0.3, hot_user=0.1)
+    even, uneven = (list(one.interactions(0, one.past + one.events)) for one in (plan, hot))
+    assert (plan.hot_user_id, plan.hot_item_id) == (None, None)
+    assert list(hot.interactions(0, len(uneven))) == uneven
+    events = [event for _, _, event in uneven]
+    assert sum(event.user_id == hot.hot_user_id for event in events) / len(events) == pytest.approx(
+        0.1 + 0.01, abs=0.02
+    )
+    assert sum(event.item_id == hot.hot_item_id for event in events) / len(events) == pytest.approx(0.3, abs=0.02)
+    for (_, _, before), event in zip(even, events, strict=True):
+        assert event.item_id in (before.item_id, hot.hot_item_id) or event.user_id == hot.hot_user_id
+        assert event.user_id in (before.user_id, hot.hot_user_id)
+    # The hot user's own events are in order in one partition, as everybody's.
+    places = [(partition, offset) for partition, offset, event in uneven if event.user_id == hot.hot_user_id]
+    assert len({partition for partition, _ in places}) == 1
+    assert places == sorted(places)
+
+
+def test_everything_may_be_of_one_item_and_one_user() -> None:
+    plan = ShopPlan(items=300, users=40, events=10, history=2, dimensions=16, hot_item=1.0, hot_user=1.0)
+    events = [event for _, _, event in plan.interactions(0, plan.past + plan.events)]
+    assert {(event.user_id, event.item_id) for event in events} == {(plan.hot_user_id, plan.hot_item_id)}
+
+
+def test_a_shop_with_hot_keys_keeps_bounded_rows_of_them() -> None:
+    settings = Settings()
+    plan = ShopPlan(items=400, users=60, events=0, history=40, dimensions=16, hot_item=0.3, hot_user=0.2)
+    past = made_up_past(settings, plan)
+    state = past.states[plan.hot_user_id or ""]
+    assert state.events > 400
+    assert len(state.history) == settings.users.history
+    assert len(encode_state(state)) < 4_000
+    [row] = past.statistics.stated([plan.hot_item_id or ""])
+    assert len(row.neighbours) == settings.items.neighbours
+    assert len(encode(row)) < 16_000
+
+
+def test_what_the_hot_user_and_the_others_waited_is_told_apart() -> None:
+    found = latencies_apart(
+        np.array([0.010, 0.020, 0.500, np.nan]), ["hot", "beside", "far", "hot"], [1, 1, 2, 1], hot_user="hot"
+    )
+    assert (found["hot_user_p50_ms"], found["others_p50_ms"], found["same_partition_p50_ms"]) == (10.0, 260.0, 20.0)
+    nobody = latencies_apart(np.array([0.01]), ["ann"], [0], hot_user="hot")
+    assert (nobody["hot_user_p99_ms"], nobody["others_p99_ms"], nobody["same_partition_p99_ms"]) == (None, 10.0, None)
+
+
 def test_the_past_says_through_which_places_it_is_complete() -> None:
     plan = ShopPlan(items=300, users=40, events=10, history=8, dimensions=16, partitions=4)
     past = made_up_past(Settings(), plan)
@@ -116,7 +167,11 @@ def test_a_whitened_shop_is_the_same_shop() -> None:
         (["latency", "--kafka", "127.0.0.1:9092"], "--kafka and --redis go together"),
         (["latency", "--kafka", "127.0.0.1", "--redis", "redis://127.0.0.1"], "is not host:port"),
         (["latency", "--kafka", "127.0.0.1:9", "--redis", "127.0.0.1"], "a Redis URL starts with"),
+        (["latency", "--hot-item", "1.5"], "--hot-item"),
+        (["throughput", "--hot-user", "-0.1"], "--hot-user"),
         (["throughput", "--events", "0"], "--events"),
+        (["throughput", "--floor", "--processes", "2"], "leave it out with --processes"),
+        (["throughput", "--processes", "5"], "interactions.v1 has 4 partitions"),
         (["floor", "--broker", "kafka", "--kafka", "a:1", "--redis", "redis://a"], "leave it out with --kafka"),
         (["start", "--items", "1000.5"], "whole numbers from 100"),
         (["start", "--json", "/nowhere/at/all.json"], "cannot be written"),
