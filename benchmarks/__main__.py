@@ -34,6 +34,7 @@ _ALL: dict[str, tuple[str, ...]] = {
     "ranking": (),
     "index": (),
     "start": (),
+    "growth": ("--items", "1000,10000", "--users", "2000", "--history", "10,50"),
 }
 """Sub-commands of ``tailrace bench``, and their options where all are run."""
 
@@ -69,8 +70,8 @@ def _run(name: str, options: tuple[str, ...], json_file: Path | None = None) -> 
 def main(context: click.Context) -> None:
     """Speed and live quality of this checkout on this machine.
 
-    Without a command: latency, throughput, floor, ranking, index and start, which are those of `tailrace bench` and
-    take its options.
+    Without a command: latency, throughput, floor, ranking, index, start and growth, which are those of `tailrace
+    bench` and take its options.
     """
     configure_logs(LogSettings(level="error", format="text"))
     if context.invoked_subcommand is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,7 +18,8 @@ __all__ = ["bench"]
 def bench() -> None:
     """Measure what Tailrace and its parts cost on this machine.
 
-    latency, throughput, floor and start run a broker, Redis and processes of Tailrace; ranking and index do without.
+    latency, throughput, floor and start run a broker, Redis and processes of Tailrace; ranking, index and growth do
+    without (growth starts a Redis to fill it).
     Figures are of one run; machines that are shared differ by a third from one run to the next.
     """
 
@@ -99,3 +102,87 @@ def index(sizes: str, dimensions: int, seed: int, json_file: Path | None) -> Non
         table.add_row(*(f"{line[name]:,}" if isinstance(line[name], int) else str(line[name]) for name in columns))
     output().print(table)
     write_lines(json_file, [line | {"seed": seed} for line in figures])
+
+
+@bench.command()
+@click.option("--items", default="1000,10000,100000", show_default=True, help="Sizes of the catalogue.")
+@click.option("--users", default="2000,20000", show_default=True, help="Numbers of users.")
+@click.option("--history", default="10,50,200", show_default=True, help="Events of each user, all of them kept.")
+@click.option(
+    "--redis-users", default="2000,100000", show_default=True, help="Users whose states are put into Redis; 0: none."
+)
+@click.option("--events", default=3_200, show_default=True, type=click.IntRange(256, 1_000_000), help="Of each shop.")
+@click.option("--batch", default=64, show_default=True, type=click.IntRange(1, 4_096), help="Events at a time.")
+@seed_option
+@json_option
+def growth(
+    items: str, users: str, history: str, redis_users: str, events: int, batch: int, seed: int, json_file: Path | None
+) -> None:
+    """What an event, an item and a user cost as catalogue, users and histories grow.
+
+    Sizes are comma separated. One varies at a time; the others are 10,000 items, 2,000 users, 20 events each. Time is
+    that of ranking, without the broker and Redis.
+    """
+    from stream_app.bench.growth import GrowthJob, growth_figures
+    from stream_app.cli.console import errors, run
+    from stream_app.cli.evaluate import advancing, open_progress, writable
+    from stream_app.settings import load_settings
+
+    if events < 4 * batch:
+        raise click.UsageError(f"--events {events} are too few for --batch {batch}: at least {4 * batch}")
+    given = {"items": (items, 100, 5_000_000), "users": (users, 10, 1_000_000), "history": (history, 1, 1_000)}
+    axes = {
+        name: [int(size) for size in numbers(f"--{name}", text, least=least, most=most, whole=True)]
+        for name, (text, least, most) in given.items()
+    }
+    stored = [int(size) for size in numbers("--redis-users", redis_users, least=0, most=100_000_000, whole=True)]
+    writable(json_file)
+    with open_progress(errors()) as progress:
+        lines = run(
+            growth_figures(
+                load_settings(), GrowthJob(events=events, batch=batch, seed=seed), axes,
+                redis_users=[size for size in stored if size], on_progress=advancing(progress),
+            )
+        )  # fmt: skip
+    _print_growth(lines)
+    write_lines(json_file, lines)
+
+
+def _print_growth(lines: Sequence[Mapping[str, Any]]) -> None:
+    """Time and memory by size, a table each; a group of rows per axis."""
+    from rich.table import Table
+
+    from stream_app.bench.growth import AXES, GROUPS
+    from stream_app.cli.console import output
+
+    ranked = [line for line in lines if line["axis"] in AXES]
+    groups = [*GROUPS, "other"]
+    time_table = Table(title="microseconds per event: which stages grow", show_edge=False)
+    space_table = Table(title="bytes of memory", show_edge=False)
+    parts = list(ranked[0]["bytes_by_part"]) if ranked else []
+    for table, columns in (
+        (time_table, ["events/s", "us", "p99", *groups, "grew most"]),
+        (space_table, ["per item", *parts, "state, packed", "in memory"]),
+    ):
+        table.add_column("shop")
+        for column in columns:
+            table.add_column(column, justify="right")
+    for before, line in zip([None, *ranked], ranked, strict=False):
+        if before is not None and before["axis"] != line["axis"]:
+            time_table.add_section()
+            space_table.add_section()
+        shop = f"{line[line['axis']]:,} {line['axis']}"
+        grew = ", ".join(f"{name} +{took:,.0f}" for name, took in line["grew_most"].items())
+        by_group = (f"{line['us_by_group'][name]:,.0f}" for name in groups)
+        time_table.add_row(
+            shop, f"{line['events_per_s']:,}", f"{line['us_per_event']:,.0f}", f"{line['p99_us']:,.0f}", *by_group, grew
+        )
+        by_part = (f"{line['bytes_by_part'][name]:,}" for name in parts)
+        space_table.add_row(
+            shop, f"{line['bytes_per_item']:,}", *by_part, f"{line['state_bytes']:,}", f"{line['cached_state_bytes']:,}"
+        )
+    for line in lines:
+        if line["axis"] == "redis":
+            space_table.add_row(f"Redis with {line['users']:,} users: {line['redis_bytes_per_user']:,} a user")
+    output().print(time_table)
+    output().print(space_table)

@@ -7,14 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from stream_app.bench import ranking
+from stream_app.bench import growth, ranking
+from stream_app.bench.growth import GROUPS, GrowthJob, array_bytes, growth_line, object_bytes
 from stream_app.bench.index import index_figures
 from stream_app.bench.ranking import PARTS, STAGES, ranking_figures
 from stream_app.bench.shop import MadeUpShop, made_up_shop
 from stream_app.cli import main
+from stream_app.errors import TailraceError
 from stream_app.ranking.ordering import order_candidates
 from stream_app.ranking.recommender import Recommender
 from stream_app.retrieval.candidates import find_candidates
@@ -129,3 +132,63 @@ def test_the_index_command_takes_several_sizes(tmp_path: Path, capsys: pytest.Ca
     for wrong in ("", "ten", "0", "6000000"):
         assert main(["bench", "index", "--sizes", wrong]) == 2
         assert "whole numbers from 1 to 5,000,000" in capsys.readouterr().err
+
+
+SMALL = GrowthJob(items=300, users=40, history=8, events=256, batch=32)
+
+
+def test_what_a_shop_costs_is_said_by_group_and_by_part() -> None:
+    told: list[str] = []
+    line = growth_line(Settings(), SMALL, on_progress=lambda what, _done, _total: told.append(what))
+    assert (line["items"], line["users"], line["history"]) == (300, 40, 8)
+    assert line["events_per_s"] == pytest.approx(1e6 / line["us_per_event"], rel=0.01)
+    assert set(line["us_by_group"]) == {*GROUPS, "other"}
+    assert sum(line["us_by_group"].values()) == pytest.approx(sum(line["us_by_stage"].values()), abs=1.0)
+    # Vectors of 384 float32 and their codes; two times 64 float32.
+    assert line["bytes_by_part"]["index"] > 384 * 5
+    assert line["bytes_by_part"]["factors"] > 2 * 64 * 4
+    assert 0 < line["state_bytes"] < line["cached_state_bytes"]
+    assert {"history", "items", "measured events"} <= set(told)
+
+
+def test_longer_histories_are_kept_whole() -> None:
+    short = growth_line(Settings(), SMALL, on_progress=lambda _what, _done, _total: None)
+    long = growth_line(
+        Settings(), msgspec.structs.replace(SMALL, history=90), on_progress=lambda _what, _done, _total: None
+    )
+    assert long["state_bytes"] > 3 * short["state_bytes"]
+
+
+def test_arrays_are_counted_once_and_with_all_they_keep() -> None:
+    made = shop().serving
+    assert array_bytes(made.factors) >= made.factors.context.nbytes + made.factors.target.nbytes
+    assert array_bytes((np.zeros(100)[:10], np.zeros(0))) == 800
+    both = np.zeros(100)
+    assert array_bytes((both, both[5:], (both,))) == 800
+    assert array_bytes({"not": both}) == 0
+    assert object_bytes(["a" * 1_000, "b"]) > 1_000
+
+
+def test_a_shop_that_does_not_fit_is_refused_before_any_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    growth.need_memory([SMALL], [100])
+    with pytest.raises(TailraceError, match=r"5,000,000,000 items and 2,000 users.* GB are free"):
+        growth.need_memory([SMALL, GrowthJob(items=5_000_000_000)], [])
+    assert main(["bench", "growth", "--redis-users", "100000000"]) != 0
+    assert "Redis with 100,000,000 users: about 500.0 GB" in " ".join(capsys.readouterr().err.split())
+
+
+def test_growth_is_measured_along_every_axis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "figures.json"
+    command = ["bench", "growth", "--items", "300", "--users", "20,40", "--history", "4", "--events", "256"]
+    assert main([*command, "--batch", "32", "--redis-users", "100,2000", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "which stages grow" in printed
+    lines = json.loads(file.read_text())
+    assert [(line["axis"], line["users" if line["axis"] == "redis" else line["axis"]]) for line in lines] == [
+        ("items", 300), ("users", 20), ("users", 40), ("history", 4), ("redis", 100), ("redis", 2_000)
+    ]  # fmt: skip
+    assert {line["benchmark"] for line in lines} == {"growth"}
+    assert lines[1]["grew_most"] == {}
+    assert lines[-1]["redis_bytes_per_user"] > lines[-1]["state_bytes"]
+    for wrong in (["--items", "ten"], ["--history", "0"], ["--events", "256", "--batch", "100"]):
+        assert main(["bench", "growth", *wrong]) == 2
