@@ -14,6 +14,7 @@ from tests.stacks import Stack
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
 FIGURES = {"p50_ms", "p99_ms", "p999_ms", "max_ms", "achieved", "sent_per_s", "lag", "most_lag", "lost", "events"}
+HOT = {"hot_user_p99_ms", "others_p99_ms", "same_partition_p99_ms", "hot_user_history", "hot_item_neighbours"}
 SMALL = ["--items", "200", "--users", "20", "--warm", "40"]
 
 
@@ -25,11 +26,15 @@ def test_every_event_is_known_to_a_slate_and_nothing_is_left_on_the_cluster(
     for name, value in stack.overrides["connection"].items():
         monkeypatch.setenv(f"TAILRACE_CONNECTION__{name.upper()}", str(value))
     cluster = ["--kafka", stack.kafka, "--redis", stack.redis]
-    command = ["bench", "latency", "--rates", "20", "--seconds", "2", *SMALL, *cluster]
+    hot = ["--hot-item", "0.3", "--hot-user", "0.2"]
+    command = ["bench", "latency", "--rates", "20", "--seconds", "2", *SMALL, *hot, *cluster]
     assert main([*command, "--json", "figures.json"]) == 0
     assert "p99_ms" in capsys.readouterr().out
     (figures,) = json.loads(Path("figures.json").read_text())
-    assert set(figures) >= FIGURES
+    assert set(figures) >= FIGURES | HOT
+    # Both are bounded: by users.history, and by items.neighbours and the items there are.
+    assert 0 < figures["hot_user_history"] <= 50
+    assert 0 < figures["hot_item_neighbours"] < 200
     assert (figures["benchmark"], figures["rate"], figures["broker"]) == ("latency", 20.0, "given")
     assert (figures["events"], figures["lost"], figures["items_per_slate"]) == (40, 0, 20.0)
     assert {"items": 200, "users": 20, "seed": 0}.items() <= figures.items()
