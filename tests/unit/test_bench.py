@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stream_app.bench import growth, ranking
+from stream_app.bench.child import Progress
 from stream_app.bench.growth import GROUPS, GrowthJob, array_bytes, growth_line, object_bytes
 from stream_app.bench.index import index_figures
 from stream_app.bench.ranking import PARTS, STAGES, ranking_figures
@@ -22,7 +23,7 @@ from stream_app.ranking.ordering import order_candidates
 from stream_app.ranking.recommender import Recommender
 from stream_app.retrieval.candidates import find_candidates
 from stream_app.retrieval.links import clear
-from stream_app.settings import IndexSettings, RetrievalSettings, Settings
+from stream_app.settings import IndexSettings, RetrievalSettings, Settings, UserSettings
 
 
 def shop(settings: Settings | None = None) -> MadeUpShop:
@@ -177,7 +178,25 @@ def test_a_shop_that_does_not_fit_is_refused_before_any_is_made(capsys: pytest.C
     assert "Redis with 100,000,000 users: about 500.0 GB" in " ".join(capsys.readouterr().err.split())
 
 
-def test_growth_is_measured_along_every_axis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_shop_is_measured_in_a_process_of_its_own() -> None:
+    told: list[str] = []
+    settings = Settings(users=UserSettings(history=4))
+    line = await growth._in_a_child(settings, SMALL, "a shop", lambda what, _done, _total: told.append(what))
+    assert (line["items"], line["users"], line["history"], line["events"]) == (300, 40, 8, 256)
+    assert line["bytes_per_item"] > 0
+    assert told
+    assert all(what.startswith("a shop: ") for what in told)
+
+
+def test_growth_is_measured_along_every_axis(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def here(settings: Settings, job: GrowthJob, _name: str, on_progress: Progress) -> dict[str, Any]:
+        small = msgspec.structs.replace(job, items=min(job.items, 400), users=min(job.users, 40))
+        return growth_line(settings, small, on_progress=on_progress) | {"items": job.items, "users": job.users}
+
+    monkeypatch.setattr(growth, "_in_a_child", here)
+    monkeypatch.setattr(growth, "_STATES", 50)
     file = tmp_path / "figures.json"
     command = ["bench", "growth", "--items", "300", "--users", "20,40", "--history", "4", "--events", "256"]
     assert main([*command, "--batch", "32", "--redis-users", "100,2000", "--json", str(file)]) == 0
