@@ -319,10 +319,8 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
 
     # The codes of new items are read once for some requests together; here for one.
     products, slow = call.cold_closeness.reshape(1, -1), call.queries[SLOW : SLOW + 1]
-    codes = tables.cold_codes, tables.cold_steps
-    time_part(
-        "nearness of new items", (scan_codes, slow, *codes, products), (scan_codes, slow, *codes, products[:, :0])
-    )
+    rest = tables.cold_codes, tables.cold_steps
+    time_part("nearness of new items", (scan_codes, slow, *rest, products), (scan_codes, slow, *rest, products[:, :0]))
 
     context = Context(
         tables, call.queries, own, own_weights, links, sums, by_links, near, by_factors, cold_counts,

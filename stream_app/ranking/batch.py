@@ -125,8 +125,8 @@ def prepare_all(
             excluded[excluded_starts[request] : excluded_starts[request + 1]],
             pinned[pinned_starts[request] : pinned_starts[request + 1]],
             searched[searched_starts[request] : searched_starts[request + 1]],
-            search_places, at[request], seeds[request], lags, wanted, cold_closeness[at_once], slot, link_slot, links, sums, blocked,
-            first_request + request, found[request], lengths[request], rows[start:], masks[start:],
+            search_places, at[request], seeds[request], lags, wanted, cold_closeness[at_once], slot, link_slot, links,
+            sums, blocked, first_request + request, found[request], lengths[request], rows[start:], masks[start:],
         )  # fmt: skip
         end = start + count
         starts[request + 1] = end

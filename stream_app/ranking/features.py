@@ -210,8 +210,7 @@ def _looked_up(
 
 @compiled
 def _log1p(value: float) -> float:
-    """``log(1 + value)`` of numbers that are not tiny, to the precision of features: a fraction of the time of the exact
-    function."""
+    """``log(1 + value)`` of numbers that are not tiny, as exact as features are."""
     return float(np.log(np.float32(1.0 + value))) if value > 0.0 else 0.0
 
 

@@ -99,8 +99,8 @@ def find_candidates(
     cold_counts = np.empty(len(tables.cold))
     decayed_column(at, tables.cold, tables.counts, tables.arena.stated, rising, tables.rates[rising], cold_counts)
     context = Context(
-        tables, queries, own, own_weights, links, sums, by_links, near, by_factors, cold_counts, cold_closeness, blocked,
-        request, seed,
+        tables, queries, own, own_weights, links, sums, by_links, near, by_factors, cold_counts, cold_closeness,
+        blocked, request, seed,
     )  # fmt: skip
     propose_all(context, wanted, found, lengths)
     return _merge(found, lengths, slot, tables.hashes, rows, masks), count

@@ -200,7 +200,7 @@ def _transition(
     """
     limit = settings.transition_history
     # Nearly always nothing is of the same basket, and every event says all it may.
-    plain = all([entry.at != at and entry.share == 1.0 for entry in history])
+    plain = not any(entry.at == at or entry.share != 1.0 for entry in history)
     previous, shares, together = (_earlier_plain if plain else _earlier)(history, item_id, at, limit)
     lag = len(previous) - together
     symmetric, directed = _by_lag(settings.symmetric_decay, settings.directed_decay, settings.directed_history, limit)
