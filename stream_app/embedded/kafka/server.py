@@ -128,8 +128,8 @@ class ApacheKafka(Server):
             "broker.session.timeout.ms": "1500",
             "broker.heartbeat.interval.ms": "300",
             # One machine, shared with the clients.
-            "num.network.threads": "2",
-            "num.io.threads": "4",
+            "num.network.threads": "1",
+            "num.io.threads": "2",
             "log.cleaner.dedupe.buffer.size": str(16 * 1_024 * 1_024),
             "log.cleaner.backoff.ms": "1000",
             "log.segment.bytes": str(64 * 1_024 * 1_024),
