@@ -31,7 +31,7 @@ from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import read_to_end
 from stream_app.delivery.records import InRecord
 from stream_app.errors import EncodeError, InvalidMessage, TailraceError
-from stream_app.items.partitions import item_partition
+from stream_app.items.partitions import by_owner
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
 from stream_app.ranking.features import feature_names
@@ -701,13 +701,11 @@ class InteractionsAgent(Agent):
                 rounds[place].append(record)
 
         for source, transitions in result.transitions.items():
-            by_owner: dict[int, list[Transition]] = {}
+            of_owner: dict[int, list[Transition]] = {}
             for transition in transitions:
-                owners = {item_partition(item_id, self._item_partitions) for item_id in transition.previous}
-                owners.add(item_partition(transition.item_id, self._item_partitions))
-                for owner in owners:
-                    by_owner.setdefault(owner, []).append(transition)
-            for owner, rows in sorted(by_owner.items()):
+                for owner, part in by_owner(transition, self._item_partitions).items():
+                    of_owner.setdefault(owner, []).append(part)
+            for owner, rows in sorted(of_owner.items()):
                 add([self._transitions(source, owner, part) for part in _parts(rows, _transition_bytes, limit)])
         for source, examples in result.examples.items():
             add([self._examples(source, part) for part in _parts(examples, _example_bytes, limit)])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from schemas.arrays import unpack_float64
 from schemas.messages import ItemSignals, Transition, Transitions
 from stream_app.errors import InvalidMessage
-from stream_app.items.partitions import item_partition
+from stream_app.items.partitions import by_owner, item_partition
 from stream_app.items.statistics import ItemStatistics
 from stream_app.settings import ItemSettings
 from stream_app.users.state import id_hash
@@ -93,6 +93,26 @@ def test_only_owned_items_have_rows():
     for part in parts:
         assert set(part.item_ids) == {item for item in items if item_partition(item, partitions) == part.partition}
     assert sum(len(part) for part in parts) == len(items)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sets(st.sampled_from("abcdefghij"))), max_size=8))
+def test_owners_need_no_more_than_their_part_of_a_transition(taken: list[tuple[str, set[str]]]):
+    partitions = 4
+    whole, split = ([ItemStatistics(partition, partitions, SETTINGS) for partition in range(partitions)] for _ in "ab")
+    for offset, (item, previous) in enumerate(taken):
+        given = transition(offset, item, "".join(sorted(previous - {item})))
+        parts = by_owner(given, partitions)
+        assert sum(
+            len(part.previous) for owner, part in parts.items() if owner != item_partition(item, partitions)
+        ) <= len(given.previous)
+        for partition in range(partitions):
+            whole[partition].apply(message(given), offset=offset)
+            if partition in parts:
+                split[partition].apply(message(parts[partition]), offset=offset)
+    for one, other in zip(whole, split, strict=True):
+        assert sorted(one.item_ids) == sorted(other.item_ids)
+        for item in one.item_ids:
+            assert one.stated([item]) == other.stated([item])
 
 
 def test_rows_leave_longest_waiting_first_and_offsets_are_safe_only_then():
