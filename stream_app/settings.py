@@ -192,7 +192,18 @@ class UserSettings(_Group):
     )
     slow_decay: float = Field(0.97, gt=0, lt=1, description="Per-event decay of the slow interest vector.")
     fast_decay: float = Field(0.7, gt=0, lt=1, description="Per-event decay of the fast interest vector.")
-    cache: int = Field(50_000, ge=1, le=10_000_000, description="User states a process keeps in memory (count).")
+    cache: int = Field(
+        50_000,
+        ge=1,
+        le=10_000_000,
+        description="User states a process keeps in memory, packed: 1 to 2 KB with 50 events (count).",
+    )
+    unpacked: int = Field(
+        5_000,
+        ge=1,
+        le=10_000_000,
+        description="Those of them, of the last users, that are kept ready for use: 31 KB with 50 events (count).",
+    )
     text_chars: int = Field(
         2_000, ge=16, le=100_000, description="Free text of an event is cut to this before embedding (characters)."
     )

@@ -10,7 +10,6 @@ What is left of a user who was forgotten goes away by itself after ``users.forgo
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -23,6 +22,7 @@ from stream_app.delivery.retry import until_it_works
 from stream_app.errors import Unavailable
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
+from stream_app.stores.cache import UserCache
 from stream_app.users.state import UserState, decode_state, encode_state
 
 __all__ = ["REDIS_TRANSIENT", "UserStore", "connect_redis"]
@@ -65,7 +65,7 @@ def connect_redis(settings: Settings) -> Redis:
 
 
 class UserStore:
-    """States of the users a process owns: an LRU cache of bounded size in front of Redis.
+    """States of the users a process owns: a bounded cache of the most recent in front of Redis.
 
     The cache belongs to the owner of a partition: :meth:`forget` drops it when partitions move.
     """
@@ -75,7 +75,7 @@ class UserStore:
         self._settings = settings
         self._metrics = metrics
         self._prefix = f"{settings.topics.prefix}:user:"
-        self._cache: OrderedDict[str, UserState] = OrderedDict()
+        self._cache = UserCache(limit=settings.users.cache, unpacked=settings.users.unpacked)
         self._save_sha = ""
         self._generation = 0
 
@@ -104,15 +104,14 @@ class UserStore:
             if state is None:
                 missing.append(user_id)
             else:
-                self._cache.move_to_end(user_id)
                 states[user_id] = state
         if missing:
             for user_id, packed in zip(missing, await self._fetch(missing), strict=True):
                 state = UserState(user_id) if packed is None else decode_state(user_id, packed)
                 states[user_id] = state
                 if generation == self._generation:
-                    self._cache[user_id] = state
-            self._shrink()
+                    self._cache.put(user_id, state, packed or b"")
+            self._measure()
         return states
 
     async def _fetch(self, user_ids: Sequence[str]) -> list[bytes | None]:
@@ -143,6 +142,7 @@ class UserStore:
         if not states:
             return []
         generation = self._generation
+        packed = {user_id: encode_state(state) for user_id, state in states.items()}
 
         async def attempt() -> list[object]:
             if not self._save_sha:
@@ -157,7 +157,7 @@ class UserStore:
                         partition,
                         state.applied.get(partition, -1),
                         state.profile_applied.get(partition, -1),
-                        encode_state(state),
+                        packed[user_id],
                         self._settings.users.forgotten_keep_s if state.forgotten else 0,
                     )
                 results = list(await pipe.execute(raise_on_error=False))
@@ -172,23 +172,20 @@ class UserStore:
             written = await self._patiently(attempt, "user states to Redis")
         except ValueError:
             for user_id in states:  # Some were written, and the cache knows nothing of it.
-                self._cache.pop(user_id, None)
+                self._cache.drop(user_id)
             raise
         refused = []
         for (user_id, state), result in zip(states.items(), written, strict=True):
             if result and generation == self._generation:
-                self._cache[user_id] = state
-                self._cache.move_to_end(user_id)
+                self._cache.put(user_id, state, packed[user_id])
             else:
-                self._cache.pop(user_id, None)  # Read it again next time.
+                self._cache.drop(user_id)  # Read it again next time.
             if not result:
                 refused.append(user_id)
-        self._shrink()
+        self._measure()
         return refused
 
-    def _shrink(self) -> None:
-        while len(self._cache) > self._settings.users.cache:
-            self._cache.popitem(last=False)
+    def _measure(self) -> None:
         self._metrics.users_cached.set(len(self._cache))
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:

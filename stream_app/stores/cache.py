@@ -1,0 +1,70 @@
+"""User states in memory: as objects those of the last users, of many more as the bytes that Redis has.
+
+A state of 50 events takes 31 KB as an object and 1.4 KB packed (measured); to unpack it takes 40 us.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from stream_app.users.state import UserState, decode_state
+
+__all__ = ["UserCache"]
+
+
+class UserCache:
+    """The last states, by user.
+
+    Args:
+        limit: users at most; who was not asked for the longest leaves first.
+        unpacked: those of them whose states are kept as objects, at most.
+    """
+
+    def __init__(self, *, limit: int, unpacked: int) -> None:
+        self._limit = limit
+        self._unpacked = unpacked
+        self._packed: OrderedDict[str, bytes] = OrderedDict()
+        self._states: OrderedDict[str, UserState] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def get(self, user_id: str) -> UserState | None:
+        """The state; None when it is not held.
+
+        Raises:
+            ValueError: see ``decode_state``.
+        """
+        packed = self._packed.get(user_id)
+        if packed is None:
+            return None
+        self._packed.move_to_end(user_id)
+        state = self._states.get(user_id)
+        if state is None:
+            state = decode_state(user_id, packed) if packed else UserState(user_id)
+        self._keep(user_id, state)
+        return state
+
+    def put(self, user_id: str, state: UserState, packed: bytes) -> None:
+        """Hold a state; ``packed`` is the same as bytes, empty for a user of whom nothing is stored."""
+        self._packed[user_id] = packed
+        self._packed.move_to_end(user_id)
+        self._keep(user_id, state)
+        while len(self._packed) > self._limit:
+            self._states.pop(self._packed.popitem(last=False)[0], None)
+
+    def _keep(self, user_id: str, state: UserState) -> None:
+        self._states[user_id] = state
+        self._states.move_to_end(user_id)
+        while len(self._states) > self._unpacked:
+            self._states.popitem(last=False)
+
+    def drop(self, user_id: str) -> None:
+        """Hold nothing of a user."""
+        self._packed.pop(user_id, None)
+        self._states.pop(user_id, None)
+
+    def clear(self) -> None:
+        """Hold nothing."""
+        self._packed.clear()
+        self._states.clear()
