@@ -4,6 +4,7 @@ each; everyone else tails what they broadcast."""
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -24,6 +25,7 @@ from schemas.decode import (
 )
 from schemas.messages import ItemFactors, TrainingExamples
 from stream_app.agents.base import Agent
+from stream_app.agents.pacing import Pace
 from stream_app.delivery.engine import without_payload
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import follow, read_to_end
@@ -41,8 +43,6 @@ __all__ = ["RankerAgent"]
 _log = get_logger(__name__)
 _MAX_HELD = 50_000
 """Records learned but not yet durable; beyond it reading waits for the broadcasts."""
-_PARTS, _PART_LEAST_S = 5, 0.05
-"""A flush is spread over so many parts of its interval, which last no less than this (seconds)."""
 
 _Followed = AsyncGenerator[tuple[list[ConsumerRecord], bool], None]
 
@@ -274,23 +274,23 @@ class RankerAgent(Agent):
                 await self._publish_weights(self._owned)
 
     async def _flush_for_ever(self) -> None:
-        settings = self.settings.factors
-        named_s = settings.named_interval_s
-        # What waits is spread over the interval: readers apply a few rows often instead of all at once.
-        parts = max(1, min(_PARTS, int(settings.flush_interval_s / _PART_LEAST_S)))
-        due = time.monotonic() + named_s
+        settings, clock = self.settings.factors, time.monotonic
+        # Readers apply a few rows often instead of all at once.
+        pace = Pace(settings.flush_interval_s, limit=settings.flush_rows, now=clock())
+        named_s = settings.named_interval_s if settings.named_interval_s < settings.flush_interval_s else math.inf
+        named_at = clock() + named_s
         while True:
-            waiting = self._owned.factors.waiting if self._owned is not None else 0
-            rows = max(1, -(-min(waiting, settings.flush_rows) // parts))
-            for _ in range(parts):
-                await asyncio.sleep(min(named_s, settings.flush_interval_s / parts))
+            await asyncio.sleep(max(0.0, min(pace.next_at, named_at) - clock()))
+            if clock() >= named_at:
+                named_at = clock() + named_s
+                if self._owned is not None:
+                    await self._flush(self._owned, settings.flush_rows, named=True)
+            if clock() >= pace.next_at:
+                rows = pace.share(clock(), 0 if self._owned is None else self._owned.factors.waiting)
                 if self._owned is not None:
                     await self._flush(self._owned, rows)
-                if self._owned is not None and named_s < settings.flush_interval_s and time.monotonic() >= due:
-                    due = time.monotonic() + named_s
-                    await self._flush(self._owned, settings.flush_rows, named=True)
-                async with self._flushed:
-                    self._flushed.notify_all()
+            async with self._flushed:
+                self._flushed.notify_all()
 
     async def hand_over(self) -> None:
         owned = self._owned

@@ -18,7 +18,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import uvloop
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
@@ -91,9 +90,7 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> Any:
-        thread = DrainingThread(self, loop=self.loop, thread_loop=uvloop.new_event_loop(), beacon=self.beacon)
-        thread._close_thread_loop_on_stop = True  # It is nobody else's.
-        return thread
+        return DrainingThread(self, loop=self.loop, beacon=self.beacon)
 
     def stop_flow(self) -> None:
         self._moves += 1

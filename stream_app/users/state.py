@@ -3,7 +3,7 @@
 The state is a fold of the user's events and profiles and nothing else: no vectors, no clock, no index. Interest
 vectors are derived from the history when a request is ranked (``stream_app.retrieval.interests``), so an item that
 arrives after its events takes effect at once, a change of the vector space needs no migration, and two processes that
-fold the same records hold equal states. 50 events take 1.5 to 2.5 KB packed.
+fold the same records hold equal states. 50 events take 1.4 to 2.5 KB packed.
 """
 
 from __future__ import annotations
@@ -284,6 +284,8 @@ def _unpacked(user_id: str, packed: _Packed) -> UserState:
 
 
 def _before(user_id: str, packed: _PackedBefore) -> UserState:
+    if min([0, *packed.consumed, *packed.hidden, *packed.recent_event_ids]) < 0:
+        raise ValueError(f"state of user {user_id!r} cannot be read: a hash is negative")
     return UserState(
         user_id,
         packed.history,

@@ -14,7 +14,6 @@ from aiokafka import AIOKafkaConsumer
 from faust.transport.conductor import Conductor
 from faust.transport.consumer import Consumer as AnyConsumer
 from faust.transport.drivers import aiokafka as driver
-from mode.threads import ServiceThread
 from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
 from stream_app.agents.catalogue import CatalogueAgent
@@ -76,7 +75,6 @@ def test_what_we_call_or_override_is_there(owner: Any, name: str):
 def test_attributes_made_at_run_time_are_still_made():
     for name in ("_fetch_max_wait_ms", "_fetch_min_bytes"):
         assert name in inspect.getsource(AIOKafkaConsumer.__init__)
-    assert "_close_thread_loop_on_stop" in inspect.getsource(ServiceThread)
     source = inspect.getsource(AnyConsumer.__init__)
     for name in ("_read_offset", "_committed_offset", "_acked", "_acked_index", "can_resume_flow"):
         assert f"self.{name}" in source

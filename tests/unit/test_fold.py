@@ -394,3 +394,12 @@ def test_hashes_are_kept_in_order_whatever_they_are(hashes: list[int], event_ids
     decoded = decode_state("u", encode_state(state))
     assert list(decoded.hidden) == hashes
     assert list(decoded.recent_event_ids) == event_ids
+
+
+@pytest.mark.parametrize("place", [2, 3, 4])
+def test_an_older_state_with_a_hash_that_is_none_cannot_be_read(place: int):
+    packed: list[object] = [3, [], [1], [2], [3], {0: 5}, 1]
+    assert decode_state("u", msgspec.msgpack.encode(packed)).events == 1
+    packed[place] = [-1]
+    with pytest.raises(ValueError, match="user 'u' cannot be read"):
+        decode_state("u", msgspec.msgpack.encode(packed))

@@ -56,6 +56,7 @@ def test_settings_cannot_be_changed():
         ({"encoder": {"device": "tpu"}}, "encoder.device", "'tpu'", "pattern"),
         ({"delivery": {"batch": 10**9}}, "delivery.batch", "1000000000", "less than or equal to 10000"),
         ({"delivery": {"retry_max_s": float("inf")}}, "delivery.retry_max_s", "inf", "less than or equal to 600"),
+        ({"connection": {"request_timeout_s": 0.1}}, "connection.request_timeout_s", "0.1", "more than twice"),
         ({"items": {"half_lives_days": ()}}, "items.half_lives_days", "()", "at least 1 item"),
         ({"items": {"half_lives_days": (1.0, 0.0)}}, "items.half_lives_days", "(1.0, 0.0)", "greater than 0"),
         ({"items": {"half_lives_days": (-7.0,)}}, "items.half_lives_days", "(-7.0,)", "greater than 0"),
