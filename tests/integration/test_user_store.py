@@ -184,8 +184,11 @@ async def test_a_key_that_is_no_user_state_is_named_and_does_not_stop_other_user
             await users.save({"odd": state("odd", 1)}, partitions={"odd": 0})
 
 
-async def test_the_cache_holds_a_bounded_number_of_users_the_most_recent(stack: Stack, topic_prefix: str):
-    settings = make_settings(stack.redis, topic_prefix, cache=3)
+@pytest.mark.parametrize("unpacked", [1, 2, 1_000])
+async def test_the_cache_holds_a_bounded_number_of_users_the_most_recent(
+    stack: Stack, topic_prefix: str, unpacked: int
+):
+    settings = make_settings(stack.redis, topic_prefix, cache=3, unpacked=unpacked)
     async with store(settings) as (users, redis, metrics):
         many = {f"u{n}": state(f"u{n}", n) for n in range(10)}
         await users.save(many, partitions=dict.fromkeys(many, 0))

@@ -170,7 +170,10 @@ def test_arrays_are_counted_once_and_with_all_they_keep() -> None:
     assert object_bytes(["a" * 1_000, "b"]) > 1_000
 
 
-def test_a_shop_that_does_not_fit_is_refused_before_any_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shop_that_does_not_fit_is_refused_before_any_is_made(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growth.psutil, "virtual_memory", lambda: SimpleNamespace(available=8_000_000_000))
     growth.need_memory([SMALL], [100])
     with pytest.raises(TailraceError, match=r"5,000,000,000 items and 2,000 users.* GB are free"):
         growth.need_memory([SMALL, GrowthJob(items=5_000_000_000)], [])
