@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from schemas import messages
 from schemas.arrays import unpack_float32
 from schemas.messages import Item, ItemFactors, ItemSignals, ItemVector, RankerWeights, Rule, VectorSpace, Versions
+from stream_app.codes import Codes
 from stream_app.errors import SnapshotError
 from stream_app.factors.basis import FactorBasis
 from stream_app.factors.table import Factors
@@ -76,8 +77,10 @@ class ServingState:
         self.rules = RuleBook(self.catalogue, limit=settings.slate.rules)
         self.ranker = SoftmaxRanker(feature_names(settings.items), settings.ranker)
         self.counters: Counter[str] = Counter()
-        self._cold_of: tuple[object, ...] = ()
-        self._cold_codes: tuple[NDArray[np.int8], NDArray[np.float32]] = self.index.codes.of(np.zeros(0, np.int32))
+        # Codes of new items, and what they were made of.
+        self._cold_codes: (
+            tuple[tuple[NDArray[np.int32], Codes, int], tuple[NDArray[np.int8], NDArray[np.float32]]] | None
+        ) = None
 
     @property
     def versions(self) -> Versions:
@@ -138,11 +141,10 @@ class ServingState:
 
     def _codes_of_cold(self, cold: NDArray[np.int32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         """Codes of the new items one after the other: every request looks at all of them."""
-        codes = self.index.codes
-        of = (cold, codes, codes.changes)
-        if len(self._cold_of) != len(of) or any(held is not one for held, one in zip(self._cold_of, of, strict=True)):
-            self._cold_of, self._cold_codes = of, codes.of(cold)
-        return self._cold_codes
+        codes, held = self.index.codes, self._cold_codes
+        if held is None or held[0][0] is not cold or held[0][1] is not codes or held[0][2] != codes.changes:
+            held = self._cold_codes = (cold, codes, codes.changes), codes.of(cold)
+        return held[1]
 
     def apply_vector(self, item_id: str, vector: ItemVector | None) -> None:
         """A vector of ``item-vectors.v1``; None takes it out. Vectors of another space are ignored.

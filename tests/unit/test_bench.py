@@ -13,7 +13,7 @@ import pytest
 
 from stream_app.bench import growth, ranking
 from stream_app.bench.child import Progress
-from stream_app.bench.growth import GROUPS, GrowthJob, array_bytes, growth_line, object_bytes
+from stream_app.bench.growth import GROUPS, GrowthJob, _grew_most, array_bytes, growth_line, object_bytes
 from stream_app.bench.index import index_figures
 from stream_app.bench.ranking import PARTS, STAGES, ranking_figures
 from stream_app.bench.shop import MadeUpShop, made_up_shop
@@ -152,6 +152,14 @@ def test_what_a_shop_costs_is_said_by_group_and_by_part() -> None:
     assert {"history", "items", "measured events"} <= set(told)
 
 
+def test_the_stage_that_grew_most_is_named_where_one_did() -> None:
+    first = {"fold": 10.0, "order": 50.0, "search": 1.0}
+    assert _grew_most(first, {"fold": 12.0, "order": 20.0, "search": 91.5}) == {"search": 90.5}
+    assert _grew_most(first, {"fold": 10.0, "order": 50.0, "search": 1.0, "new": 4.0}) == {"new": 4.0}
+    assert _grew_most(first, first) == {}
+    assert _grew_most(first, {"fold": 9.0, "order": 49.0, "search": 0.5}) == {}
+
+
 def test_longer_histories_are_kept_whole() -> None:
     short = growth_line(Settings(), SMALL, on_progress=lambda _what, _done, _total: None)
     long = growth_line(
@@ -210,7 +218,7 @@ def test_growth_is_measured_along_every_axis(
         ("items", 300), ("users", 20), ("users", 40), ("history", 4), ("redis", 100), ("redis", 2_000)
     ]  # fmt: skip
     assert {line["benchmark"] for line in lines} == {"growth"}
-    assert lines[1]["grew_most"] == {}
+    assert lines[2]["grew_most"] == _grew_most(lines[1]["us_by_stage"], lines[2]["us_by_stage"])
     assert lines[-1]["redis_bytes_per_user"] > lines[-1]["state_bytes"]
     for wrong in (["--items", "ten"], ["--history", "0"], ["--events", "256", "--batch", "100"]):
         assert main(["bench", "growth", *wrong]) == 2

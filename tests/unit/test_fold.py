@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from schemas.messages import Interaction
 from stream_app.settings import DEFAULT_EVENT_TYPES, EventType, ItemSettings, UserSettings
-from stream_app.users.fold import Folder, _earlier, _earlier_plain
+from stream_app.users.fold import Folder, _earlier, _earlier_plain, _transition
 from stream_app.users.state import HistoryEntry, Profile, UserState, decode_state, encode_state, id_hash
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -386,6 +386,30 @@ def test_earlier_items_are_the_same_the_short_way(done: list[tuple[str, float]],
     previous, shares, together = _earlier(history, "a", 100.0, limit)
     assert (previous, together) == (_earlier_plain(history, "a", 100.0, limit)[0], 0)
     assert shares == [1.0] * len(previous)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["", *"abcd"]),
+            st.sampled_from([1.0, 2.0, 100.0]),
+            st.sampled_from([-1.0, 1.0]),
+            st.sampled_from([0.0, 0.5, 1.0, 1.0, 1.0]),
+        ),
+        max_size=8,
+    )
+)
+def test_a_transition_says_what_the_long_way_does_whatever_the_history(done: list[tuple[str, float, float, float]]):
+    history = tuple(
+        HistoryEntry(item, "click", at, weight, number, share=share)
+        for number, (item, at, weight, share) in enumerate(done)
+    )
+    items = ItemSettings(transition_history=4)
+    found = _transition(history, "a", at=100.0, offset=9, count=1.0, settings=items)
+    previous, shares, together = _earlier(history, "a", 100.0, 4)
+    assert found.previous == previous
+    lags = [1.0] * together + [items.symmetric_decay**lag for lag in range(1, len(previous) - together + 1)]
+    assert found.symmetric == pytest.approx([decay * share for decay, share in zip(lags, shares, strict=True)])
 
 
 @given(st.lists(st.integers(0, 2**63 - 1), unique=True, max_size=40), st.lists(st.integers(0, 2**48 - 1), unique=True))
