@@ -528,7 +528,16 @@ class EncoderSettings(_Group):
 class DeliverySettings(_Group):
     """Batches, retries and acknowledgement."""
 
-    batch: int = Field(256, ge=1, le=10_000, description="Events per batch at most (count).")
+    batch: int = Field(
+        256, ge=1, le=10_000, description="Events per batch at most, and slates computed in one go (count)."
+    )
+    catch_up: int = Field(
+        8_192,
+        ge=1,
+        le=100_000,
+        description="Events per batch at most in the interactions role (count). Only a process that is behind has so "
+        "many: a user gets one slate for all events of a batch, so it catches up faster than it could rank each.",
+    )
     buffer: int = Field(16_384, ge=64, le=1_000_000, description="Records Faust buffers per topic (count).")
     commit_interval_s: float = Field(1.0, gt=0, le=60, description="Offsets are committed this often (seconds).")
     retry_min_s: float = Field(0.05, gt=0, le=60, description="First wait after a failed write (seconds).")

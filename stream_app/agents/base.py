@@ -42,8 +42,6 @@ class Agent(ABC):
     """
 
     role: ClassVar[str]
-    batch: ClassVar[int | None] = None
-    """Events per batch at most, where the role wants fewer than ``delivery.batch``."""
     gathers: ClassVar[bool] = False
     """Nobody waits for the role: the broker lets its records gather for a moment."""
 
@@ -67,6 +65,11 @@ class Agent(ABC):
         return ()
 
     @property
+    def most(self) -> int:
+        """Events :meth:`handle` is given at a time, at most."""
+        return self.settings.delivery.batch
+
+    @property
     def more_topics(self) -> Mapping[str, Callable[[Sequence[Any]], Awaitable[None]]]:
         """Further topics (full names) of the same group, each with what :meth:`handle` is to the first. Topics with
         as many partitions are handed out together: whoever has a partition of one has that of the other."""
@@ -86,10 +89,12 @@ class Agent(ABC):
         """Join the consumer group and begin."""
         app = self._app = faust_app(self.settings, self.role, gathers=self.gathers)
         app.agent(raw_topic(app, self.topic, *self.also), name=f"tailrace.{self.role}", concurrency=1)(
-            self._consumer(self.handle)
+            self._consumer(self.handle, self.most)
         )
         for name, handle in self.more_topics.items():
-            app.agent(raw_topic(app, name), name=f"tailrace.{self.role}.{name}", concurrency=1)(self._consumer(handle))
+            app.agent(raw_topic(app, name), name=f"tailrace.{self.role}.{name}", concurrency=1)(
+                self._consumer(handle, self.settings.delivery.batch)
+            )
         app.on_partitions_revoked.connect(self._on_rebalance, weak=False)
         app.on_partitions_assigned.connect(self._on_rebalance, weak=False)
         await app.start()
@@ -173,16 +178,17 @@ class Agent(ABC):
         if not self.failed.done():
             self.failed.set_exception(error)
 
-    def _consumer(self, handle: Callable[[Sequence[Any]], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+    def _consumer(
+        self, handle: Callable[[Sequence[Any]], Awaitable[None]], most: int
+    ) -> Callable[[Any], Awaitable[None]]:
         async def consume(stream: Any) -> None:
-            await self._consume(handle, stream)
+            await self._consume(handle, stream, most)
 
         return consume
 
-    async def _consume(self, handle: Callable[[Sequence[Any]], Awaitable[None]], stream: Any) -> None:
-        limit = self.settings.delivery.batch
+    async def _consume(self, handle: Callable[[Sequence[Any]], Awaitable[None]], stream: Any, most: int) -> None:
         try:
-            async for events in batches(stream, min(self.batch or limit, limit)):
+            async for events in batches(stream, most):
                 self.metrics.events_in.labels(self.role).inc(len(events))
                 self.metrics.batch_events.labels(self.role).observe(len(events))
                 started = time.perf_counter()

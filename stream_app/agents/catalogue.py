@@ -22,6 +22,9 @@ from workers.pool import EncoderPool, Priority
 
 __all__ = ["CatalogueAgent"]
 
+_AT_ONCE = 64
+"""Vectors leave when their batch is done: the first ones soon."""
+
 
 class CatalogueAgent(Agent):
     """Keeps ``item-vectors.v1`` true to ``items.v1``.
@@ -34,7 +37,6 @@ class CatalogueAgent(Agent):
     """
 
     role: ClassVar[str] = "catalogue"
-    batch: ClassVar[int | None] = 64  # Vectors leave when their batch is done: the first ones soon.
 
     def __init__(self, settings: Settings, publisher: Publisher, metrics: Metrics, pool: EncoderPool) -> None:
         super().__init__(settings, publisher, metrics)
@@ -47,6 +49,10 @@ class CatalogueAgent(Agent):
     @property
     def also(self) -> tuple[str, ...]:
         return (self.topics.rules,)
+
+    @property
+    def most(self) -> int:
+        return min(super().most, _AT_ONCE)
 
     async def handle(self, events: Sequence[Any]) -> None:
         latest: dict[str, tuple[InRecord, Item | None]] = {}

@@ -8,6 +8,10 @@ have (by source offset). Nothing is lost, nothing counts twice.
 While the effects of a batch are on their way, the next is computed, on the states that are about to be written
 (:meth:`InteractionsAgent.handle`). Its own effects begin when those before it are done; when they did not go as
 computed, it is computed again.
+
+A process that is behind finds thousands of events waiting. It takes them as one batch, in steps: the events are
+folded part by part, then their users are ranked, each once, part by part; what one step has to publish is on its way
+while the next is computed.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -66,15 +71,47 @@ _TURNS_TO_SEND = 8
 
 
 @dataclass(frozen=True, slots=True)
-class _Computed:
-    """A batch of events, or one of them, whose effects are known and not yet begun."""
+class _Step:
+    """What a part of a batch has to publish; ``more`` are records that follow when those before are acknowledged."""
 
-    events: Sequence[SourcedEvent]
-    result: StageResult
     records: list[OutRecord]
     more: list[list[OutRecord]]
+    slates: Sequence[NewSlate]
     space: str
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Events that are computed step by step.
+
+    Attributes:
+        letters: to be published with the first step.
+        folded: how many of the events are.
+        due: the users still to be ranked, and why, in order of their last events.
+        states, partitions, skipped: what the events folded so far amount to, as in a ``StageResult``.
+        step: the first one, computed before the effects begin.
+        computed: set when nothing is left to be computed, or will not be.
+    """
+
+    events: Sequence[SourcedEvent]
+    letters: Sequence[OutRecord]
     now: float
+    folded: int = 0
+    due: dict[str, SourcedEvent | SourcedProfile] = field(default_factory=dict)
+    states: dict[str, UserState] = field(default_factory=dict)
+    partitions: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    step: _Step | None = None
+    computed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left to be computed."""
+        return self.folded == len(self.events) and not self.due
+
+
+class _LeftUndone(Exception):
+    """The process leaves: the rest of the batch, none of which is written, is its next owner's."""
 
 
 class InteractionsAgent(Agent):
@@ -108,6 +145,7 @@ class InteractionsAgent(Agent):
         self._settling: asyncio.Task[bool] | None = None
         self._pending: Mapping[str, UserState] | None = {}
         self._moves = 0
+        self._leaving = False
         self._showing = Showing(limit=settings.users.cache)
         self._withdrawn: dict[str, ItemChange] = {}
         self._withdrawal = asyncio.Event()
@@ -121,6 +159,10 @@ class InteractionsAgent(Agent):
     @property
     def topic(self) -> str:
         return self.topics.interactions
+
+    @property
+    def most(self) -> int:
+        return max(super().most, self.settings.delivery.catch_up)
 
     @property
     def more_topics(self) -> Mapping[str, Callable[[Sequence[Any]], Awaitable[None]]]:
@@ -158,7 +200,9 @@ class InteractionsAgent(Agent):
             await asyncio.sleep(self.settings.spaces.check_interval_s)
 
     async def hand_over(self) -> None:
-        # The batches under way finish and are acknowledged; the lock is kept, so no other begins.
+        # The batches under way finish and are acknowledged, but for a long one, which may be seconds from its end;
+        # the lock is kept, so no other begins.
+        self._leaving = True
         await self._busy.acquire()
         await self._settled()
 
@@ -347,37 +391,45 @@ class InteractionsAgent(Agent):
         now = time.time()
         sourced: list[tuple[InRecord, SourcedEvent]] = []
         letters: list[OutRecord] = []
-        for event in events:
+        for number, event in enumerate(events, 1):
             record = InRecord.from_faust(event)
             try:
                 sourced.append((record, self._decode(record, now)))
             except InvalidMessage as error:
                 letters.append(self.letter(record, error))
+            if number % self.settings.delivery.batch == 0:
+                await asyncio.sleep(0)
         async with self._busy:
             if self._settling is not None and self._settling.done():
                 await self._settled()
             moves = self._moves
-            computed = await self._ahead(sourced, letters, now)
+            batch = await self._ahead(sourced, letters, now)
             if not await self._settled() or moves != self._moves:
                 moves = self._moves
-                computed = await self._ahead(sourced, letters, now)  # On states that never came to be.
-            # None: the next batch waits, for what is to be written is not known.
-            self._pending = None if computed is None or moves != self._moves else computed.result.states
-            self._settling = asyncio.create_task(self._settle(events, sourced, letters, computed, now))
+                batch = await self._ahead(sourced, letters, now)  # On states that never came to be.
+            # The next batch waits, for what is to be written is not known.
+            self._pending = None
+            self._settling = asyncio.create_task(self._settle(events, sourced, letters, batch))
             self._settling.add_done_callback(self._on_settled)
+            if batch is not None:
+                if not batch.whole:
+                    await batch.computed.wait()
+                if batch.whole and moves == self._moves:
+                    self._pending = batch.states
         for _ in range(_TURNS_TO_SEND):
             await asyncio.sleep(0)
 
     async def _ahead(
         self, sourced: Sequence[tuple[InRecord, SourcedEvent]], letters: Sequence[OutRecord], now: float
-    ) -> _Computed | None:
-        """The batch computed on what is stored and what is about to be; None where one of its events fails."""
+    ) -> _Batch | None:
+        """The batch, its first step computed on what is stored and what is about to be; None where an event of that
+        fails."""
         if self._pending is None:
             await self._settled()
         try:
-            return await self._compute([event for _, event in sourced], letters, now, self._pending or {})
+            return await self._begun([event for _, event in sourced], letters, now, self._pending or {})
         except _FAILURES:
-            _log.warning("batch failed, going on one by one", events=len(sourced), exc_info=True)
+            _log.warning("batch failed, going on in parts", events=len(sourced), exc_info=True)
             return None
 
     async def _settle(
@@ -385,22 +437,42 @@ class InteractionsAgent(Agent):
         events: Sequence[Any],
         sourced: Sequence[tuple[InRecord, SourcedEvent]],
         letters: list[OutRecord],
-        computed: _Computed | None,
-        now: float,
+        batch: _Batch | None,
     ) -> bool:
-        """Do what was computed, or the events one by one, and acknowledge. Whether the states are now as computed."""
+        """Do what was computed, or the events in parts, and acknowledge. Whether the states are now as computed."""
         as_computed = False
-        if computed is not None:
-            try:
-                as_computed = await self._effect(computed)
-            except _FAILURES:
-                _log.warning("batch failed, going on one by one", events=len(sourced), exc_info=True)
-                computed = None
-        if computed is None:
-            await self._one_by_one(sourced, letters, lambda event: self._process([event], [], now))
+        try:
+            if batch is not None:
+                try:
+                    as_computed = await self._effect(batch)
+                except _FAILURES:
+                    _log.warning("batch failed, going on in parts", events=len(sourced), exc_info=True)
+                    batch = None
+            if batch is None:
+                await self._in_parts(sourced, letters)
+        except _LeftUndone:
+            return False
         for event in events:
             event.ack()
         return as_computed
+
+    async def _in_parts(self, sourced: Sequence[tuple[InRecord, SourcedEvent]], letters: list[OutRecord]) -> None:
+        """Parts of the usual size one after the other; of the one that fails, event by event."""
+        size = self.settings.delivery.batch
+        for start in range(0, max(len(sourced), 1), size):
+            part = sourced[start : start + size]
+            if start and self._leaving:
+                raise _LeftUndone
+            if len(sourced) > size:
+                try:
+                    await self._process([event for _, event in part], letters, time.time())
+                except _FAILURES:
+                    _log.warning("batch failed, going on one by one", events=len(part), exc_info=True)
+                else:
+                    letters = []
+                    continue
+            await self._one_by_one(part, letters, lambda event: self._process([event], [], time.time()))
+            letters = []
 
     async def _settled(self) -> bool:
         """Wait for the batch whose effects are on their way, if any. Whether the states are as it was computed.
@@ -490,59 +562,134 @@ class InteractionsAgent(Agent):
     async def _process(
         self, events: Sequence[SourcedEvent], letters: Sequence[OutRecord], now: float, attempt: int = 1
     ) -> bool:
-        return await self._effect(await self._compute(events, letters, now, {}), attempt)
+        return await self._effect(await self._begun(events, letters, now, {}), attempt)
 
-    async def _compute(
+    async def _begun(
         self,
         events: Sequence[SourcedEvent],
         letters: Sequence[OutRecord],
         now: float,
         pending: Mapping[str, UserState],
-    ) -> _Computed:
-        """``pending`` are the states of users that are not written yet."""
+    ) -> _Batch:
+        """A batch with its first step computed; ``pending`` are the states of users that are not written yet."""
+        batch = _Batch(events, letters, now)
+        batch.step = await self._fold(batch, pending)
+        return batch
+
+    async def _advance(self, batch: _Batch) -> _Step | None:
+        """Compute the next step; None: the batch is whole."""
+        if batch.whole:
+            return None
+        if self._leaving:
+            raise _LeftUndone
+        return await (self._fold(batch, {}) if batch.folded < len(batch.events) else self._rank(batch))
+
+    async def _fold(self, batch: _Batch, pending: Mapping[str, UserState]) -> _Step:
+        """Process some events of the batch. Their users are ranked at once where these are all the events there are."""
         t0 = time.perf_counter()
+        size = self.settings.delivery.batch
+        events = batch.events[batch.folded : batch.folded + size]
         users = {sourced.event.user_id for sourced in events}
-        states = await self._users.load(users - pending.keys())
-        states.update((user_id, pending[user_id]) for user_id in users & pending.keys())
+        held = {user_id: pending[user_id] for user_id in users & pending.keys()}
+        held.update((user_id, batch.states[user_id]) for user_id in users & batch.states.keys())
+        states = await self._users.load(users - held.keys()) | held
         texts = await self._text_vectors(events, states)
         t1 = time.perf_counter()
         space = self._serving.versions.space
-        result = self._stage.process(events, states, now=now, text_vectors=texts)
-        first, *more = self._notes(result)
-        computed = _Computed(events, result, [*letters, *self._slates(result.slates, now), *first], more, space, now)
-        observe = self.metrics.batch_seconds.labels
-        observe(self.role, "load").observe(t1 - t0)
-        observe(self.role, "compute").observe(time.perf_counter() - t1)
-        return computed
-
-    async def _effect(self, computed: _Computed, attempt: int = 1) -> bool:
-        """Publish, then write. Whether every state was written as computed."""
-        result, now = computed.result, computed.now
-        t2 = time.perf_counter()
+        alone = len(batch.events) <= size
+        result = self._stage.process(events, states, now=batch.now, text_vectors=texts, refresh=alone)
+        batch.folded += len(events)
+        batch.states.update(result.states)
+        batch.partitions.update(result.partitions)
         for why, count in result.skipped.items():
+            batch.skipped[why] = batch.skipped.get(why, 0) + count
+        for user_id, sourced in result.due.items():
+            batch.due.pop(user_id, None)
+            batch.due[user_id] = sourced
+        first, *more = self._notes(result)
+        letters, batch.letters = batch.letters, ()
+        step = _Step([*letters, *self._slates(result.slates, batch.now), *first], more, result.slates, space)
+        self._observe("load", t1 - t0)
+        self._observe("compute", time.perf_counter() - t1)
+        return step
+
+    async def _rank(self, batch: _Batch) -> _Step:
+        """Rank some of the users of the batch: all their events are folded."""
+        t0 = time.perf_counter()
+        part = dict(islice(batch.due.items(), self.settings.delivery.batch))
+        for user_id in part:
+            del batch.due[user_id]
+        texts = await self._text_vectors([], {user_id: batch.states[user_id] for user_id in part})
+        t1 = time.perf_counter()
+        space, now = self._serving.versions.space, time.time()
+        slates = self._stage.refresh(part, batch.states, now=now, text_vectors=texts)
+        step = _Step(self._slates(slates, now), [], slates, space)
+        self._observe("load", t1 - t0)
+        self._observe("compute", time.perf_counter() - t1)
+        return step
+
+    def _observe(self, step: str, seconds: float) -> None:
+        self.metrics.batch_seconds.labels(self.role, step).observe(seconds)
+
+    async def _send(self, step: _Step) -> None:
+        """Publish what a step has to, and note what users see now."""
+        t0 = time.perf_counter()
+        await self.publisher.publish(step.records)
+        for records in step.more:
+            await self.publisher.publish(records)
+        self._showing.published(step.slates)
+        self._keep_interests(step.slates, step.space)
+        self._measure_freshness(step.slates)
+        self._observe("publish", time.perf_counter() - t0)
+
+    async def _publish_steps(self, batch: _Batch) -> None:
+        """Publish what each step has to, the next step being computed meanwhile."""
+        step = batch.step
+        batch.step = None
+        try:
+            while step is not None:
+                if batch.whole:
+                    batch.computed.set()
+                    await self._send(step)
+                    return
+                sending = asyncio.create_task(self._send(step))
+                try:
+                    for _ in range(_TURNS_TO_SEND):
+                        await asyncio.sleep(0)
+                    step = await self._advance(batch)
+                except asyncio.CancelledError:
+                    sending.cancel()
+                    raise
+                except BaseException:
+                    await asyncio.gather(sending, return_exceptions=True)
+                    raise
+                await sending
+        finally:
+            batch.computed.set()
+
+    async def _effect(self, batch: _Batch, attempt: int = 1) -> bool:
+        """Publish, then write. Whether every state was written as computed."""
+        await self._publish_steps(batch)
+        for why, count in batch.skipped.items():
             self.metrics.skipped.labels(why).inc(count)
-        await self.publisher.publish(computed.records)
-        for notes in computed.more:
-            await self.publisher.publish(notes)
-        self._showing.published(result.slates)
-        self._keep_interests(result.slates, computed.space)
-        self._measure_freshness(result.slates)
-        t3 = time.perf_counter()
-        refused = await self._users.save(result.states, partitions=result.partitions)
+        t0 = time.perf_counter()
+        refused = []
+        users, size = list(batch.states), self.settings.delivery.batch
+        for start in range(0, len(users), size):
+            part = {user_id: batch.states[user_id] for user_id in users[start : start + size]}
+            refused += await self._users.save(part, partitions=batch.partitions)
         if refused:
             stored = await self._users.load(refused)
             missing = [
                 sourced
-                for sourced in computed.events
+                for sourced in batch.events
                 if (state := stored.get(sourced.event.user_id)) is not None
                 and sourced.offset > state.applied.get(sourced.partition, -1)
             ]
             if missing and attempt < self.settings.delivery.attempts:
-                await self._process(missing, [], now, attempt + 1)  # Somebody wrote a profile.
-            await self._publish_again(refused, result.partitions, now)
-        observe = self.metrics.batch_seconds.labels
-        observe(self.role, "publish").observe(t3 - t2)
-        observe(self.role, "save").observe(time.perf_counter() - t3)
+                await self._process(missing, [], time.time(), attempt + 1)  # Somebody wrote a profile.
+            await self._publish_again(refused, batch.partitions, time.time())
+        self._observe("save", time.perf_counter() - t0)
         return not refused
 
     async def _process_profiles(self, profiles: Sequence[SourcedProfile], now: float, attempt: int = 1) -> None:
@@ -752,10 +899,10 @@ def _parts(rows: Sequence[T], size: Callable[[T], int], limit: int) -> list[list
 
 def _transition_bytes(row: Transition) -> int:
     """An upper estimate of the row's JSON: four bytes a character, two numbers per earlier item."""
-    return 200 + 4 * len(row.item_id) + sum(4 * len(item_id) + 48 for item_id in row.previous)
+    return 200 + 4 * len(row.item_id) + 48 * len(row.previous) + 4 * sum(map(len, row.previous))
 
 
 def _example_bytes(row: TrainingExample) -> int:
     """An upper estimate of the row's JSON: four bytes a character, 25 a number."""
-    ids = 4 * len(row.item_id) + sum(4 * len(item_id) + 3 for item_id in row.previous)
+    ids = 4 * len(row.item_id) + 3 * len(row.previous) + 4 * sum(map(len, row.previous))
     return 240 + len(row.features) + ids + 25 * len(row.context)

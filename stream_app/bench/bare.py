@@ -76,7 +76,7 @@ class _Loop:
         clock, seconds = time.perf_counter, self.seconds
         while True:
             began = clock()
-            fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=self.settings.delivery.batch)
+            fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=self.agent.most)
             records = [record for part in fetched.values() for record in part]
             if not records:
                 continue

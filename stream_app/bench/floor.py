@@ -36,7 +36,7 @@ def in_process_floor(
     total = len(shop.records) - warm
     if total < 1:
         raise ValueError(f"{len(shop.records)} records are too few: {warm} go through before anything is measured")
-    batch = shop.settings.delivery.batch
+    batch = shop.settings.delivery.catch_up
     recommender = Recommender(shop.settings, shop.serving)
     stage = UserStage(shop.settings, shop.serving, recommender)
     ranker = SoftmaxRanker(recommender.feature_names, shop.settings.ranker)

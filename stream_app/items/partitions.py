@@ -18,23 +18,24 @@ def by_owner(transition: Transition, partitions: int) -> dict[int, Transition]:
     """What each partition has to know of a transition: the owner of its item all of it, others only the links of their
     own items. Sent whole to all, it would be the most of what an event causes (measured: 3.7 KB with 4 partitions, 11
     with 16)."""
-    item_id, previous = transition.item_id, transition.previous
-    places: dict[int, list[int]] = {}
-    for place, other in enumerate(previous):
-        places.setdefault(item_partition(other, partitions), []).append(place)
-    owner = item_partition(item_id, partitions)
-    symmetric, directed = transition.symmetric, transition.directed
-    parts = {
+    item_id, owner = transition.item_id, item_partition(transition.item_id, partitions)
+    parts: dict[int, tuple[list[str], list[float], list[float]]] = {}
+    for other, symmetric, directed in zip(transition.previous, transition.symmetric, transition.directed, strict=True):
+        partition = crc32(other.encode("utf-8", "surrogatepass")) % partitions
+        if partition == owner:
+            continue
+        held = parts.get(partition)
+        if held is None:
+            held = parts[partition] = [], [], []
+        held[0].append(other)
+        held[1].append(symmetric)
+        held[2].append(directed)
+    offset, at, count = transition.offset, transition.at, transition.count
+    found = {
         partition: Transition(
-            offset=transition.offset,
-            at=transition.at,
-            item_id=item_id,
-            count=transition.count,
-            previous=[previous[place] for place in held],
-            symmetric=[symmetric[place] for place in held],
-            directed=[directed[place] for place in held],
+            offset=offset, at=at, item_id=item_id, count=count, previous=held[0], symmetric=held[1], directed=held[2]
         )
-        for partition, held in places.items()
-        if partition != owner
+        for partition, held in parts.items()
     }
-    return {**parts, owner: transition}
+    found[owner] = transition
+    return found

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from operator import mul
 from typing import TypeVar
 
 import msgspec
@@ -19,12 +20,13 @@ from stream_app.settings import EventType, ItemSettings, UserSettings
 from stream_app.textify import said
 from stream_app.users.impressions import note_shown, note_taken, passed_over
 from stream_app.users.influence import granted
-from stream_app.users.state import HistoryEntry, UserState, event_hash, id_hash
+from stream_app.users.state import HistoryEntry, Latest, UserState, event_hash, id_hash, shared_id
 
 __all__ = ["Fold", "Folder", "fold"]
 
 T = TypeVar("T")
 _DAY_S = 86_400.0
+_DIGITS = 6
 _UNCOUNTED = 0.3
 """What an event that counts nothing, but that later items are linked to, takes of the user's influence: as a view."""
 
@@ -124,7 +126,7 @@ def fold(
     item_id = event.item_id
     weight = kind.weight * polarity
     visits = item_id is None and not weight and not polarity and kind.refreshes
-    place = item_id or ""
+    place = shared_id(item_id) if item_id else ""
     if visits:  # Where it led, or what it says, is all there may be to go by.
         weight, place = users.context_weight, _landing(event)
     text = said(event, max_chars=users.text_history_chars)
@@ -147,7 +149,9 @@ def fold(
         if count > 0 and share > 0:
             teaches = kind.weight > 0 and not state.excludes(item_hash, at)
             passed = passed_over(state, item_hash, at) if teaches else ()
-            transition = _transition(state.history, place, at=at, offset=offset, count=count * share, settings=items)
+            transition = _transition(
+                state.latest(), state.history, place, at=at, offset=offset, count=count * share, settings=items
+            )
     if item_id is not None and not event.items:
         item_hash = id_hash(item_id)
         if polarity > 0:
@@ -163,7 +167,7 @@ def fold(
     if entry is not None:
         if share < 1:
             entry = msgspec.structs.replace(entry, share=share)
-        state.history = (*state.history, entry)[-users.history :]
+        state.append(entry, users.history)
     return Fold("applied", kind.refreshes, transition, teaches, share, passed, shown)
 
 
@@ -190,7 +194,14 @@ def _remember(seen: dict[int, T], key: int, value: T, limit: int) -> None:
 
 
 def _transition(
-    history: tuple[HistoryEntry, ...], item_id: str, *, at: float, offset: int, count: float, settings: ItemSettings
+    latest: Latest,
+    history: tuple[HistoryEntry, ...],
+    item_id: str,
+    *,
+    at: float,
+    offset: int,
+    count: float,
+    settings: ItemSettings,
 ) -> Transition:
     """Links from the user's last items to ``item_id``.
 
@@ -199,70 +210,51 @@ def _transition(
     counts once, at its latest place, and no more than that event's share.
     """
     limit = settings.transition_history
-    # Nearly always nothing is of the same basket, and every event says all it may.
-    plain = not any(entry.at == at or entry.share != 1.0 for entry in history)
-    previous, shares, together = (_earlier_plain if plain else _earlier)(history, item_id, at, limit)
+    previous, shares, together = [*latest.item_ids[: limit + 1]], [*latest.shares[: limit + 1]], 0
+    if at <= latest.newest or 0.0 in shares:
+        previous, shares, together = _earlier(latest, history, item_id, at, limit)
+    elif item_id in previous:
+        place = previous.index(item_id)
+        del previous[place], shares[place]
+    del previous[limit:], shares[limit:]
     lag = len(previous) - together
     symmetric, directed = _by_lag(settings.symmetric_decay, settings.directed_decay, settings.directed_history, limit)
+    symmetric, directed = [1.0] * together + symmetric[:lag], [0.0] * together + directed[:lag]
+    if shares.count(1.0) < len(shares):
+        symmetric, directed = list(map(mul, symmetric, shares)), list(map(mul, directed, shares))
     return Transition(
         offset=offset,
         at=at,
         item_id=item_id,
         count=count,
         previous=previous,
-        symmetric=_times([1.0] * together + symmetric[:lag], shares),
-        directed=_times([0.0] * together + directed[:lag], shares),
+        symmetric=symmetric,
+        directed=directed,
     )
 
 
-def _earlier_plain(
-    history: tuple[HistoryEntry, ...], item_id: str, _at: float, limit: int
-) -> tuple[list[str], list[float], int]:
-    """:func:`_earlier` where all shares are 1 and nothing happened at that time: a sixth of the time."""
-    earlier = dict.fromkeys([entry.item_id for entry in reversed(history) if entry.weight > 0])
-    earlier.pop(item_id, None)
-    earlier.pop("", None)
-    return list(earlier)[:limit], [], 0
-
-
 def _earlier(
-    history: tuple[HistoryEntry, ...], item_id: str, at: float, limit: int
+    latest: Latest, history: tuple[HistoryEntry, ...], item_id: str, at: float, limit: int
 ) -> tuple[list[str], list[float], int]:
     """The items before, those of the same basket first and then the newest, their shares, and how many are of the
-    basket."""
-    previous: list[str] = []
-    shares: list[float] = []
-    together = 0
-    seen = {item_id, ""}
-    for entry in reversed(history):
-        other = entry.item_id
-        if other in seen or entry.weight <= 0:
-            continue
-        seen.add(other)
-        if not entry.share:
-            continue
-        if entry.at == at:
-            # An event that came late belongs to the basket, wherever it stands.
-            previous.insert(together, other)
-            shares.insert(together, entry.share)
-            together += 1
-        else:
-            previous.append(other)
-            shares.append(entry.share)
-        if len(previous) >= limit:
-            break
-    return previous, shares, together
-
-
-def _times(weights: list[float], shares: list[float]) -> list[float]:
-    if shares.count(1.0) == len(shares):  # as nearly always
-        return weights
-    return [weight * share for weight, share in zip(weights, shares, strict=True)]
+    basket. An event that came late belongs to the basket, wherever it stands."""
+    basket: list[int] = []
+    if at <= latest.newest:
+        first = latest.next - len(history)
+        basket = [place for place, number in enumerate(latest.numbers) if history[number - first].at == at]
+    of_basket = set(basket)
+    places = [
+        place
+        for place in [*basket, *(place for place in range(len(latest.shares)) if place not in of_basket)]
+        if latest.shares[place] and latest.item_ids[place] != item_id
+    ][:limit]
+    together = sum(place in of_basket for place in places)
+    return [latest.item_ids[place] for place in places], [latest.shares[place] for place in places], together
 
 
 @cache
 def _by_lag(symmetric_decay: float, directed_decay: float, reach: int, limit: int) -> tuple[list[float], list[float]]:
-    """Weights of the lags from 1 to ``limit``."""
+    """Weights of the lags from 1 to ``limit``, rounded: their digits would be half of what an event has published."""
     lags = range(1, limit + 1)
-    symmetric = [symmetric_decay**lag for lag in lags]
-    return symmetric, [directed_decay**lag if lag <= reach else 0.0 for lag in lags]
+    symmetric = [round(symmetric_decay**lag, _DIGITS) for lag in lags]
+    return symmetric, [round(directed_decay**lag, _DIGITS) if lag <= reach else 0.0 for lag in lags]

@@ -22,7 +22,7 @@ from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.users.fold import Fold, Folder
 from stream_app.users.profiles import LIKED, fold_profile, with_profile
-from stream_app.users.state import HistoryEntry, Profile, UserState, id_hash
+from stream_app.users.state import Latest, Profile, UserState, id_hash
 
 __all__ = ["NewSlate", "SourcedEvent", "SourcedProfile", "StageResult", "UserStage"]
 
@@ -93,6 +93,7 @@ class StageResult:
         states: the new state of every user the batch moved.
         partitions: the partition that moved it.
         slates: one per user that needs a fresh one, in order of the users' last events.
+        due: where no slates were to be made, who needs one and why, in the same order.
         forgotten: users who have no slate any more.
         transitions: by source partition, in order of offsets.
         examples: by source partition, in order of offsets.
@@ -102,6 +103,7 @@ class StageResult:
     states: dict[str, UserState] = field(default_factory=dict)
     partitions: dict[str, int] = field(default_factory=dict)
     slates: list[NewSlate] = field(default_factory=list)
+    due: dict[str, SourcedEvent | SourcedProfile] = field(default_factory=dict)
     forgotten: list[str] = field(default_factory=list)
     transitions: dict[int, list[Transition]] = field(default_factory=lambda: defaultdict(list))
     examples: dict[int, list[TrainingExample]] = field(default_factory=lambda: defaultdict(list))
@@ -157,7 +159,8 @@ class UserStage:
             states: the state of each of those users before the batch; not changed.
             now: wall clock, seconds since 1970; decides expiry and publication of items.
             text_vectors: embeddings of free texts in the events and histories, by text, as the model made them.
-            refresh: whether users get fresh slates; not where each is ranked before the next event anyway.
+            refresh: whether users get fresh slates now. Not where more of their events follow, or each is ranked before
+                the next event anyway: :meth:`refresh` makes them from what is ``due``.
         """
         texts = self._serving.to_space(text_vectors or {})
         result = StageResult()
@@ -170,7 +173,7 @@ class UserStage:
             state = result.states.get(user_id)
             if state is None:
                 state = states[user_id].copy()
-            history = state.history
+            history, latest_of = state.history, state.latest_of
             fold = self._fold(
                 state, event, partition=sourced.partition, offset=sourced.offset, appended_s=sourced.appended_s
             )
@@ -193,8 +196,9 @@ class UserStage:
                     # copy per event would cost more than it teaches.
                     before = states[user_id]
                     known = UserState(
-                        user_id, history, before.consumed, before.hidden, events=before.events, profile=state.profile
-                    )
+                        user_id, history, before.consumed, before.hidden, events=before.events, profile=state.profile,
+                        latest_of=latest_of,
+                    )  # fmt: skip
                     request = requests[user_id, at] = self._request(known, at, now, texts, before=at)
                 choices.append((sourced, self._choice(sourced, request, row, fold)))
             if fold.refreshes:
@@ -203,8 +207,28 @@ class UserStage:
         # Learning first: the candidates of the last slates are those from before these events.
         self._note_examples(choices, result)
         if refresh:
-            self._refresh(refreshed, result, now, texts)
+            result.slates = self._refresh(refreshed, result.states, now, texts)
+        else:
+            result.due = refreshed
         return result
+
+    def refresh(
+        self,
+        due: Mapping[str, SourcedEvent | SourcedProfile],
+        states: Mapping[str, UserState],
+        *,
+        now: float,
+        text_vectors: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> list[NewSlate]:
+        """The slates that :meth:`process` left out.
+
+        Args:
+            due: the users and what causes their slates, as in its result.
+            states: of those users.
+            now: wall clock, seconds since 1970.
+            text_vectors: embeddings of the free texts in their histories, by text.
+        """
+        return self._refresh(due, states, now, self._serving.to_space(text_vectors or {}))
 
     def process_profiles(
         self,
@@ -251,7 +275,7 @@ class UserStage:
                 forgotten.pop(user_id, None)
                 refreshed[user_id] = sourced
         result.forgotten = list(forgotten)
-        self._refresh(refreshed, result, now, self._serving.to_space(text_vectors or {}))
+        result.slates = self.refresh(refreshed, result.states, now=now, text_vectors=text_vectors)
         return result
 
     def shown(self, slates: Sequence[tuple[NewSlate, str]]) -> None:
@@ -319,25 +343,27 @@ class UserStage:
 
     def _refresh(
         self,
-        refreshed: Mapping[str, SourcedEvent | SourcedProfile],
-        result: StageResult,
+        due: Mapping[str, SourcedEvent | SourcedProfile],
+        states: Mapping[str, UserState],
         now: float,
         texts: Mapping[str, NDArray[np.float32]],
-    ) -> None:
-        if not refreshed:
-            return
+    ) -> list[NewSlate]:
+        if not due:
+            return []
         requests = []
-        for user_id, sourced in refreshed.items():
-            state = result.states[user_id]
+        for user_id, sourced in due.items():
+            state = states[user_id]
             at = sourced.event.occurred_at.timestamp() if isinstance(sourced, SourcedEvent) else _last_at(state, now)
             requests.append(self._request(state, at, now, texts))
+        slates = []
         for sourced, request, ranking in zip(
-            refreshed.values(), requests, self._recommender.rank_in_turn(requests), strict=True
+            due.values(), requests, self._recommender.rank_in_turn(requests), strict=True
         ):
             slate = self._slate(request, ranking, sourced)
-            result.slates.append(slate)
+            slates.append(slate)
             if slate.seen is not None:
                 self._remember(slate.user_id, slate.known_to, slate.seen, sourced.slate_id)
+        return slates
 
     def _remember(self, user_id: str, known_to: float, ranking: SeenRanking, slate_id: str) -> None:
         self._recommender.published(ranking)
@@ -421,7 +447,7 @@ class UserStage:
             request = choice.request
             key = (request.user.user_id, request.at)
             if key not in previous:
-                previous[key] = _previous(request.user.history, request.before, reach)
+                previous[key] = _previous(request.user, request.before, reach)
             # A choice with nothing to learn from is sent as well: that every choice is counted exactly once can
             # then be checked, whatever the candidates happened to be.
             result.examples[sourced.partition].append(
@@ -438,13 +464,13 @@ class UserStage:
             )
 
 
-def _previous(history: tuple[HistoryEntry, ...], before: float | None, limit: int) -> list[str]:
+def _previous(user: UserState, before: float | None, limit: int) -> list[str]:
     """Items of positive events before an event time (None: all), newest first, each once, at most ``limit``."""
     until = math.inf if before is None else before
-    found = dict.fromkeys(
-        [entry.item_id for entry in history[::-1] if entry.weight > 0 and entry.item_id and entry.at < until]
-    )
-    return list(found)[:limit]
+    latest = user.latest()
+    if latest.newest >= until:  # What was known before may be an earlier entry.
+        latest = Latest.of(tuple([entry for entry in user.history if entry.at < until]))
+    return [*latest.item_ids[:limit]]
 
 
 def _known_to(state: UserState) -> float:

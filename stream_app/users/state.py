@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 import struct
+from array import array
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -58,6 +60,21 @@ def short_hash(item_hash: int) -> int:
     return item_hash >> _SHORT_SHIFT
 
 
+def shared_id(item_id: str) -> str:
+    """The same id as the same object, as long as it is remembered: histories hold the ids of a catalogue over and over
+    again."""
+    found = _shared.get(item_id)
+    if found is None:
+        if len(_shared) >= _MOST_SHARED:
+            _shared.clear()
+        found = _shared[item_id] = item_id
+    return found
+
+
+_shared: dict[str, str] = {}
+_MOST_SHARED = 262_144
+
+
 def _hash(value: str) -> int:
     return int.from_bytes(blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
@@ -85,6 +102,57 @@ class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
     offset: int
     text: str = ""
     share: float = 1.0
+
+
+class Latest(NamedTuple):
+    """What links and examples need of a history: of each item the last entry that speaks for it (its weight is
+    positive), the newest first. Apart from the entries, which lie all over memory: to touch those of a user who was
+    away for a while takes longer than what is done with them.
+
+    Attributes:
+        item_ids: of these entries.
+        shares: of these entries.
+        numbers: of these entries, counted from the first of the history that was ever seen here.
+        next: the number of the next entry.
+        newest: no entry of the history has a later event time.
+    """
+
+    item_ids: tuple[str, ...]
+    shares: tuple[float, ...]
+    numbers: array[int]
+    next: int
+    newest: float
+
+    @classmethod
+    def of(cls, history: tuple[HistoryEntry, ...]) -> Latest:
+        """Of a whole history."""
+        found: dict[str, int] = {}
+        for number in range(len(history) - 1, -1, -1):
+            entry = history[number]
+            if entry.weight > 0 and entry.item_id:
+                found.setdefault(entry.item_id, number)
+        return cls(
+            tuple(map(shared_id, found)),
+            tuple([history[number].share for number in found.values()]),
+            array("q", found.values()),
+            len(history),
+            max([entry.at for entry in history], default=-math.inf),
+        )
+
+    def then(self, entry: HistoryEntry, kept: int) -> Latest:
+        """The same after one more entry, when ``kept`` entries are kept of the history. What it costs is felt: it is
+        done for every event."""
+        item_ids, shares, numbers, number, newest = self
+        if entry.weight > 0 and entry.item_id:
+            item_id = entry.item_id
+            end = start = item_ids.index(item_id) if item_id in item_ids else len(item_ids)
+            end += 1
+            item_ids = (item_id, *item_ids[:start], *item_ids[end:])
+            shares = (entry.share, *shares[:start], *shares[end:])
+            numbers = array("q", (number,)) + numbers[:start] + numbers[end:]
+        while numbers and numbers[-1] <= number - kept:
+            item_ids, shares, numbers = item_ids[:-1], shares[:-1], numbers[:-1]
+        return Latest(item_ids, shares, numbers, number + 1, max(newest, entry.at))
 
 
 @dataclass(slots=True)
@@ -117,6 +185,21 @@ class UserState:
     spent: tuple[float, float] = (0.0, 0.0)
     seen: dict[int, tuple[float, float]] = field(default_factory=dict)
     seen_spent: tuple[float, float] = (0.0, 0.0)
+    latest_of: tuple[tuple[HistoryEntry, ...], Latest] | None = field(default=None, compare=False, repr=False)
+    """A history and its :meth:`latest`. Nothing of it is stored."""
+
+    def latest(self) -> Latest:
+        """The last entries that speak for an item."""
+        held = self.latest_of
+        if held is None or held[0] is not self.history:
+            held = self.latest_of = self.history, Latest.of(self.history)
+        return held[1]
+
+    def append(self, entry: HistoryEntry, limit: int) -> None:
+        """Add an entry to the history, of which the last ``limit`` stay."""
+        latest = self.latest()
+        self.history = (*self.history, entry)[-limit:]
+        self.latest_of = self.history, latest.then(entry, limit)
 
     def copy(self) -> UserState:
         """A copy that can be folded further without touching this one."""
@@ -135,6 +218,7 @@ class UserState:
             self.spent,
             dict(self.seen),
             self.seen_spent,
+            self.latest_of,
         )
 
     @property

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from schemas.messages import Interaction
 from stream_app.settings import DEFAULT_EVENT_TYPES, EventType, ItemSettings, UserSettings
-from stream_app.users.fold import Folder, _earlier, _earlier_plain, _transition
-from stream_app.users.state import HistoryEntry, Profile, UserState, decode_state, encode_state, id_hash
+from stream_app.users.fold import Folder, _transition
+from stream_app.users.state import HistoryEntry, Latest, Profile, UserState, decode_state, encode_state, id_hash
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 FOLD = Folder(DEFAULT_EVENT_TYPES, UserSettings(), ItemSettings())
@@ -377,39 +377,70 @@ def test_a_state_is_written_as_the_golden_bytes():
     assert replace(older, added=state.added, recent_event_ids=state.recent_event_ids) == state
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(["", *"abcdef"]), st.sampled_from([-1.0, 0.5, 1.0])), max_size=12),
-    st.integers(1, 8),
+entries = st.builds(
+    HistoryEntry,
+    item_id=st.sampled_from(["", *"abcdef"]),
+    type=st.just("click"),
+    at=st.sampled_from([1.0, 2.0, 3.0, 100.0]),
+    weight=st.sampled_from([-1.0, 0.0, 0.5, 1.0, 1.0]),
+    offset=st.integers(0, 9),
+    share=st.sampled_from([0.0, 0.5, 1.0, 1.0, 1.0]),
 )
-def test_earlier_items_are_the_same_the_short_way(done: list[tuple[str, float]], limit: int):
-    history = tuple(HistoryEntry(item, "click", float(at), weight, at) for at, (item, weight) in enumerate(done))
-    previous, shares, together = _earlier(history, "a", 100.0, limit)
-    assert (previous, together) == (_earlier_plain(history, "a", 100.0, limit)[0], 0)
-    assert shares == [1.0] * len(previous)
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["", *"abcd"]),
-            st.sampled_from([1.0, 2.0, 100.0]),
-            st.sampled_from([-1.0, 1.0]),
-            st.sampled_from([0.0, 0.5, 1.0, 1.0, 1.0]),
-        ),
-        max_size=8,
-    )
-)
-def test_a_transition_says_what_the_long_way_does_whatever_the_history(done: list[tuple[str, float, float, float]]):
-    history = tuple(
-        HistoryEntry(item, "click", at, weight, number, share=share)
-        for number, (item, at, weight, share) in enumerate(done)
-    )
-    items = ItemSettings(transition_history=4)
-    found = _transition(history, "a", at=100.0, offset=9, count=1.0, settings=items)
-    previous, shares, together = _earlier(history, "a", 100.0, 4)
+@given(st.lists(entries, max_size=25), st.integers(1, 8), st.integers(0, 25))
+def test_the_latest_entries_are_the_same_kept_along_and_found_anew(
+    done: list[HistoryEntry], limit: int, found_from: int
+):
+    state = UserState("u")
+    for number, entry in enumerate(done):
+        if number == found_from:
+            state = decode_state("u", encode_state(state))
+        state.append(entry, limit)
+        assert state.history == tuple(done[: number + 1][-limit:])
+        kept, anew = state.latest(), Latest.of(state.history)
+        assert (kept.item_ids, kept.shares) == (anew.item_ids, anew.shares)
+        first = kept.next - len(state.history)
+        assert [place - first for place in kept.numbers] == anew.numbers.tolist()
+        assert kept.newest >= anew.newest
+        copied = state.copy()
+        copied.append(entry, limit)
+        assert state.latest() is kept, "a copy changes nothing of the original"
+
+
+def test_what_was_appended_to_another_history_is_not_taken_for_it():
+    state = UserState("u")
+    state.append(HistoryEntry("a", "click", 1.0, 1.0, 0), 5)
+    state.history = (HistoryEntry("b", "click", 2.0, 1.0, 1),)
+    assert state.latest().item_ids == ("b",)
+
+
+def linked_the_long_way(history: tuple[HistoryEntry, ...], limit: int) -> tuple[list[str], list[float], int]:
+    """Items before "a" at time 100, their shares, and how many are of its basket."""
+    basket: list[HistoryEntry] = []
+    before: list[HistoryEntry] = []
+    seen = {"a", ""}
+    for entry in reversed(history):
+        if entry.weight > 0 and entry.item_id not in seen:
+            seen.add(entry.item_id)
+            if entry.share:
+                (basket if entry.at == 100.0 else before).append(entry)
+    linked = [*basket, *before][:limit]
+    return [entry.item_id for entry in linked], [entry.share for entry in linked], min(len(basket), limit)
+
+
+@given(st.lists(entries, max_size=12), st.integers(1, 8))
+def test_a_transition_says_what_the_long_way_does_whatever_the_history(done: list[HistoryEntry], limit: int):
+    history = tuple(done)
+    items = ItemSettings(transition_history=limit, directed_history=3)
+    found = _transition(Latest.of(history), history, "a", at=100.0, offset=9, count=1.0, settings=items)
+    previous, shares, together = linked_the_long_way(history, limit)
+    lags = range(1, len(previous) - together + 1)
+    symmetric = [1.0] * together + [items.symmetric_decay**lag for lag in lags]
+    directed = [0.0] * together + [items.directed_decay**lag if lag <= 3 else 0.0 for lag in lags]
     assert found.previous == previous
-    lags = [1.0] * together + [items.symmetric_decay**lag for lag in range(1, len(previous) - together + 1)]
-    assert found.symmetric == pytest.approx([decay * share for decay, share in zip(lags, shares, strict=True)])
+    assert found.symmetric == pytest.approx([decay * share for decay, share in zip(symmetric, shares, strict=True)])
+    assert found.directed == pytest.approx([decay * share for decay, share in zip(directed, shares, strict=True)])
 
 
 @given(st.lists(st.integers(0, 2**63 - 1), unique=True, max_size=40), st.lists(st.integers(0, 2**48 - 1), unique=True))

@@ -17,15 +17,17 @@ from typing import Any
 
 import pytest
 
-from schemas.decode import decode_dead_letter, decode_transitions
-from schemas.messages import Transition
+from schemas.decode import decode_dead_letter, decode_slate, decode_transitions
+from schemas.messages import Transition, Versions
 from stream_app.agents.interactions import InteractionsAgent
 from stream_app.delivery.publisher import OutRecord, Publisher, RefusedRecord
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings, load_settings
-from stream_app.users.stage import SourcedEvent, StageResult
+from stream_app.users.stage import NewSlate, SourcedEvent, StageResult
 from stream_app.users.state import UserState
 from tests.waiting import eventually
+
+VERSIONS = Versions(ranker="r", space="s", index="i")
 
 
 class Stage:
@@ -33,9 +35,12 @@ class Stage:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
-        self.poison = ""
+        self.ranked: list[list[str]] = []
+        self.poison = self.unrankable = ""
 
-    def process(self, events: Sequence[SourcedEvent], states: Mapping[str, UserState], **_: Any) -> StageResult:
+    def process(
+        self, events: Sequence[SourcedEvent], states: Mapping[str, UserState], *, refresh: bool = True, **_: Any
+    ) -> StageResult:
         self.batches.append([sourced.offset for sourced in events])
         result = StageResult(transitions=defaultdict(list))
         for sourced in events:
@@ -48,12 +53,22 @@ class Stage:
             state.events += 1
             state.applied[partition] = sourced.offset
             result.states[user_id], result.partitions[user_id] = state, partition
+            if not refresh:
+                result.due.pop(user_id, None)
+                result.due[user_id] = sourced
             result.transitions[partition].append(
                 Transition(
                     offset=sourced.offset, at=0.0, item_id="i", count=1.0, previous=[], symmetric=[], directed=[]
                 )
             )
         return result
+
+    def refresh(self, due: Mapping[str, SourcedEvent], states: Mapping[str, UserState], **_: Any) -> list[NewSlate]:
+        if self.unrankable in due:
+            raise ValueError("no such luck")
+        self.ranked.append(list(due))
+        assert due.keys() <= states.keys()
+        return [NewSlate(user_id, [], sourced, versions=VERSIONS) for user_id, sourced in due.items()]
 
     def rerank(self, states: Mapping[str, UserState], **_: Any) -> list[Any]:
         return []
@@ -92,6 +107,12 @@ class Broker(Publisher):
             if record.topic.endswith("transitions.v1")
             for row in decode_transitions(record.value).rows
         ]
+
+    def slates(self) -> list[tuple[str, int]]:
+        """User and offset of the slates, in order."""
+        found = [record for record in self.records if record.topic.endswith("recommendations.v1")]
+        slates = [decode_slate(record.key, record.value, record.headers)[1] for record in found]
+        return [(slate.user_id, slate.trigger.offset) for slate in slates if slate is not None]
 
     def letters(self) -> list[str]:
         found = [record for record in self.records if record.topic.endswith("dead-letter.v1")]
@@ -132,7 +153,7 @@ class Redis:
 
 class Bench:
     def __init__(self) -> None:
-        settings = load_settings(delivery={"attempts": 2})
+        settings = load_settings(delivery={"attempts": 2, "batch": 4, "catch_up": 100})
         metrics = Metrics()
         self.stage, self.redis, self.broker = Stage(), Redis(), Broker(settings, metrics)
         serving: Any = SimpleNamespace(versions=SimpleNamespace(space="s"))
@@ -379,3 +400,90 @@ async def test_an_effect_that_fails_for_an_unforeseen_reason_ends_the_agent_with
         b.agent.failed.result()
     assert b.acked == []
     await b.agent.stop()
+
+
+async def test_a_long_batch_goes_in_parts_and_ranks_each_user_once():
+    async with bench() as b:
+        await b.agent.handle(b.batch(*"abcdefabcdef"))
+        await b.done()
+        assert b.stage.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+        assert b.stage.ranked == [["a", "b", "c", "d"], ["e", "f"]]
+        assert b.broker.slates() == [(user, offset) for offset, user in enumerate("abcdef", 6)]
+        assert b.broker.offsets() == b.acked == list(range(12))
+        assert b.counts() == dict.fromkeys("abcdef", 2)
+        assert b.redis.loads == [set("abcd"), set("ef"), set()], "what the batch knows is not loaded"
+
+
+async def test_of_a_long_batch_nothing_is_written_before_all_of_it_is_published():
+    async with bench() as b:
+        b.broker.gate.clear()
+        handling = asyncio.create_task(b.agent.handle(b.batch(*"abcdefabcdef")))
+        await eventually(lambda: len(b.stage.batches) == 2, what="the second part is computed meanwhile")
+        assert (b.broker.asked, b.stage.ranked, b.counts(), b.acked) == ([[0, 1, 2, 3]], [], {}, [])
+        b.redis.gate.clear()
+        b.broker.gate.set()
+        await handling
+        await asyncio.wait_for(b.redis.saving.wait(), 5)
+        assert len(b.broker.slates()) == 6
+        assert b.acked == []
+        b.redis.gate.set()
+        await b.done()
+        assert b.acked == list(range(12))
+
+
+async def test_after_a_long_batch_the_next_is_computed_on_its_states():
+    async with bench() as b:
+        b.redis.gate.clear()
+        await b.agent.handle(b.batch(*"abcdef"))
+        following = asyncio.create_task(b.agent.handle(b.batch("a", "x")))
+        await eventually(lambda: len(b.stage.batches) == 3)
+        assert b.redis.loads[-1] == {"x"}
+        b.redis.gate.set()
+        await following
+        await b.done()
+        assert b.counts() == {**dict.fromkeys("bcdefx", 1), "a": 2}
+
+
+@pytest.mark.parametrize("what", ["folding", "ranking"])
+async def test_what_fails_in_a_long_batch_costs_its_own_part_only(what: str):
+    async with bench() as b:
+        if what == "folding":
+            b.stage.poison = "e5"
+        else:
+            b.stage.unrankable = "f"
+        await b.agent.handle(b.batch(*"abcdefabcdef"))
+        await b.agent.handle(b.batch("x"))
+        await b.done()
+        assert b.broker.letters() == (["processing_failed"] if what == "folding" else [])
+        assert b.counts() == {**dict.fromkeys("abcde", 2), "f": 1 if what == "folding" else 2, "x": 1}
+        assert sorted(set(b.broker.offsets())) == [offset for offset in range(13) if (what, offset) != ("folding", 5)]
+        assert b.acked == list(range(13))
+        again = b.stage.batches[-9:] if what == "folding" else b.stage.batches[-4:]
+        assert again[0] == [0, 1, 2, 3], "in parts of the usual size"
+
+
+async def test_a_process_that_leaves_does_not_stay_for_a_long_batch():
+    async with bench() as b:
+        b.broker.gate.clear()
+        handling = asyncio.create_task(b.agent.handle(b.batch(*"abcdefabcdef")))
+        await eventually(lambda: len(b.stage.batches) == 2)
+        leaving = asyncio.create_task(b.agent.hand_over())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        b.broker.gate.set()
+        await handling
+        await leaving
+        assert len(b.stage.batches) == 2
+        assert (b.acked, b.counts()) == ([], {}), "all of it is the next owner's"
+
+
+async def test_a_long_batch_during_which_another_owner_wrote_is_done_for_the_others():
+    async with bench() as b:
+        b.redis.gate.clear()
+        await b.agent.handle(b.batch(*"abcdef"))
+        await asyncio.wait_for(b.redis.saving.wait(), 5)
+        b.redis.states["a"] = UserState("a", applied={0: 0}, events=10)
+        b.redis.gate.set()
+        await b.done()
+        assert b.counts() == {"a": 10, **dict.fromkeys("bcdef", 1)}
+        assert b.acked == list(range(6))

@@ -267,6 +267,28 @@ def test_a_user_without_history_gets_a_full_slate_at_the_first_event():
     assert len(slate.items) == 5
 
 
+def test_slates_made_after_all_parts_of_a_batch_are_those_of_the_whole():
+    events = [event(number, f"i{number}", user=f"u{number % 3}") for number in range(12)]
+    whole, parts = Rig(), Rig()
+    expected = whole.process(events)
+    states, due = {f"u{number}": UserState(f"u{number}") for number in range(3)}, {}
+    examples = []
+    for start in range(0, 12, 4):
+        result = parts.stage.process(events[start : start + 4], states, now=NOW, refresh=False)
+        assert not result.slates
+        states.update(result.states)
+        examples += result.examples[0]
+        for user_id, sourced in result.due.items():
+            due.pop(user_id, None)
+            due[user_id] = sourced
+    slates = parts.stage.refresh(due, states, now=NOW)
+    assert states == expected.states
+    assert [(slate.user_id, slate.trigger, slate.items, slate.known_to) for slate in slates] == [
+        (slate.user_id, slate.trigger, slate.items, slate.known_to) for slate in expected.slates
+    ]
+    assert [example.offset for example in examples] == [example.offset for example in expected.examples[0]]
+
+
 def test_an_item_that_is_not_in_the_catalogue_is_kept_and_takes_effect_when_it_comes():
     serving = make_serving(SETTINGS)
     rig = Rig(serving)
