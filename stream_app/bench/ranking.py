@@ -100,6 +100,8 @@ _FUNCTIONS = {
 """Functions as the module ``stream_app.ranking.recommender`` calls them."""
 _requests = count(-1, -1)
 """Numbers of requests that no other has: what one has blocked stays so."""
+_LISTS_AT_ONCE = 256
+"""Kept neighbours made by one search."""
 _AGAIN = 300
 """Calls that are made again, part by part."""
 
@@ -397,8 +399,8 @@ def ranking_figures(
 ) -> dict[str, Any]:
     """Microseconds per event, in all and by stage, over the shop's records.
 
-    Every second batch is timed as a whole, the others by stage. Before, every user is ranked once and a tenth of the
-    records goes through: what is made once per item or user is there, as in a process that has run for a while.
+    Every second batch is timed as a whole, the others by stage. Before, :func:`rank_everybody` and a tenth of the
+    records: what is made once per item or user is there.
 
     Args:
         shop: with some thousand records; its states move on.
@@ -463,8 +465,18 @@ def ranking_figures(
 
 
 def rank_everybody(shop: MadeUpShop, stage: UserStage, batch: int) -> None:
-    """What is made once per user or item is there afterwards, as in a process that has run for a while."""
+    """What is made once per user or item is there afterwards, as in a process that has run for a while: the last
+    ranking of every user, and the kept neighbours of what users took and will take. (A restart finds these in the
+    snapshot; ``bench index`` says what making one takes.)"""
     users = list(shop.states)
+    taken = {entry.item_id for state in shop.states.values() for entry in state.history}
+    taken.update(sourced.event.item_id or "" for sourced in decoded(shop, shop.records, 0))
+    rows = np.unique(np.array(shop.serving.catalogue.rows_of(taken), np.int32))
+    rows = rows[rows >= 0]
+    for start in range(0, len(rows), _LISTS_AT_ONCE):
+        part = np.full(_LISTS_AT_ONCE, -1, np.int32)
+        part[: len(rows) - start] = rows[start : start + _LISTS_AT_ONCE]
+        shop.serving.index.neighbour_lists(part.reshape(-1, 4))
     for start in range(0, len(users), batch):
         slates = stage.rerank({user: shop.states[user] for user in users[start : start + batch]}, now=shop.now)
         stage.shown([(slate, f"first-{slate.user_id}") for slate in slates])

@@ -29,7 +29,7 @@ from stream_app.codes import MAX_COLUMNS, SPARE, Codes, scan_codes
 from stream_app.compiled import compiled_sums
 from stream_app.errors import SnapshotError
 from stream_app.heap import drain, keep_best, largest
-from stream_app.index.neighbours import NeighbourLists
+from stream_app.index.neighbours import HeldLists, NeighbourLists
 from stream_app.prefetch import AHEAD, prefetch_row
 from stream_app.settings import IndexSettings
 
@@ -37,6 +37,7 @@ __all__ = ["VectorIndex"]
 
 _START_CAPACITY = 1_024
 _NO_LABEL = -1
+_NEIGHBOURS = "neighbours.npz"
 _AT_ONCE = 4
 """Queries compared with everything in one pass."""
 _SAME = np.float32(1e-5)
@@ -67,6 +68,7 @@ class VectorIndex:
         self._labels = 0
         self._build: _Build | None = None
         self._held = False
+        self._saving: HeldLists | None = None
         self._changes: set[int] | None = None
         self._lists = NeighbourLists(settings.neighbours)
         self.rebuilds = 0
@@ -377,14 +379,15 @@ class VectorIndex:
     def held(self) -> Iterator[None]:
         """No new graph takes over inside: what is there may be saved by a thread while others search."""
         self._cut_over()
-        self._held = True
+        self._held, self._saving = True, self._lists.hold()
         try:
             yield
         finally:
-            self._held = False
+            self._held, self._saving = False, None
+            self._lists.release()
 
     def save(self, directory: Path) -> None:
-        """Write the index into ``directory`` (which exists): the vectors, and the graph when there is one."""
+        """Write the index into ``directory`` (which exists): the vectors, kept neighbours, and the graph if any."""
         self._cut_over()
         rows = np.flatnonzero(self._present[: self._end]).astype(np.int32)
         np.savez(
@@ -397,6 +400,10 @@ class VectorIndex:
             label_count=np.int64(self._labels),
             has_graph=np.bool_(self._graph is not None),
         )
+        kept: dict[str, Any] = (self._saving or self._lists.hold()).arrays()
+        np.savez(directory / _NEIGHBOURS, **kept)
+        if self._saving is None:
+            self._lists.release()
         graph_file = directory / "graph.hnsw"
         if self._graph is not None:
             self._graph.save_index(str(graph_file))
@@ -425,6 +432,12 @@ class VectorIndex:
                 index._present[rows] = True
                 index._live = len(rows)
                 index._end = int(rows.max()) + 1
+            neighbours = directory / _NEIGHBOURS
+            # Not in older snapshots; of another size, they are made again.
+            if neighbours.exists():
+                with np.load(neighbours, allow_pickle=False) as arrays:
+                    if arrays["lists"].shape[1] == settings.neighbours:
+                        index._lists.restore(arrays, index._present)
             if has_graph:
                 graph = hnswlib.Index(space="ip", dim=index.dimensions)
                 graph.load_index(str(directory / "graph.hnsw"), max_elements=max(_START_CAPACITY, 2 * label_count))

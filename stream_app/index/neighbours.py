@@ -14,7 +14,8 @@ differ in some of its rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
 
-__all__ = ["NeighbourLists", "Search"]
+__all__ = ["HeldLists", "NeighbourLists", "Search"]
 
 Search = Callable[[NDArray[np.integer[Any]], int], tuple[NDArray[np.int32], NDArray[np.float32]]]
 """The so many rows nearest to each of some rows, themselves among them: rows and similarities [rows, k], best first, -1
@@ -38,6 +39,42 @@ _FEWEST = 256
 _NO_SLOT, _COMING = -1, -2
 _NEVER = -(2**62)
 _START = 64
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLists:
+    """The lists of a moment, to be written by a thread while more are made.
+
+    Attributes:
+        rows, slots: of the lists that were made, int32.
+        moved: of every row, when it last changed; ``made``: of every slot, when it was filled; int64, copies.
+        changes: how many changes there had been.
+        lists, similarity: by slot. Not copies: those of ``since`` may be others by now.
+        since: slots that were filled or changed after that moment.
+    """
+
+    rows: NDArray[np.int32]
+    slots: NDArray[np.int32]
+    moved: NDArray[np.int64]
+    made: NDArray[np.int64]
+    changes: int
+    lists: NDArray[np.int32]
+    similarity: NDArray[np.float32]
+    since: set[int] = field(default_factory=set)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What :meth:`NeighbourLists.restore` takes."""
+        lists, similarity = self.lists[self.slots], self.similarity[self.slots]
+        # Looked at after they were copied, so none of those that stay was changed before.
+        kept = ~np.isin(self.slots, list(self.since))
+        return {
+            "rows": self.rows[kept],
+            "lists": lists[kept],
+            "similarity": similarity[kept],
+            "made": self.made[self.slots[kept]],
+            "moved": self.moved,
+            "changes": np.array([self.changes], np.int64),
+        }
 
 
 class NeighbourLists:
@@ -60,6 +97,7 @@ class NeighbourLists:
         self._free: list[int] = []
         self._waiting: dict[int, None] = {}
         self._changes = 0
+        self._held: HeldLists | None = None
 
     def __len__(self) -> int:
         """How many lists are made."""
@@ -127,6 +165,46 @@ class NeighbourLists:
                 raise
         return np.where(rows >= 0, self._slot[rows], _NO_SLOT)
 
+    def hold(self) -> HeldLists:
+        """The lists as they are now; until the next call, or :meth:`release`, it is told what changes."""
+        rows = np.flatnonzero(self._slot >= 0).astype(np.int32)
+        self._held = HeldLists(
+            rows, self._slot[rows], self._moved.copy(), self._made.copy(), self._changes, self._lists, self._similarity
+        )
+        return self._held
+
+    def release(self) -> None:
+        """Nobody writes the lists any more."""
+        self._held = None
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_]) -> None:
+        """Have the lists of :meth:`HeldLists.arrays`, but for those with rows that have no vector any more; there are
+        none yet.
+
+        Args:
+            arrays: of lists of this size.
+            present: which rows have a vector.
+
+        Raises:
+            ValueError: when they do not fit together.
+        """
+        rows, lists, similarity, moved = arrays["rows"], arrays["lists"], arrays["similarity"], arrays["moved"]
+        made, end = arrays["made"], len(present)
+        if lists.shape != (len(rows), self.size) or similarity.shape != lists.shape or made.shape != rows.shape:
+            raise ValueError("kept neighbours differ in length")
+        if len(np.unique(rows)) < len(rows) or rows.min(initial=0) < 0 or lists.min(initial=0) < -1:
+            raise ValueError("kept neighbours name rows that cannot be")
+        known = np.append(present, True)  # The last is for -1, where a list has fewer.
+        good = (rows < min(end, len(moved))) & (lists < end).all(axis=1)
+        good &= known[np.minimum(lists, end)].all(axis=1)
+        good[good] = present[rows[good]]
+        self._reserve(len(moved))
+        self._moved[: len(moved)] = moved
+        self._used, self._changes = int(good.sum()), int(arrays["changes"][0])
+        self._slot[rows[good]] = np.arange(self._used, dtype=np.int32)
+        self._lists, self._similarity = lists[good].astype(np.int32), similarity[good].astype(np.float32)
+        self._made = made[good].astype(np.int64)
+
     def _leave(self, rows: NDArray[np.int32]) -> None:
         """What lists know of ``rows`` is not so any more."""
         if not self._used or not len(rows):
@@ -143,6 +221,10 @@ class NeighbourLists:
         # Twice as far as a list reaches: who is among the nearest of another is not among its own for certain.
         found, similarity = search(row, 2 * self.size + 1)
         self._put(row, found, similarity)
+        if self._held is not None:
+            near = found[0]
+            others = self._slot[near[(near >= 0) & (near < len(self._slot))]]
+            self._held.since.update(others[others >= 0].tolist())
         _put_into_others(int(row[0]), found[0], similarity[0], self._slot, self._lists, self._similarity)
 
     def _put(self, rows: NDArray[np.int32], found: NDArray[np.int32], similarity: NDArray[np.float32]) -> None:
@@ -150,6 +232,8 @@ class NeighbourLists:
             self._slot[row] = self._free.pop() if self._free else self._new_slot()
         slots = self._slot[rows]
         self._made[slots] = self._changes
+        if self._held is not None:
+            self._held.since.update(slots.tolist())
         _fill(rows, slots, found, similarity, self._lists, self._similarity)
 
     def _new_slot(self) -> int:

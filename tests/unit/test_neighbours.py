@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -206,3 +208,81 @@ def _noting(asked: list[int]) -> Search:
         return near, -near.astype(np.float32)
 
     return search
+
+
+def test_lists_are_there_again_after_a_restart_and_go_on_following_changes(tmp_path: Path) -> None:
+    vectors = unit(400, seed=3)
+    index = filled(vectors)
+    wanted = np.arange(0, 400, 2, dtype=np.int32)
+    before = lists_of(index, wanted)
+    index.save(tmp_path)
+    again = VectorIndex.load(tmp_path, IndexSettings(neighbours=SIZE))
+    with patch.object(again, "_around", side_effect=AssertionError("a list was made again")):
+        assert np.array_equal(again.neighbours(wanted), before)
+    moved = unit(100, seed=4)
+    for one in (index, again):
+        one.upsert(np.arange(100, dtype=np.int32), moved)
+    assert np.array_equal(lists_of(again, wanted), lists_of(index, wanted))
+    assert len(again._lists) == len(index._lists)
+
+
+def test_lists_made_or_changed_while_a_snapshot_is_written_are_left_out_of_it(tmp_path: Path) -> None:
+    vectors = unit(300, seed=5)
+    index = filled(vectors)
+    lists_of(index, np.arange(100, dtype=np.int32))
+    with index.held():
+        lists_of(index, np.arange(100, 200, dtype=np.int32))  # as ranking does meanwhile
+        index._lists._bring(rows(7), index._around)
+        index.save(tmp_path)
+    again = VectorIndex.load(tmp_path, IndexSettings(neighbours=SIZE))
+    kept = np.flatnonzero(again._lists._slot >= 0)
+    touched = set(np.argsort(-(vectors @ vectors[7]))[: 2 * SIZE + 1].tolist())
+    assert set(kept.tolist()) == set(range(100)) - touched
+    assert len(kept) > 50
+    for row in kept.tolist():
+        assert again._lists.table[again._lists._slot[row]].tolist() == truth(vectors, row)
+    assert index._lists._held is None
+
+
+def test_lists_that_name_what_is_gone_are_made_again(tmp_path: Path) -> None:
+    vectors = unit(300, seed=6)
+    index = filled(vectors)
+    wanted = np.arange(299, dtype=np.int32)
+    lists_of(index, wanted)
+    index.remove(rows(299))
+    index.save(tmp_path)
+    again = VectorIndex.load(tmp_path, IndexSettings(neighbours=SIZE))
+    held = [row for row in range(299) if 299 in truth(vectors, row)]
+    assert held
+    assert set(np.flatnonzero(again._lists._slot >= 0)) == set(range(299)) - set(held)
+    for row, found in zip(held, lists_of(again, np.array(held, np.int32)), strict=True):
+        assert found.tolist() == truth(vectors, row, without=(299,))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"rows": [0, 0]}, {"rows": [-1, 1]}, {"rows": [0]}, {"made": [1]}, {"lists": [[-2] * SIZE] * 2},
+        {"similarity": [[0.0]] * 2},
+    ],
+)  # fmt: skip
+def test_kept_lists_that_do_not_fit_together_are_an_error(broken: dict[str, Any]) -> None:
+    arrays: dict[str, Any] = {
+        "rows": [0, 1], "lists": [[-1] * SIZE] * 2, "similarity": [[0.0] * SIZE] * 2, "made": [0, 0],
+        "moved": [0] * 4, "changes": [0],
+    }  # fmt: skip
+    NeighbourLists(SIZE).restore({name: np.array(array) for name, array in arrays.items()}, np.ones(4, np.bool_))
+    with pytest.raises(ValueError, match="kept neighbours"):
+        NeighbourLists(SIZE).restore(
+            {name: np.array(array) for name, array in {**arrays, **broken}.items()}, np.ones(4, np.bool_)
+        )
+
+
+def test_a_snapshot_with_lists_of_another_size_or_none_is_read_without_them(tmp_path: Path) -> None:
+    index = filled(unit(100, seed=7))
+    lists_of(index, np.arange(100, dtype=np.int32))
+    index.save(tmp_path)
+    assert len(VectorIndex.load(tmp_path, IndexSettings(neighbours=SIZE))._lists) == 100
+    assert len(VectorIndex.load(tmp_path, IndexSettings(neighbours=SIZE + 1))._lists) == 0
+    (tmp_path / "neighbours.npz").unlink()
+    assert len(VectorIndex.load(tmp_path, IndexSettings(neighbours=SIZE))._lists) == 0
