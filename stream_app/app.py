@@ -90,7 +90,7 @@ class Tailrace:
             server, self.metrics_port = served
             self._stack.callback(_close_server, server)
             _log.info("metrics", url=f"http://{settings.metrics.host}:{self.metrics_port}/metrics")
-        # While the process connects, and before it joins a group: see there.
+        # While the process connects and reads its snapshot, and before it joins a group: see there.
         warming = asyncio.create_task(_warm_up(settings)) if set(self.roles) - {"catalogue"} else None
         if warming is not None:
             self._stack.callback(warming.cancel)
@@ -126,10 +126,8 @@ class Tailrace:
             if settings.encoder.eager or "catalogue" in self.roles:
                 await pool.start()
             self._stack.push_async_callback(pool.close)
-        if warming is not None:
-            await warming
         # Together: joining a consumer group takes a broker up to half a session.
-        await asyncio.gather(*(self._start_role(role, publisher, redis, pool) for role in self.roles))
+        await asyncio.gather(*(self._start_role(role, publisher, redis, pool, warming) for role in self.roles))
         settle()
         self.ready.set()
         metrics.ready.set(1)
@@ -138,10 +136,19 @@ class Tailrace:
             self._stack.callback(measuring.cancel)
         await self._watch()
 
-    async def _start_role(self, role: Role, publisher: Publisher, redis: Redis, pool: EncoderPool | None) -> None:
+    async def _start_role(
+        self,
+        role: Role,
+        publisher: Publisher,
+        redis: Redis,
+        pool: EncoderPool | None,
+        warming: asyncio.Task[None] | None,
+    ) -> None:
         agent = await self._agent(role, publisher, redis, pool)
         self._stack.push_async_callback(agent.stop)
         self.agents.append(agent)
+        if warming is not None:
+            await asyncio.shield(warming)
         await agent.start()
         _log.info("role started", started=role)
 

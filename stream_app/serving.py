@@ -535,8 +535,8 @@ class ServingState:
         state.signals = Signals.load(directory, settings.items)
         state.factors = Factors.load(directory, settings.factors)
         state.ranker.restore(meta.ranker)
-        for row in np.flatnonzero(state.catalogue.known).tolist():
-            state._update_cold(row)
+        known = np.flatnonzero(state.catalogue.known).astype(np.int32)
+        state.cold.set_all(known, state.is_cold(known))
         return state
 
 

@@ -400,6 +400,8 @@ class InteractionsAgent(Agent):
             if number % self.settings.delivery.batch == 0:
                 await asyncio.sleep(0)
         async with self._busy:
+            if self._leaving:
+                return  # What was before may be left undone, and would be taken for applied by what comes after it.
             if self._settling is not None and self._settling.done():
                 await self._settled()
             moves = self._moves

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -21,8 +22,10 @@ _OWNERS_KEPT = 1_024
 _NO_ROWS = np.zeros(0, np.int32)
 
 
+@lru_cache(maxsize=4_096)
 def fold(name: str) -> str:
-    """A name to compare by: without regard to case and outer spaces."""
+    """A name to compare by: without regard to case and outer spaces. Remembered: a catalogue has the same few over and
+    over again."""
     return name.strip().casefold()
 
 
@@ -140,7 +143,7 @@ class Attributes:
         language: str | None = None,
     ) -> None:
         """What is known of a row's item; nothing, when it left."""
-        categories = folded(categories)
+        categories = tuple(map(fold, categories))
         self.categories.set(row, categories or None)
         self.category.set(row, categories[0] if categories else None)
         self.tags.set(row, folded(tags) or None)

@@ -487,3 +487,18 @@ async def test_a_long_batch_during_which_another_owner_wrote_is_done_for_the_oth
         await b.done()
         assert b.counts() == {"a": 10, **dict.fromkeys("bcdef", 1)}
         assert b.acked == list(range(6))
+
+
+async def test_after_a_batch_was_left_undone_no_other_begins():
+    async with bench() as b:
+        b.broker.gate.clear()
+        handling = asyncio.create_task(b.agent.handle(b.batch(*"abcdefabcdef")))
+        await eventually(lambda: len(b.stage.batches) == 2)
+        following = asyncio.create_task(b.agent.handle(b.batch("a")))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await b.agent.hand_over()
+        b.broker.gate.set()
+        await asyncio.gather(handling, following)
+        assert len(b.stage.batches) == 2
+        assert (b.acked, b.counts()) == ([], {})
