@@ -55,6 +55,8 @@ from workers.pool import EncoderPool, Priority
 __all__ = ["InteractionsAgent"]
 
 T = TypeVar("T")
+_Sourced = tuple[Any, InRecord, SourcedEvent]
+"""An event as it was delivered, its record, and what it says."""
 _log = get_logger(__name__)
 _EVENT_TEXT_WAIT_S = 10.0
 """An event waits this long for its text's embedding, then goes on without; the text counts from the next event."""
@@ -64,6 +66,9 @@ _REPLACED_AT_ONCE = 64
 """Slates made again in one go when an item is withdrawn; events wait for no more than these."""
 _OFFERED_AT_ONCE = 16
 """Users ranked again in one go for new items; events wait for no more than these."""
+_FOLD_S = 2.0
+"""A batch takes no more events when it has folded for so long (where they wait for the embeddings of their texts, it is
+few): their users are to be ranked, and others have their turn."""
 _FAILURES = (TailraceError, ArithmeticError, LookupError, TypeError, ValueError)
 """What one bad event or user may cause, and others must not suffer from."""
 _TURNS_TO_SEND = 8
@@ -87,6 +92,8 @@ class _Batch:
     Attributes:
         letters: to be published with the first step.
         folded: how many of the events are.
+        until: when no more events are folded (``time.monotonic()``).
+        left: how many events were left to the next batch, because time was up.
         due: the users still to be ranked, and why, in order of their last events.
         states, partitions, skipped: what the events folded so far amount to, as in a ``StageResult``.
         step: the first one, computed before the effects begin.
@@ -96,7 +103,9 @@ class _Batch:
     events: Sequence[SourcedEvent]
     letters: Sequence[OutRecord]
     now: float
+    until: float
     folded: int = 0
+    left: int = 0
     due: dict[str, SourcedEvent | SourcedProfile] = field(default_factory=dict)
     states: dict[str, UserState] = field(default_factory=dict)
     partitions: dict[str, int] = field(default_factory=dict)
@@ -111,7 +120,7 @@ class _Batch:
 
 
 class _LeftUndone(Exception):
-    """The process leaves: the rest of the batch, none of which is written, is its next owner's."""
+    """The process leaves: what is left of the batch is not acknowledged, and is its next owner's."""
 
 
 class InteractionsAgent(Agent):
@@ -145,7 +154,7 @@ class InteractionsAgent(Agent):
         self._settling: asyncio.Task[bool] | None = None
         self._pending: Mapping[str, UserState] | None = {}
         self._moves = 0
-        self._leaving = False
+        self._leaving = self._left_undone = False
         self._showing = Showing(limit=settings.users.cache)
         self._withdrawn: dict[str, ItemChange] = {}
         self._withdrawal = asyncio.Event()
@@ -389,19 +398,30 @@ class InteractionsAgent(Agent):
         which the partitions moved, takes with it what was computed on top: that is computed again, on what is stored.
         """
         now = time.time()
-        sourced: list[tuple[InRecord, SourcedEvent]] = []
+        sourced: list[_Sourced] = []
+        refused: list[Any] = []
         letters: list[OutRecord] = []
         for number, event in enumerate(events, 1):
             record = InRecord.from_faust(event)
             try:
-                sourced.append((record, self._decode(record, now)))
+                sourced.append((event, record, self._decode(record, now)))
             except InvalidMessage as error:
                 letters.append(self.letter(record, error))
+                refused.append(event)
             if number % self.settings.delivery.batch == 0:
                 await asyncio.sleep(0)
+        left = await self._take(sourced, refused, letters)
+        while left:
+            left = await self._take(sourced[-left:], [], [])
+        for _ in range(_TURNS_TO_SEND):
+            await asyncio.sleep(0)
+
+    async def _take(self, sourced: Sequence[_Sourced], refused: Sequence[Any], letters: list[OutRecord]) -> int:
+        """One batch; how many events it left, for want of time. ``refused`` are events that ``letters`` are about."""
+        now = time.time()
         async with self._busy:
             if self._leaving:
-                return  # What was before may be left undone, and would be taken for applied by what comes after it.
+                return 0
             if self._settling is not None and self._settling.done():
                 await self._settled()
             moves = self._moves
@@ -409,52 +429,52 @@ class InteractionsAgent(Agent):
             if not await self._settled() or moves != self._moves:
                 moves = self._moves
                 batch = await self._ahead(sourced, letters, now)  # On states that never came to be.
+            if self._left_undone:
+                return 0  # Written on top of what was left undone, this would have that taken for applied.
             # The next batch waits, for what is to be written is not known.
             self._pending = None
-            self._settling = asyncio.create_task(self._settle(events, sourced, letters, batch))
+            self._settling = asyncio.create_task(self._settle(sourced, refused, letters, batch))
             self._settling.add_done_callback(self._on_settled)
-            if batch is not None:
-                if not batch.whole:
-                    await batch.computed.wait()
-                if batch.whole and moves == self._moves:
-                    self._pending = batch.states
-        for _ in range(_TURNS_TO_SEND):
-            await asyncio.sleep(0)
+            if batch is None:
+                return 0
+            if not batch.whole:
+                await batch.computed.wait()
+            if batch.whole and moves == self._moves and not self._settling.done():
+                self._pending = batch.states
+            return batch.left
 
-    async def _ahead(
-        self, sourced: Sequence[tuple[InRecord, SourcedEvent]], letters: Sequence[OutRecord], now: float
-    ) -> _Batch | None:
+    async def _ahead(self, sourced: Sequence[_Sourced], letters: Sequence[OutRecord], now: float) -> _Batch | None:
         """The batch, its first step computed on what is stored and what is about to be; None where an event of that
         fails."""
         if self._pending is None:
             await self._settled()
         try:
-            return await self._begun([event for _, event in sourced], letters, now, self._pending or {})
+            return await self._begun([one for _, _, one in sourced], letters, now, self._pending or {})
         except _FAILURES:
             _log.warning("batch failed, going on in parts", events=len(sourced), exc_info=True)
             return None
 
     async def _settle(
-        self,
-        events: Sequence[Any],
-        sourced: Sequence[tuple[InRecord, SourcedEvent]],
-        letters: list[OutRecord],
-        batch: _Batch | None,
+        self, sourced: Sequence[_Sourced], refused: Sequence[Any], letters: list[OutRecord], batch: _Batch | None
     ) -> bool:
         """Do what was computed, or the events in parts, and acknowledge. Whether the states are now as computed."""
-        as_computed = False
+        as_computed, computed = False, batch is not None
         try:
             if batch is not None:
                 try:
                     as_computed = await self._effect(batch)
                 except _FAILURES:
-                    _log.warning("batch failed, going on in parts", events=len(sourced), exc_info=True)
-                    batch = None
-            if batch is None:
-                await self._in_parts(sourced, letters)
+                    _log.warning("batch failed, going on in parts", events=len(batch.events), exc_info=True)
+                    computed = False
+                sourced = sourced[: len(batch.events)]
+            if not computed:
+                await self._in_parts([(record, one) for _, record, one in sourced], letters)
         except _LeftUndone:
+            self._left_undone = True
             return False
-        for event in events:
+        for event in refused:
+            event.ack()
+        for event, _, _ in sourced:
             event.ack()
         return as_computed
 
@@ -487,8 +507,12 @@ class InteractionsAgent(Agent):
         return as_computed
 
     def _on_settled(self, settling: asyncio.Task[bool]) -> None:
-        if not settling.cancelled() and (error := settling.exception()) is not None:
+        if settling.cancelled():
+            return
+        if (error := settling.exception()) is not None:
             self._fail(error)
+        elif settling is self._settling and settling.result():
+            self._pending = {}  # All of it is written, and it may be much.
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -574,7 +598,7 @@ class InteractionsAgent(Agent):
         pending: Mapping[str, UserState],
     ) -> _Batch:
         """A batch with its first step computed; ``pending`` are the states of users that are not written yet."""
-        batch = _Batch(events, letters, now)
+        batch = _Batch(events, letters, now, time.monotonic() + _FOLD_S)
         batch.step = await self._fold(batch, pending)
         return batch
 
@@ -584,6 +608,11 @@ class InteractionsAgent(Agent):
             return None
         if self._leaving:
             raise _LeftUndone
+        if batch.folded < len(batch.events) and time.monotonic() > batch.until:
+            batch.left = len(batch.events) - batch.folded
+            batch.events = batch.events[: batch.folded]
+            if batch.whole:
+                return None
         return await (self._fold(batch, {}) if batch.folded < len(batch.events) else self._rank(batch))
 
     async def _fold(self, batch: _Batch, pending: Mapping[str, UserState]) -> _Step:
@@ -679,7 +708,11 @@ class InteractionsAgent(Agent):
         users, size = list(batch.states), self.settings.delivery.batch
         for start in range(0, len(users), size):
             part = {user_id: batch.states[user_id] for user_id in users[start : start + size]}
-            refused += await self._users.save(part, partitions=batch.partitions)
+            try:
+                refused += await self._users.save(part, partitions=batch.partitions)
+            except _FAILURES:
+                await self._publish_again(refused, batch.partitions, time.time())
+                raise
         if refused:
             stored = await self._users.load(refused)
             missing = [
@@ -731,6 +764,11 @@ class InteractionsAgent(Agent):
 
     async def _publish_again(self, users: Sequence[str], partitions: Mapping[str, int], now: float) -> None:
         """Slates from the stored states of users somebody else has by now: ours may have come after theirs."""
+        size = self.settings.delivery.batch
+        for start in range(0, len(users), size):
+            await self._publish_slice_again(users[start : start + size], partitions, now)
+
+    async def _publish_slice_again(self, users: Sequence[str], partitions: Mapping[str, int], now: float) -> None:
         states = await self._users.load(users)
         forgotten = [user_id for user_id, state in states.items() if state.forgotten]
         states = _not_forgotten(states)

@@ -24,6 +24,7 @@ from aiokafka.structs import ConsumerRecord
 from schemas.decode import decode_interaction
 from stream_app.agents.interactions import InteractionsAgent
 from stream_app.bench.child import read_job, run_child, tell
+from stream_app.bench.parts import in_parts
 from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.publisher import Publisher, producer_options
 from stream_app.memory import settle
@@ -95,7 +96,7 @@ class _Loop:
         marks.append(clock())
         states = await self.users.load({sourced.event.user_id for sourced in events})
         marks.append(clock())
-        result = self.stage.process(events, states, now=now)
+        result = in_parts(self.stage, events, states, now=now, size=self.settings.delivery.batch)
         marks.append(clock())
         rounds = agent._notes(result)
         rounds[0] = [*agent._slates(result.slates, now), *rounds[0]]

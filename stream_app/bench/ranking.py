@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from schemas.decode import decode_interaction, encode
 from schemas.messages import Slate, TrainingExamples, Transitions, Trigger
+from stream_app.bench.parts import in_parts
 from stream_app.bench.shop import MadeUpShop
 from stream_app.codes import code_products, scan_codes
 from stream_app.items.signals import decayed_column
@@ -526,7 +527,7 @@ def decoded(shop: MadeUpShop, records: Sequence[tuple[bytes, bytes]], first: int
 
 def staged(shop: MadeUpShop, stage: UserStage, events: Sequence[SourcedEvent]) -> StageResult:
     """What the events amount to; the shop's states move on."""
-    result = stage.process(events, shop.states, now=shop.now)
+    result = in_parts(stage, events, shop.states, now=shop.now, size=shop.settings.delivery.batch)
     shop.states.update(result.states)
     return result
 

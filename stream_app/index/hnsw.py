@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from zipfile import BadZipFile
 
 import hnswlib
 import numpy as np
@@ -30,11 +31,13 @@ from stream_app.compiled import compiled_sums
 from stream_app.errors import SnapshotError
 from stream_app.heap import drain, keep_best, largest
 from stream_app.index.neighbours import HeldLists, NeighbourLists
+from stream_app.logs import get_logger
 from stream_app.prefetch import AHEAD, prefetch_row
 from stream_app.settings import IndexSettings
 
 __all__ = ["VectorIndex"]
 
+_log = get_logger(__name__)
 _START_CAPACITY = 1_024
 _NO_LABEL = -1
 _NEIGHBOURS = "neighbours.npz"
@@ -410,6 +413,17 @@ class VectorIndex:
         else:
             graph_file.unlink(missing_ok=True)
 
+    def _restore_lists(self, path: Path) -> None:
+        """Have the kept neighbours of a snapshot. They only save work: whatever is wrong with them costs no more."""
+        if not path.exists():
+            return  # as in older snapshots
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                if arrays["lists"].shape[1:] == (self._lists.size,):
+                    self._lists.restore(arrays, self._present)
+        except (OSError, EOFError, BadZipFile, KeyError, ValueError) as error:
+            _log.warning("kept neighbours not used, they are looked for again", file=str(path), error=str(error))
+
     @classmethod
     def load(cls, directory: Path, settings: IndexSettings) -> VectorIndex:
         """The index that :meth:`save` wrote.
@@ -432,12 +446,7 @@ class VectorIndex:
                 index._present[rows] = True
                 index._live = len(rows)
                 index._end = int(rows.max()) + 1
-            neighbours = directory / _NEIGHBOURS
-            # Not in older snapshots; of another size, they are made again.
-            if neighbours.exists():
-                with np.load(neighbours, allow_pickle=False) as arrays:
-                    if arrays["lists"].shape[1] == settings.neighbours:
-                        index._lists.restore(arrays, index._present)
+            index._restore_lists(directory / _NEIGHBOURS)
             if has_graph:
                 graph = hnswlib.Index(space="ip", dim=index.dimensions)
                 graph.load_index(str(directory / "graph.hnsw"), max_elements=max(_START_CAPACITY, 2 * label_count))
@@ -447,7 +456,7 @@ class VectorIndex:
                 order = np.argsort(labels)
                 index._label(rows[order], labels[order])
                 index._labels = label_count
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+        except (OSError, EOFError, BadZipFile, KeyError, ValueError, RuntimeError) as error:
             raise SnapshotError(f"the index in {directory} cannot be read: {error}") from error
         return index
 

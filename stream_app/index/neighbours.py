@@ -48,6 +48,7 @@ class HeldLists:
     Attributes:
         rows, slots: of the lists that were made, int32.
         moved: of every row, when it last changed; ``made``: of every slot, when it was filled; int64, copies.
+        waiting: rows that are not in the lists of others yet, int32, in order.
         changes: how many changes there had been.
         lists, similarity: by slot. Not copies: those of ``since`` may be others by now.
         since: slots that were filled or changed after that moment.
@@ -57,6 +58,7 @@ class HeldLists:
     slots: NDArray[np.int32]
     moved: NDArray[np.int64]
     made: NDArray[np.int64]
+    waiting: NDArray[np.int32]
     changes: int
     lists: NDArray[np.int32]
     similarity: NDArray[np.float32]
@@ -73,6 +75,7 @@ class HeldLists:
             "similarity": similarity[kept],
             "made": self.made[self.slots[kept]],
             "moved": self.moved,
+            "waiting": self.waiting,
             "changes": np.array([self.changes], np.int64),
         }
 
@@ -169,7 +172,14 @@ class NeighbourLists:
         """The lists as they are now; until the next call, or :meth:`release`, it is told what changes."""
         rows = np.flatnonzero(self._slot >= 0).astype(np.int32)
         self._held = HeldLists(
-            rows, self._slot[rows], self._moved.copy(), self._made.copy(), self._changes, self._lists, self._similarity
+            rows,
+            self._slot[rows],
+            self._moved.copy(),
+            self._made.copy(),
+            np.fromiter(self._waiting, np.int32, len(self._waiting)),
+            self._changes,
+            self._lists,
+            self._similarity,
         )
         return self._held
 
@@ -178,8 +188,7 @@ class NeighbourLists:
         self._held = None
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_]) -> None:
-        """Have the lists of :meth:`HeldLists.arrays`, but for those with rows that have no vector any more; there are
-        none yet.
+        """Have the lists of :meth:`HeldLists.arrays`; there are none yet, and none when this fails.
 
         Args:
             arrays: of lists of this size.
@@ -189,21 +198,26 @@ class NeighbourLists:
             ValueError: when they do not fit together.
         """
         rows, lists, similarity, moved = arrays["rows"], arrays["lists"], arrays["similarity"], arrays["moved"]
-        made, end = arrays["made"], len(present)
+        made, waiting, changes, end = arrays["made"], arrays["waiting"], arrays["changes"], len(present)
         if lists.shape != (len(rows), self.size) or similarity.shape != lists.shape or made.shape != rows.shape:
             raise ValueError("kept neighbours differ in length")
-        if len(np.unique(rows)) < len(rows) or rows.min(initial=0) < 0 or lists.min(initial=0) < -1:
+        whole = (rows, lists, made, moved, waiting, changes)
+        if not all(array.dtype.kind == "i" for array in whole) or moved.ndim != 1 or changes.shape != (1,):
+            raise ValueError("kept neighbours are not what they should be")
+        named = max(rows.max(initial=-1), lists.max(initial=-1), waiting.max(initial=-1))
+        least = min(rows.min(initial=0), lists.min(initial=0) + 1, waiting.min(initial=0))
+        if named >= max(end, len(moved)) or least < 0 or len(np.unique(rows)) < len(rows):
             raise ValueError("kept neighbours name rows that cannot be")
-        known = np.append(present, True)  # The last is for -1, where a list has fewer.
         good = (rows < min(end, len(moved))) & (lists < end).all(axis=1)
-        good &= known[np.minimum(lists, end)].all(axis=1)
         good[good] = present[rows[good]]
+        # Rows that have no vector any more stay in lists, as they do in a process that runs on.
         self._reserve(len(moved))
         self._moved[: len(moved)] = moved
-        self._used, self._changes = int(good.sum()), int(arrays["changes"][0])
+        self._used, self._changes = int(good.sum()), int(changes[0])
         self._slot[rows[good]] = np.arange(self._used, dtype=np.int32)
         self._lists, self._similarity = lists[good].astype(np.int32), similarity[good].astype(np.float32)
         self._made = made[good].astype(np.int64)
+        self._waiting = dict.fromkeys([row for row in waiting.tolist() if row < end and present[row]])
 
     def _leave(self, rows: NDArray[np.int32]) -> None:
         """What lists know of ``rows`` is not so any more."""

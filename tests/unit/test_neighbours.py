@@ -244,38 +244,65 @@ def test_lists_made_or_changed_while_a_snapshot_is_written_are_left_out_of_it(tm
     assert index._lists._held is None
 
 
-def test_lists_that_name_what_is_gone_are_made_again(tmp_path: Path) -> None:
+def test_lists_that_name_what_is_gone_are_kept_as_in_a_process_that_runs_on(tmp_path: Path) -> None:
     vectors = unit(300, seed=6)
     index = filled(vectors)
-    wanted = np.arange(299, dtype=np.int32)
-    lists_of(index, wanted)
-    index.remove(rows(299))
+    wanted = np.arange(200, dtype=np.int32)
+    before = lists_of(index, wanted)
+    index.remove(rows(150, 299))
     index.save(tmp_path)
     again = VectorIndex.load(tmp_path, IndexSettings(neighbours=SIZE))
-    held = [row for row in range(299) if 299 in truth(vectors, row)]
-    assert held
-    assert set(np.flatnonzero(again._lists._slot >= 0)) == set(range(299)) - set(held)
-    for row, found in zip(held, lists_of(again, np.array(held, np.int32)), strict=True):
-        assert found.tolist() == truth(vectors, row, without=(299,))
+    left = np.delete(wanted, 150)
+    assert len(again._lists) == 199
+    assert np.array_equal(again.neighbours(left), before[left])
+
+
+def test_changed_vectors_that_were_in_no_list_yet_come_into_them_after_a_restart(tmp_path: Path) -> None:
+    vectors = unit(300, seed=8)
+    index = filled(vectors[:299])
+    lists_of(index, np.arange(299, dtype=np.int32))
+    index.upsert(rows(299), vectors[299:])
+    assert index._lists.waiting == 1
+    index.save(tmp_path)
+    again = VectorIndex.load(tmp_path, IndexSettings(neighbours=SIZE))
+    assert again._lists.waiting == 1
+    near = int(np.argsort(-(vectors[:299] @ vectors[299]))[0])
+    for one in (index, again):
+        one.neighbours(rows(0))
+        assert 299 in one.neighbours(rows(near))[0]
 
 
 @pytest.mark.parametrize(
     "broken",
     [
-        {"rows": [0, 0]}, {"rows": [-1, 1]}, {"rows": [0]}, {"made": [1]}, {"lists": [[-2] * SIZE] * 2},
-        {"similarity": [[0.0]] * 2},
+        {"rows": [0, 0]}, {"rows": [-1, 1]}, {"rows": [0]}, {"rows": [0.0, 1.0]}, {"made": [1]}, {"changes": []},
+        {"lists": [[-2] * SIZE] * 2}, {"lists": [[9] * SIZE] * 2}, {"lists": [-1] * 2}, {"similarity": [[0.0]] * 2},
+        {"moved": [[0] * 4]}, {"waiting": [-1]},
     ],
 )  # fmt: skip
-def test_kept_lists_that_do_not_fit_together_are_an_error(broken: dict[str, Any]) -> None:
+def test_kept_lists_that_do_not_fit_together_are_an_error_and_change_nothing(broken: dict[str, Any]) -> None:
     arrays: dict[str, Any] = {
         "rows": [0, 1], "lists": [[-1] * SIZE] * 2, "similarity": [[0.0] * SIZE] * 2, "made": [0, 0],
-        "moved": [0] * 4, "changes": [0],
+        "moved": [0] * 4, "waiting": [3], "changes": [0],
     }  # fmt: skip
-    NeighbourLists(SIZE).restore({name: np.array(array) for name, array in arrays.items()}, np.ones(4, np.bool_))
+    present = np.ones(4, np.bool_)
+    lists = NeighbourLists(SIZE)
+    lists.restore({name: np.array(array) for name, array in arrays.items()}, present)
+    assert (len(lists), lists.waiting) == (2, 1)
+    lists = NeighbourLists(SIZE)
     with pytest.raises(ValueError, match="kept neighbours"):
-        NeighbourLists(SIZE).restore(
-            {name: np.array(array) for name, array in {**arrays, **broken}.items()}, np.ones(4, np.bool_)
-        )
+        lists.restore({name: np.array(array) for name, array in {**arrays, **broken}.items()}, present)
+    assert (len(lists), lists.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"no archive"])
+def test_an_index_is_read_without_kept_lists_that_cannot_be(tmp_path: Path, content: bytes) -> None:
+    index = filled(unit(100, seed=9))
+    lists_of(index, np.arange(100, dtype=np.int32))
+    index.save(tmp_path)
+    (tmp_path / "neighbours.npz").write_bytes(content)
+    again = VectorIndex.load(tmp_path, IndexSettings(neighbours=SIZE))
+    assert (len(again), len(again._lists)) == (100, 0)
 
 
 def test_a_snapshot_with_lists_of_another_size_or_none_is_read_without_them(tmp_path: Path) -> None:

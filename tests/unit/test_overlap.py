@@ -36,6 +36,7 @@ class Stage:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.ranked: list[list[str]] = []
+        self.reranked: list[list[str]] = []
         self.poison = self.unrankable = ""
 
     def process(
@@ -71,6 +72,7 @@ class Stage:
         return [NewSlate(user_id, [], sourced, versions=VERSIONS) for user_id, sourced in due.items()]
 
     def rerank(self, states: Mapping[str, UserState], **_: Any) -> list[Any]:
+        self.reranked.append(list(states))
         return []
 
     def forget(self) -> None: ...
@@ -88,12 +90,18 @@ class Broker(Publisher):
         self.asked: list[list[int]] = []
         self.records: list[OutRecord] = []
         self.refuse = -1
+        self.refuse_slates: asyncio.Event | None = None
 
     async def publish(self, records: Iterable[OutRecord]) -> None:
         records = list(records)
         offsets = self.offsets(records)
         if offsets:
             self.asked.append(offsets)
+        if self.refuse_slates is not None and self.slates(records):
+            await self.refuse_slates.wait()
+            self.refuse_slates = None
+            self.gate.clear()
+            raise RefusedRecord(records[0], ValueError("too large"))
         await self.gate.wait()
         if self.refuse in offsets:
             raise RefusedRecord(records[0], ValueError("too large"))
@@ -108,9 +116,10 @@ class Broker(Publisher):
             for row in decode_transitions(record.value).rows
         ]
 
-    def slates(self) -> list[tuple[str, int]]:
+    def slates(self, records: Iterable[OutRecord] | None = None) -> list[tuple[str, int]]:
         """User and offset of the slates, in order."""
-        found = [record for record in self.records if record.topic.endswith("recommendations.v1")]
+        records = self.records if records is None else records
+        found = [record for record in records if record.topic.endswith("recommendations.v1")]
         slates = [decode_slate(record.key, record.value, record.headers)[1] for record in found]
         return [(slate.user_id, slate.trigger.offset) for slate in slates if slate is not None]
 
@@ -502,3 +511,60 @@ async def test_after_a_batch_was_left_undone_no_other_begins():
         await asyncio.gather(handling, following)
         assert len(b.stage.batches) == 2
         assert (b.acked, b.counts()) == ([], {})
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_nothing_is_written_on_top_of_a_failed_batch_that_was_left_undone(ahead: bool):
+    async with bench() as b:
+        if ahead:  # It fails in its last step, when the next one is computed.
+            refusing = b.broker.refuse_slates = asyncio.Event()
+        else:
+            b.stage.poison = "e1"
+            b.broker.gate.clear()
+        await b.agent.handle(b.batch(*"abcdabcdabcd"))
+        following = asyncio.create_task(b.agent.handle(b.batch("d")))
+        if ahead:
+            await eventually(lambda: b.stage.batches[-1] == [12])
+            refusing.set()
+        await eventually(lambda: not b.broker.gate.is_set())
+        leaving = asyncio.create_task(b.agent.hand_over())
+        await eventually(lambda: b.agent._busy.locked())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        b.broker.gate.set()
+        await asyncio.gather(following, leaving)
+        assert b.acked == []
+        assert b.redis.states["a"].applied == {0: 0}, "the part that was under way"
+        assert b.redis.states["d"].applied == {0: 3}
+
+
+async def test_a_batch_takes_no_more_events_when_time_is_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("stream_app.agents.interactions._FOLD_S", -1.0)
+    async with bench() as b:
+        await b.agent.handle(b.batch(*"abcdefabcdef", value=None))
+        await b.done()
+        assert b.stage.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+        # The last part is a batch of the usual size, and ranked with its events.
+        assert b.stage.ranked == [["a", "b", "c", "d"], ["e", "f", "a", "b"]]
+        assert b.broker.offsets() == b.acked == list(range(12))
+        assert b.counts() == dict.fromkeys("abcdef", 2)
+
+
+async def test_what_is_written_is_not_held_for_the_next_batch():
+    async with bench() as b:
+        await b.agent.handle(b.batch(*"abcdef"))
+        await eventually(lambda: len(b.acked) == 6)
+        await eventually(lambda: b.agent._pending == {})
+
+
+async def test_slates_of_many_refused_users_are_made_again_in_slices():
+    async with bench() as b:
+        b.redis.gate.clear()
+        await b.agent.handle(b.batch(*"abcdefghij"))
+        await asyncio.wait_for(b.redis.saving.wait(), 5)
+        for number, user in enumerate("abcdefghij"):
+            b.redis.states[user] = UserState(user, applied={0: number}, events=1)
+        b.redis.gate.set()
+        await b.done()
+        assert [len(users) for users in b.stage.reranked] == [4, 4, 2]
+        assert b.acked == list(range(10))

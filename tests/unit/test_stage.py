@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from schemas.arrays import pack_float32, unpack_float32
 from schemas.messages import Interaction, Item, ItemVector, Transitions
+from stream_app.bench.parts import in_parts
 from stream_app.items.statistics import ItemStatistics
 from stream_app.ranking.features import feature_names, in_units
 from stream_app.ranking.recommender import Choice, Recommender
@@ -267,26 +268,19 @@ def test_a_user_without_history_gets_a_full_slate_at_the_first_event():
     assert len(slate.items) == 5
 
 
-def test_slates_made_after_all_parts_of_a_batch_are_those_of_the_whole():
-    events = [event(number, f"i{number}", user=f"u{number % 3}") for number in range(12)]
-    whole, parts = Rig(), Rig()
-    expected = whole.process(events)
-    states, due = {f"u{number}": UserState(f"u{number}") for number in range(3)}, {}
-    examples = []
-    for start in range(0, 12, 4):
-        result = parts.stage.process(events[start : start + 4], states, now=NOW, refresh=False)
-        assert not result.slates
-        states.update(result.states)
-        examples += result.examples[0]
-        for user_id, sourced in result.due.items():
-            due.pop(user_id, None)
-            due[user_id] = sourced
-    slates = parts.stage.refresh(due, states, now=NOW)
-    assert states == expected.states
-    assert [(slate.user_id, slate.trigger, slate.items, slate.known_to) for slate in slates] == [
-        (slate.user_id, slate.trigger, slate.items, slate.known_to) for slate in expected.slates
-    ]
-    assert [example.offset for example in examples] == [example.offset for example in expected.examples[0]]
+def test_a_batch_in_parts_amounts_to_what_it_does_whole():
+    events = [event(number, f"i{number}", user=f"u{number % 3}", partition=number % 3 % 2) for number in range(12)]
+    states = {f"u{number}": UserState(f"u{number}") for number in range(3)}
+    whole = Rig().stage.process(events, states, now=NOW)
+    parts = in_parts(Rig().stage, events, states, now=NOW, size=2)
+    assert parts.states == whole.states
+    assert parts.partitions == whole.partitions
+    assert parts.transitions == whole.transitions
+    for slate, expected in zip(parts.slates, whole.slates, strict=True):
+        assert (slate.user_id, slate.trigger, slate.items) == (expected.user_id, expected.trigger, expected.items)
+        assert slate.known_to == expected.known_to
+    for source, examples in whole.examples.items():
+        assert [example.offset for example in parts.examples[source]] == [example.offset for example in examples]
 
 
 def test_an_item_that_is_not_in_the_catalogue_is_kept_and_takes_effect_when_it_comes():
