@@ -9,9 +9,9 @@ While the effects of a batch are on their way, the next is computed, on the stat
 (:meth:`InteractionsAgent.handle`). Its own effects begin when those before it are done; when they did not go as
 computed, it is computed again.
 
-A process that is behind finds thousands of events waiting. It takes them as one batch, in steps: the events are
-folded part by part, then their users are ranked, each once, part by part; what one step has to publish is on its way
-while the next is computed.
+A process that is behind finds thousands of events waiting. It takes them as one batch, in steps of some hundred events;
+a user is ranked once, in the step with the user's last event. What one step has to publish is on its way while the next
+is computed.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ _REPLACED_AT_ONCE = 64
 """Slates made again in one go when an item is withdrawn; events wait for no more than these."""
 _OFFERED_AT_ONCE = 16
 """Users ranked again in one go for new items; events wait for no more than these."""
-_FOLD_S = 2.0
-"""A batch takes no more events when it has folded for so long (where they wait for the embeddings of their texts, it is
-few): their users are to be ranked, and others have their turn."""
+_BATCH_S = 5.0
+"""A batch takes no more events when it has been computed for so long (where their texts are waited for, it has few): it
+is to be written and acknowledged, and others have their turn."""
 _FAILURES = (TailraceError, ArithmeticError, LookupError, TypeError, ValueError)
 """What one bad event or user may cause, and others must not suffer from."""
 _TURNS_TO_SEND = 8
@@ -92,9 +92,10 @@ class _Batch:
     Attributes:
         letters: to be published with the first step.
         folded: how many of the events are.
-        until: when no more events are folded (``time.monotonic()``).
+        until: when it takes no more events (``time.monotonic()``).
         left: how many events were left to the next batch, because time was up.
-        due: the users still to be ranked, and why, in order of their last events.
+        last: the place of each user's last event.
+        due: the users whose slates wait for their last events, and why.
         states, partitions, skipped: what the events folded so far amount to, as in a ``StageResult``.
         step: the first one, computed before the effects begin.
         computed: set when nothing is left to be computed, or will not be.
@@ -106,6 +107,7 @@ class _Batch:
     until: float
     folded: int = 0
     left: int = 0
+    last: dict[str, int] = field(default_factory=dict)
     due: dict[str, SourcedEvent | SourcedProfile] = field(default_factory=dict)
     states: dict[str, UserState] = field(default_factory=dict)
     partitions: dict[str, int] = field(default_factory=dict)
@@ -598,7 +600,8 @@ class InteractionsAgent(Agent):
         pending: Mapping[str, UserState],
     ) -> _Batch:
         """A batch with its first step computed; ``pending`` are the states of users that are not written yet."""
-        batch = _Batch(events, letters, now, time.monotonic() + _FOLD_S)
+        batch = _Batch(events, letters, now, time.monotonic() + _BATCH_S)
+        batch.last = {sourced.event.user_id: place for place, sourced in enumerate(events)}
         batch.step = await self._fold(batch, pending)
         return batch
 
@@ -616,10 +619,10 @@ class InteractionsAgent(Agent):
         return await (self._fold(batch, {}) if batch.folded < len(batch.events) else self._rank(batch))
 
     async def _fold(self, batch: _Batch, pending: Mapping[str, UserState]) -> _Step:
-        """Process some events of the batch. Their users are ranked at once where these are all the events there are."""
+        """Process the next events of the batch. Users of whom more follow are ranked with these."""
         t0 = time.perf_counter()
-        size = self.settings.delivery.batch
-        events = batch.events[batch.folded : batch.folded + size]
+        events = batch.events[batch.folded : batch.folded + self.settings.delivery.batch]
+        end = batch.folded + len(events)
         users = {sourced.event.user_id for sourced in events}
         held = {user_id: pending[user_id] for user_id in users & pending.keys()}
         held.update((user_id, batch.states[user_id]) for user_id in users & batch.states.keys())
@@ -627,25 +630,29 @@ class InteractionsAgent(Agent):
         texts = await self._text_vectors(events, states)
         t1 = time.perf_counter()
         space = self._serving.versions.space
-        alone = len(batch.events) <= size
-        result = self._stage.process(events, states, now=batch.now, text_vectors=texts, refresh=alone)
-        batch.folded += len(events)
+        result = self._stage.process(
+            events,
+            states,
+            now=batch.now,
+            text_vectors=texts,
+            due={user_id: batch.due.pop(user_id) for user_id in [*batch.due] if user_id in users},
+            later={user_id for user_id in users if batch.last[user_id] >= end},
+        )
+        batch.folded = end
+        batch.due.update(result.due)
         batch.states.update(result.states)
         batch.partitions.update(result.partitions)
         for why, count in result.skipped.items():
             batch.skipped[why] = batch.skipped.get(why, 0) + count
-        for user_id, sourced in result.due.items():
-            batch.due.pop(user_id, None)
-            batch.due[user_id] = sourced
         first, *more = self._notes(result)
         letters, batch.letters = batch.letters, ()
-        step = _Step([*letters, *self._slates(result.slates, batch.now), *first], more, result.slates, space)
+        step = _Step([*letters, *self._slates(result.slates, time.time()), *first], more, result.slates, space)
         self._observe("load", t1 - t0)
         self._observe("compute", time.perf_counter() - t1)
         return step
 
     async def _rank(self, batch: _Batch) -> _Step:
-        """Rank some of the users of the batch: all their events are folded."""
+        """Rank some of the users whose last events were left to the next batch."""
         t0 = time.perf_counter()
         part = dict(islice(batch.due.items(), self.settings.delivery.batch))
         for user_id in part:

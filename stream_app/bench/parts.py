@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 from stream_app.users.stage import SourcedEvent, StageResult, UserStage
 from stream_app.users.state import UserState
@@ -23,24 +22,23 @@ def in_parts(
         now: wall clock, seconds since 1970.
         size: events and users computed in one go; ``delivery.batch``.
     """
-    if len(events) <= size:
-        return stage.process(events, states, now=now)
     whole, known = StageResult(), dict(states)
+    last = {sourced.event.user_id: place for place, sourced in enumerate(events)}
     for start in range(0, len(events), size):
-        result = stage.process(events[start : start + size], known, now=now, refresh=False)
+        part = events[start : start + size]
+        users = {sourced.event.user_id for sourced in part}
+        due = {user_id: whole.due.pop(user_id) for user_id in [*whole.due] if user_id in users}
+        later = {user_id for user_id in users if last[user_id] >= start + size}
+        result = stage.process(part, known, now=now, due=due, later=later)
         known.update(result.states)
         whole.states.update(result.states)
         whole.partitions.update(result.partitions)
+        whole.slates += result.slates
+        whole.due.update(result.due)
         for source, transitions in result.transitions.items():
             whole.transitions[source] += transitions
         for source, examples in result.examples.items():
             whole.examples[source] += examples
         for why, count in result.skipped.items():
             whole.skipped[why] = whole.skipped.get(why, 0) + count
-        for user_id, sourced in result.due.items():
-            whole.due.pop(user_id, None)
-            whole.due[user_id] = sourced
-    due = iter(whole.due.items())
-    while part := dict(islice(due, size)):
-        whole.slates += stage.refresh(part, whole.states, now=now)
     return whole

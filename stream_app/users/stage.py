@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
@@ -93,7 +93,7 @@ class StageResult:
         states: the new state of every user the batch moved.
         partitions: the partition that moved it.
         slates: one per user that needs a fresh one, in order of the users' last events.
-        due: where no slates were to be made, who needs one and why, in the same order.
+        due: who needs one for events before those that follow, and why, in the same order.
         forgotten: users who have no slate any more.
         transitions: by source partition, in order of offsets.
         examples: by source partition, in order of offsets.
@@ -151,6 +151,8 @@ class UserStage:
         now: float,
         text_vectors: Mapping[str, NDArray[np.float32]] | None = None,
         refresh: bool = True,
+        due: Mapping[str, SourcedEvent | SourcedProfile] | None = None,
+        later: Container[str] = (),
     ) -> StageResult:
         """Process ``events`` in order.
 
@@ -159,12 +161,13 @@ class UserStage:
             states: the state of each of those users before the batch; not changed.
             now: wall clock, seconds since 1970; decides expiry and publication of items.
             text_vectors: embeddings of free texts in the events and histories, by text, as the model made them.
-            refresh: whether users get fresh slates now. Not where more of their events follow, or each is ranked before
-                the next event anyway: :meth:`refresh` makes them from what is ``due``.
+            refresh: whether users get fresh slates; not where each is ranked before the next event anyway.
+            due: users of these events who are owed a slate for events before them, and what caused it.
+            later: users of whom more events follow: their slates are left out, and ``due``.
         """
         texts = self._serving.to_space(text_vectors or {})
         result = StageResult()
-        refreshed: dict[str, SourcedEvent | SourcedProfile] = {}
+        refreshed = dict(due or {})
         choices: list[tuple[SourcedEvent, Choice]] = []
         requests: dict[tuple[str, float], RankRequest] = {}
         for sourced in events:
@@ -206,10 +209,12 @@ class UserStage:
                 refreshed[user_id] = sourced
         # Learning first: the candidates of the last slates are those from before these events.
         self._note_examples(choices, result)
+        for user_id in [user_id for user_id in refreshed if user_id in later]:
+            result.due[user_id] = refreshed.pop(user_id)
         if refresh:
-            result.slates = self._refresh(refreshed, result.states, now, texts)
-        else:
-            result.due = refreshed
+            # Who is owed one has perhaps no event here that counts.
+            moved = {**states, **result.states} if due else result.states
+            result.slates = self._refresh(refreshed, moved, now, texts)
         return result
 
     def refresh(
@@ -220,7 +225,7 @@ class UserStage:
         now: float,
         text_vectors: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> list[NewSlate]:
-        """The slates that :meth:`process` left out.
+        """Slates that :meth:`process` left out for events that do not follow after all.
 
         Args:
             due: the users and what causes their slates, as in its result.

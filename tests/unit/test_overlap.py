@@ -40,10 +40,17 @@ class Stage:
         self.poison = self.unrankable = ""
 
     def process(
-        self, events: Sequence[SourcedEvent], states: Mapping[str, UserState], *, refresh: bool = True, **_: Any
+        self,
+        events: Sequence[SourcedEvent],
+        states: Mapping[str, UserState],
+        *,
+        due: Mapping[str, SourcedEvent],
+        later: set[str],
+        **_: Any,
     ) -> StageResult:
         self.batches.append([sourced.offset for sourced in events])
         result = StageResult(transitions=defaultdict(list))
+        refreshed = dict(due)
         for sourced in events:
             if sourced.event.event_id == self.poison:
                 raise ValueError("no such luck")
@@ -54,20 +61,22 @@ class Stage:
             state.events += 1
             state.applied[partition] = sourced.offset
             result.states[user_id], result.partitions[user_id] = state, partition
-            if not refresh:
-                result.due.pop(user_id, None)
-                result.due[user_id] = sourced
+            refreshed.pop(user_id, None)
+            refreshed[user_id] = sourced
             result.transitions[partition].append(
                 Transition(
                     offset=sourced.offset, at=0.0, item_id="i", count=1.0, previous=[], symmetric=[], directed=[]
                 )
             )
+        result.due = {user_id: refreshed.pop(user_id) for user_id in [*refreshed] if user_id in later}
+        result.slates = self.refresh(refreshed, {**states, **result.states})
         return result
 
     def refresh(self, due: Mapping[str, SourcedEvent], states: Mapping[str, UserState], **_: Any) -> list[NewSlate]:
-        if self.unrankable in due:
+        if self.unrankable in due and len(due) > 1:
             raise ValueError("no such luck")
-        self.ranked.append(list(due))
+        if due:
+            self.ranked.append(list(due))
         assert due.keys() <= states.keys()
         return [NewSlate(user_id, [], sourced, versions=VERSIONS) for user_id, sourced in due.items()]
 
@@ -416,7 +425,7 @@ async def test_a_long_batch_goes_in_parts_and_ranks_each_user_once():
         await b.agent.handle(b.batch(*"abcdefabcdef"))
         await b.done()
         assert b.stage.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-        assert b.stage.ranked == [["a", "b", "c", "d"], ["e", "f"]]
+        assert b.stage.ranked == [["a", "b"], ["c", "d", "e", "f"]], "with their last events"
         assert b.broker.slates() == [(user, offset) for offset, user in enumerate("abcdef", 6)]
         assert b.broker.offsets() == b.acked == list(range(12))
         assert b.counts() == dict.fromkeys("abcdef", 2)
@@ -428,7 +437,7 @@ async def test_of_a_long_batch_nothing_is_written_before_all_of_it_is_published(
         b.broker.gate.clear()
         handling = asyncio.create_task(b.agent.handle(b.batch(*"abcdefabcdef")))
         await eventually(lambda: len(b.stage.batches) == 2, what="the second part is computed meanwhile")
-        assert (b.broker.asked, b.stage.ranked, b.counts(), b.acked) == ([[0, 1, 2, 3]], [], {}, [])
+        assert (b.broker.asked, b.counts(), b.acked) == ([[0, 1, 2, 3]], {}, [])
         b.redis.gate.clear()
         b.broker.gate.set()
         await handling
@@ -467,7 +476,7 @@ async def test_what_fails_in_a_long_batch_costs_its_own_part_only(what: str):
         assert b.counts() == {**dict.fromkeys("abcde", 2), "f": 1 if what == "folding" else 2, "x": 1}
         assert sorted(set(b.broker.offsets())) == [offset for offset in range(13) if (what, offset) != ("folding", 5)]
         assert b.acked == list(range(13))
-        again = b.stage.batches[-9:] if what == "folding" else b.stage.batches[-4:]
+        again = b.stage.batches[-9:] if what == "folding" else b.stage.batches[-12:]
         assert again[0] == [0, 1, 2, 3], "in parts of the usual size"
 
 
@@ -539,13 +548,13 @@ async def test_nothing_is_written_on_top_of_a_failed_batch_that_was_left_undone(
 
 
 async def test_a_batch_takes_no_more_events_when_time_is_up(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("stream_app.agents.interactions._FOLD_S", -1.0)
+    monkeypatch.setattr("stream_app.agents.interactions._BATCH_S", -1.0)
     async with bench() as b:
         await b.agent.handle(b.batch(*"abcdefabcdef", value=None))
         await b.done()
         assert b.stage.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-        # The last part is a batch of the usual size, and ranked with its events.
-        assert b.stage.ranked == [["a", "b", "c", "d"], ["e", "f", "a", "b"]]
+        # Nobody's slate waits for events of another batch.
+        assert b.stage.ranked == [["a", "b", "c", "d"], ["a", "b"], ["e", "f"], ["c", "d", "e", "f"]]
         assert b.broker.offsets() == b.acked == list(range(12))
         assert b.counts() == dict.fromkeys("abcdef", 2)
 
