@@ -590,7 +590,12 @@ class InteractionsAgent(Agent):
     async def _process(
         self, events: Sequence[SourcedEvent], letters: Sequence[OutRecord], now: float, attempt: int = 1
     ) -> bool:
-        return await self._effect(await self._begun(events, letters, now, {}), attempt)
+        batch = await self._begun(events, letters, now, {})
+        as_computed = await self._effect(batch, attempt)
+        while batch.left:
+            batch = await self._begun(events[-batch.left :], [], now, {})
+            as_computed = await self._effect(batch, attempt) and as_computed
+        return as_computed
 
     async def _begun(
         self,

@@ -146,6 +146,7 @@ class Redis:
         self.gate = asyncio.Event()
         self.gate.set()
         self.saving = asyncio.Event()
+        self.refused: set[str] = set()
 
     def forget(self) -> None: ...
 
@@ -162,7 +163,10 @@ class Redis:
         for user_id, state in states.items():
             partition = partitions[user_id]
             held = self.states.get(user_id, UserState(user_id)).applied.get(partition, -1)
-            if state.applied[partition] > held:
+            if user_id in self.refused:
+                self.refused.remove(user_id)
+                refused.append(user_id)
+            elif state.applied[partition] > held:
                 self.states[user_id] = state
             else:
                 refused.append(user_id)
@@ -577,3 +581,18 @@ async def test_slates_of_many_refused_users_are_made_again_in_slices():
         await b.done()
         assert [len(users) for users in b.stage.reranked] == [4, 4, 2]
         assert b.acked == list(range(10))
+
+
+async def test_events_that_are_missing_after_a_refusal_are_all_done_however_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async with bench() as b:
+        b.redis.gate.clear()
+        await b.agent.handle(b.batch(*"abcdefghij" * 2))
+        await asyncio.wait_for(b.redis.saving.wait(), 5)
+        monkeypatch.setattr("stream_app.agents.interactions._BATCH_S", -1.0)
+        b.redis.refused.update("abcdefghij")  # Somebody wrote their profiles.
+        b.redis.gate.set()
+        await b.done()
+        assert b.counts() == dict.fromkeys("abcdefghij", 2)
+        assert b.acked == list(range(20))
