@@ -103,7 +103,6 @@ class _Batch:
 
     events: Sequence[SourcedEvent]
     letters: Sequence[OutRecord]
-    now: float
     until: float
     folded: int = 0
     left: int = 0
@@ -420,17 +419,16 @@ class InteractionsAgent(Agent):
 
     async def _take(self, sourced: Sequence[_Sourced], refused: Sequence[Any], letters: list[OutRecord]) -> int:
         """One batch; how many events it left, for want of time. ``refused`` are events that ``letters`` are about."""
-        now = time.time()
         async with self._busy:
             if self._leaving:
                 return 0
             if self._settling is not None and self._settling.done():
                 await self._settled()
             moves = self._moves
-            batch = await self._ahead(sourced, letters, now)
+            batch = await self._ahead(sourced, letters)
             if not await self._settled() or moves != self._moves:
                 moves = self._moves
-                batch = await self._ahead(sourced, letters, now)  # On states that never came to be.
+                batch = await self._ahead(sourced, letters)  # On states that never came to be.
             if self._left_undone:
                 return 0  # Written on top of what was left undone, this would have that taken for applied.
             # The next batch waits, for what is to be written is not known.
@@ -445,13 +443,13 @@ class InteractionsAgent(Agent):
                 self._pending = batch.states
             return batch.left
 
-    async def _ahead(self, sourced: Sequence[_Sourced], letters: Sequence[OutRecord], now: float) -> _Batch | None:
+    async def _ahead(self, sourced: Sequence[_Sourced], letters: Sequence[OutRecord]) -> _Batch | None:
         """The batch, its first step computed on what is stored and what is about to be; None where an event of that
         fails."""
         if self._pending is None:
             await self._settled()
         try:
-            return await self._begun([one for _, _, one in sourced], letters, now, self._pending or {})
+            return await self._begun([one for _, _, one in sourced], letters, self._pending or {})
         except _FAILURES:
             _log.warning("batch failed, going on in parts", events=len(sourced), exc_info=True)
             return None
@@ -489,13 +487,13 @@ class InteractionsAgent(Agent):
                 raise _LeftUndone
             if len(sourced) > size:
                 try:
-                    await self._process([event for _, event in part], letters, time.time())
+                    await self._process([event for _, event in part], letters)
                 except _FAILURES:
                     _log.warning("batch failed, going on one by one", events=len(part), exc_info=True)
                 else:
                     letters = []
                     continue
-            await self._one_by_one(part, letters, lambda event: self._process([event], [], time.time()))
+            await self._one_by_one(part, letters, lambda event: self._process([event], []))
             letters = []
 
     async def _settled(self) -> bool:
@@ -587,25 +585,19 @@ class InteractionsAgent(Agent):
                         )
                         await self.publisher.publish([self.letter(record, problem, attempts=attempt)])
 
-    async def _process(
-        self, events: Sequence[SourcedEvent], letters: Sequence[OutRecord], now: float, attempt: int = 1
-    ) -> bool:
-        batch = await self._begun(events, letters, now, {})
+    async def _process(self, events: Sequence[SourcedEvent], letters: Sequence[OutRecord], attempt: int = 1) -> bool:
+        batch = await self._begun(events, letters, {})
         as_computed = await self._effect(batch, attempt)
         while batch.left:
-            batch = await self._begun(events[-batch.left :], [], now, {})
+            batch = await self._begun(events[-batch.left :], [], {})
             as_computed = await self._effect(batch, attempt) and as_computed
         return as_computed
 
     async def _begun(
-        self,
-        events: Sequence[SourcedEvent],
-        letters: Sequence[OutRecord],
-        now: float,
-        pending: Mapping[str, UserState],
+        self, events: Sequence[SourcedEvent], letters: Sequence[OutRecord], pending: Mapping[str, UserState]
     ) -> _Batch:
         """A batch with its first step computed; ``pending`` are the states of users that are not written yet."""
-        batch = _Batch(events, letters, now, time.monotonic() + _BATCH_S)
+        batch = _Batch(events, letters, time.monotonic() + _BATCH_S)
         batch.last = {sourced.event.user_id: place for place, sourced in enumerate(events)}
         batch.step = await self._fold(batch, pending)
         return batch
@@ -634,11 +626,11 @@ class InteractionsAgent(Agent):
         states = await self._users.load(users - held.keys()) | held
         texts = await self._text_vectors(events, states)
         t1 = time.perf_counter()
-        space = self._serving.versions.space
+        space, now = self._serving.versions.space, time.time()
         result = self._stage.process(
             events,
             states,
-            now=batch.now,
+            now=now,
             text_vectors=texts,
             due={user_id: batch.due.pop(user_id) for user_id in [*batch.due] if user_id in users},
             later={user_id for user_id in users if batch.last[user_id] >= end},
@@ -651,7 +643,7 @@ class InteractionsAgent(Agent):
             batch.skipped[why] = batch.skipped.get(why, 0) + count
         first, *more = self._notes(result)
         letters, batch.letters = batch.letters, ()
-        step = _Step([*letters, *self._slates(result.slates, time.time()), *first], more, result.slates, space)
+        step = _Step([*letters, *self._slates(result.slates, now), *first], more, result.slates, space)
         self._observe("load", t1 - t0)
         self._observe("compute", time.perf_counter() - t1)
         return step
@@ -734,7 +726,7 @@ class InteractionsAgent(Agent):
                 and sourced.offset > state.applied.get(sourced.partition, -1)
             ]
             if missing and attempt < self.settings.delivery.attempts:
-                await self._process(missing, [], time.time(), attempt + 1)  # Somebody wrote a profile.
+                await self._process(missing, [], attempt + 1)  # Somebody wrote a profile.
             await self._publish_again(refused, batch.partitions, time.time())
         self._observe("save", time.perf_counter() - t0)
         return not refused

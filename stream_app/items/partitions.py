@@ -21,7 +21,7 @@ def by_owner(transition: Transition, partitions: int) -> dict[int, Transition]:
     item_id, owner = transition.item_id, item_partition(transition.item_id, partitions)
     parts: dict[int, tuple[list[str], list[float], list[float]]] = {}
     for other, symmetric, directed in zip(transition.previous, transition.symmetric, transition.directed, strict=True):
-        partition = crc32(other.encode("utf-8", "surrogatepass")) % partitions
+        partition = item_partition(other, partitions)
         if partition == owner:
             continue
         held = parts.get(partition)
