@@ -172,7 +172,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     note: Annotated[str, Meta(max_length=1_000, description="For people: why the rule exists.")] = ""
 
 
-class Reason(Struct, frozen=True, kw_only=True):
+class Reason(Struct, frozen=True, kw_only=True, gc=False):
     """Why an item is in a slate: what weighed most in its score, as a code, its parameters and a sentence."""
 
     code: Annotated[str, Meta(description="A stable code, for programs.")]
@@ -180,7 +180,7 @@ class Reason(Struct, frozen=True, kw_only=True):
     text: Annotated[str, Meta(description="A sentence for people, in the configured language.")] = ""
 
 
-class SlateItem(Struct, frozen=True, kw_only=True):
+class SlateItem(Struct, frozen=True, gc=False):
     """One place of a slate."""
 
     item_id: str

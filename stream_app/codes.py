@@ -41,7 +41,7 @@ SPARE = 64
 """Rows beyond those wanted that a scan of codes compares in full precision: far more than rounding can misplace (of
 10,000 vectors of MiniLM some 5 lie within .001 of the hundredth)."""
 _LARGEST = 127
-_LANES = 16
+_LANES = 32
 _LINE = 64
 
 

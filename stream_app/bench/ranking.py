@@ -301,14 +301,15 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
         (score_links, links, sums, *rest, by_links),
         (score_links, none, sums[:0], *rest, by_links[:0]),
     )
-    strongest = links[_strongest(by_links)]
+    strongest = _strongest(by_links, wanted)
+    strong, by_links = links[strongest], by_links[strongest]
 
     asked = call.queries, call.factors
     end = call.blocked, request, call.slot
     without = tables._replace(top_counts=np.zeros_like(tables.top_counts))
     near, by_factors = time_part(
         "pool and nearest",
-        (_look, tables, *asked, call.neighbours, call.whole, call.rising, strongest, *end, wanted),
+        (_look, tables, *asked, call.neighbours, call.whole, call.rising, strong, *end, wanted),
         (_look, without, *asked, none, False, call.rising, none, *end, np.zeros_like(wanted)),
     )
 
@@ -326,7 +327,7 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
     time_part("nearness of new items", (scan_codes, slow, *rest, products), (scan_codes, slow, *rest, products[:, :0]))
 
     context = Context(
-        tables, call.queries, own, own_weights, links, sums, by_links, near, by_factors, cold_counts,
+        tables, call.queries, own, own_weights, strong, by_links, near, by_factors, cold_counts,
         call.cold_closeness, call.blocked, request, call.seed,
     )  # fmt: skip
     sources: list[tuple[Any, ...]] = [

@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count as numbers
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -35,6 +36,9 @@ _COLUMNS = ("known", "available", "published_at", "expires_at", "price")
 def label(kind: str, name: str) -> str:
     """A category or brand to compare by: without regard to case and outer spaces."""
     return f"{kind}:{name.strip().casefold()}"
+
+
+_numberings = numbers(1)
 
 
 class ItemFacts(msgspec.Struct, frozen=True, array_like=True):
@@ -67,6 +71,7 @@ class Catalogue:
 
     Attributes:
         dropped: ids that found no row because ``unknown_items`` was reached.
+        numbering: grows whenever an id gets a row or loses it; no two catalogues of a process have the same.
         reclaims: grows whenever rows are freed: a row looked up before may belong to another id.
         version: grows with every change of an entry.
         attributes: what rules ask about items, by row.
@@ -83,6 +88,7 @@ class Catalogue:
         self._servable: _Servable | None = None
         self.dropped = 0
         self.reclaims = 0
+        self.numbering = next(_numberings)
         self.version = 0
         self.attributes = Attributes()
         self._allocate(_START_CAPACITY)
@@ -161,6 +167,14 @@ class Catalogue:
         if item_id is None:
             raise KeyError(f"row {row} of the catalogue is free")
         return item_id
+
+    def item_ids(self, rows: Iterable[int]) -> list[str]:
+        """:meth:`item_id` of each row."""
+        held = self._ids
+        found = [held[row] for row in rows]
+        if None in found:
+            raise KeyError(f"a row of the catalogue is free, of {[*rows]}")
+        return cast(list[str], found)
 
     def facts(self, row: int) -> ItemFacts | None:
         """What is known of the row's item; None when it has no entry."""
@@ -281,6 +295,7 @@ class Catalogue:
                 self._grow(2 * len(self._known))
         item_hash = id_hash(item_id)
         self._id_hash[row] = item_hash
+        self.numbering = next(_numberings)
         self._row_of[item_id] = row
         self._row_of_hash[item_hash] = row
         return row
@@ -327,6 +342,7 @@ class Catalogue:
             self._ids[row] = None
             self._id_hash[row] = -1
         self.reclaims += bool(len(freed))
+        self.numbering = next(_numberings)
         # The lowest rows are reused first, whatever the order of deletion was.
         self._free = sorted({*self._free, *freed.tolist()}, reverse=True)
         return freed
@@ -372,6 +388,7 @@ class Catalogue:
             catalogue._row_of_hash[item_hash] = row
             catalogue._describe(row)
         catalogue._free.sort(reverse=True)
+        catalogue.numbering = next(_numberings)
         catalogue._known_count = int(np.count_nonzero(catalogue.known))
         return catalogue
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stream_app.codes import scan_codes
 from stream_app.compiled import compiled
+from stream_app.prefetch import prefetch_part, prefetch_row
 from stream_app.ranking.exploration import explores
 from stream_app.ranking.features import fill_context, raw_features, scale_features
 from stream_app.ranking.ordering import order_candidates
@@ -60,7 +61,7 @@ def prepare_all(
     slot: NDArray[np.int32],
     link_slot: NDArray[np.int32],
     links: NDArray[np.int32],
-    sums: NDArray[np.float64],
+    sums: NDArray[np.float32],
     blocked: NDArray[np.int64],
     first_request: int,
     found: NDArray[np.int32],
@@ -119,6 +120,11 @@ def prepare_all(
                     end += size
             around[end : end + len(more)] = more
             around = around[: end + len(more)]
+        if request + 1 < len(at):
+            _ask_for_links(tables, own, entries[request + 1], min(owned[request + 1], recent_items))
+            for held in slots[request + 1]:
+                if held >= 0:
+                    prefetch_row(lists, held)
         start = starts[request]
         count, linked = find_candidates(
             tables, compared_with, of_user[:recent_items], of_user, weights, factors[request], around, whole, rising,
@@ -139,6 +145,26 @@ def prepare_all(
             at[request], now, cold_events, values[start:end], cold[start:end], closeness[start:end],
         )  # fmt: skip
         clear(links[:linked], link_slot)
+
+
+@compiled
+def _ask_for_links(tables: Tables, own: NDArray[np.int32], start: int, recent: int) -> None:
+    """Ask memory for the links of the next request's recent items: they lie all over it, and there is other work to do
+    until they are here."""
+    arena = tables.arena
+    starts, lengths, rows, symmetric, directed = (
+        arena.starts,
+        arena.lengths,
+        arena.rows,
+        arena.symmetric,
+        arena.directed,
+    )
+    for place in range(start, start + recent):
+        origin = own[place]
+        begin, length = starts[origin], lengths[origin]
+        prefetch_part(rows, begin, length)
+        prefetch_part(symmetric, begin, length)
+        prefetch_part(directed, begin, length)
 
 
 @compiled
@@ -275,6 +301,10 @@ def explain_all(
         size, start, end = lengths[request], starts[request], starts[request + 1]
         if not size:
             continue
+        if request + 1 < len(lengths):
+            _ask_for_links(tables, own, entries[request + 1], min(owned[request + 1], recent_items))
+            for candidate in range(end, starts[request + 2]):
+                prefetch_row(values, candidate)
         first = place_starts[request]
         slate, of_slate = np.empty(size, np.int32), np.empty((size, features), np.float32)
         added, mine = np.zeros(size), np.zeros(size)

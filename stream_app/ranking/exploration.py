@@ -30,7 +30,7 @@ _MOST_RATE = 0.5
 _LIFT = 1.0
 """Log of the factor by which the prior's mean grows per standard deviation of promise."""
 _UNIT = 2.0**-53
-_CONTESTANTS = 64
+_CONTESTANTS = 24
 """New items that compete at least, and four for each place: those that promise most, and what promises as much as the
 last of them. No other has a chance worth its draw where the prior counts for some dozens of showings."""
 _SURE = 50.0
@@ -61,8 +61,9 @@ def thompson_order(
     if np.isinf(trials):
         return in_order(lifts, hashes)
     places = np.arange(len(lifts)).astype(np.int32)
-    if trials >= _SURE:
-        places = places[: largest(lifts, max(_CONTESTANTS, 4 * wanted), places)]
+    contestants = max(_CONTESTANTS, 4 * wanted)
+    if trials >= _SURE and len(lifts) > contestants:
+        places = places[: largest(lifts, contestants, places)]
     mean = np.minimum(_BASE_RATE * np.exp(_LIFT * lifts[places]), _MOST_RATE)
     draws = _draws(mean * trials + taken[places], (1.0 - mean) * trials + passed[places], hashes[places], seed)
     return places[in_order(draws, hashes[places])].astype(np.int64)
@@ -142,8 +143,11 @@ def _gamma(shape: float, state: NDArray[np.uint64]) -> float:
         # A normal draw by Box and Muller.
         x = math.sqrt(-2.0 * math.log(_uniform(state))) * math.cos(2.0 * math.pi * _uniform(state))
         v = (1.0 + c * x) ** 3
-        if v > 0.0 and math.log(_uniform(state)) < 0.5 * x * x + d - d * v + d * math.log(v):
-            return float(max(d * v * boost, 1e-300))
+        if v > 0.0:
+            # Most are taken by a bound that needs no logarithms.
+            drawn = _uniform(state)
+            if drawn < 1.0 - 0.0331 * x**4 or math.log(drawn) < 0.5 * x * x + d - d * v + d * math.log(v):
+                return float(max(d * v * boost, 1e-300))
 
 
 @compiled

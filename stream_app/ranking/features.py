@@ -16,6 +16,7 @@ from stream_app.codes import code_products
 from stream_app.compiled import compiled, compiled_sums
 from stream_app.factors.kernels import score_rows
 from stream_app.items.signals import decayed_counts
+from stream_app.prefetch import prefetch_row
 from stream_app.retrieval.interests import VECTORS
 from stream_app.retrieval.links import SCORES, link_scores
 from stream_app.retrieval.tables import Tables
@@ -142,7 +143,7 @@ def raw_features(
     own: NDArray[np.int32],
     own_weights: NDArray[np.float64],
     link_slot: NDArray[np.int32],
-    sums: NDArray[np.float64],
+    sums: NDArray[np.float32],
     slot: NDArray[np.int32],
     at: float,
     now: float,
@@ -170,6 +171,11 @@ def raw_features(
             of codes.
     """
     count = len(rows)
+    held, target = tables.counts, tables.target
+    for row in rows:
+        # Needed after the products, which take long enough for it to be here by then.
+        prefetch_row(held, row)
+        prefetch_row(target, row)
     products = np.empty((count, len(queries)), np.float32)
     code_products(rows, tables.codes, tables.steps, queries, products)
     links = np.empty((len(_LINKS), count))

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
+from stream_app.prefetch import prefetch_row
 from stream_app.ranking.exploration import least_shown, thompson_order
 from stream_app.ranking.network import score_network
 from stream_app.ranking.slate import compose
@@ -93,6 +94,8 @@ def _new_items(
     hashes = np.empty(count, np.int64)
     last = len(tables.rates) - 1
     counts, shown, all_hashes = tables.counts, tables.shown, tables.hashes
+    for place in places:
+        prefetch_row(counts, rows[place])
     for at, place in enumerate(places):
         row = rows[place]
         near[at], rises[at] = closeness[place], values[place, rising]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from schemas.messages import Reason
 from stream_app.codes import code_products
 from stream_app.compiled import compiled
+from stream_app.lanes import LANES, count_up_to, least_above
 from stream_app.ranking.features import FEATURE_LIMIT
 from stream_app.ranking.network import contributions
 from stream_app.ranking.slate import NEW, TAIL
@@ -45,7 +46,8 @@ _SOME = 1.5
 """Events of others, decayed, from which on others chose something: more than one of them."""
 _NEARER = 0.02
 """Standard deviations: the rounding of codes is no difference."""
-_BUCKETS = 64
+_WIDEST, _CLOSE = np.float32(FEATURE_LIMIT + 0.01), np.float32(0.01)
+"""Where medians are looked for, and how closely before one value is looked at after the other."""
 
 _TEMPLATES: dict[str, dict[str, str]] = {
     "en": {
@@ -194,61 +196,32 @@ def medians(values: NDArray[np.float32], found: NDArray[np.float32]) -> None:
     found[:] = 0.0
     if not rows:
         return
-    # By buckets: row after row is how the values lie in memory, and only those of one bucket are put in order.
-    scale = np.float32(_BUCKETS / (2.0 * FEATURE_LIMIT + 1e-3))
-    bucket_of = np.empty((rows, columns), np.uint8)
-    counts = np.zeros((columns, _BUCKETS), np.int32)
+    # Where they lie is cut in halves, which counts the values of many columns at once; from there on value by value.
+    width = -(-columns // LANES) * LANES
+    held = np.zeros((rows, width), np.float32)
     for row in range(rows):
         for column in range(columns):
-            place = (values[row, column] + np.float32(FEATURE_LIMIT)) * scale
-            # Within its bounds whatever the value is, NaN as well: compiled code does not check indices.
-            held_in = np.int64(min(place, np.float32(_BUCKETS - 1))) if place > 0.0 else 0
-            bucket_of[row, column] = held_in
-            counts[column, held_in] += 1
-    chosen = np.empty(columns, np.int64)
-    left = np.empty(columns, np.int32)
-    for column in range(columns):
-        wanted = rows // 2
-        bucket = 0
-        while wanted >= counts[column, bucket]:
-            wanted -= counts[column, bucket]
-            bucket += 1
-        chosen[column], left[column] = bucket, wanted
-    held = np.empty((columns, rows), np.float32)
-    ends = np.zeros(columns, np.int32)
-    for row in range(rows):
-        for column in range(columns):
-            if bucket_of[row, column] == chosen[column]:
-                held[column, ends[column]] = values[row, column]
-                ends[column] += 1
-    for column in range(columns):
-        found[column] = _ordered(held[column, : ends[column]], left[column])
-
-
-@compiled
-def _ordered(values: NDArray[np.float32], place: int) -> np.float32:
-    """The value at ``place`` of the values in ascending order, which are moved about (Hoare 1961, Find)."""
-    low, high = 0, len(values) - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        left, right = low, high
-        while left <= right:
-            while values[left] < pivot:
-                left += 1
-            while values[right] > pivot:
-                right -= 1
-            if left <= right:
-                values[left], values[right] = values[right], values[left]
-                left += 1
-                right -= 1
-        if place <= right:
-            high = right
-        elif place >= left:
-            low = left
-        else:
-            break
-    found: np.float32 = values[place]
-    return found
+            held[row, column] = values[row, column]
+    below, limits = np.empty(width, np.float32), np.empty(width, np.float32)
+    counts, left = np.empty(width, np.int32), True
+    below[:] = -_WIDEST
+    step = _WIDEST
+    while step > _CLOSE:
+        for column in range(width):
+            limits[column] = below[column] + step
+        count_up_to(held, limits, counts)
+        for column in range(width):
+            below[column] = limits[column] if counts[column] <= rows // 2 else below[column]
+        step *= np.float32(0.5)
+    while left:
+        least_above(held, below, limits)
+        count_up_to(held, limits, counts)
+        left = False
+        for column in range(width):
+            if counts[column] <= rows // 2 and limits[column] < np.inf:
+                below[column] = limits[column]
+                left = True
+    found[:] = limits[:columns]
 
 
 @compiled

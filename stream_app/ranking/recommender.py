@@ -44,6 +44,7 @@ from stream_app.retrieval.interests import (
     derive_all,
     derive_interests,
     history_view,
+    locate,
 )
 from stream_app.retrieval.links import Scratch, add_links, clear, lags_of
 from stream_app.retrieval.sources import default_sources
@@ -51,7 +52,7 @@ from stream_app.retrieval.tables import Tables
 from stream_app.rules.book import Cap
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
-from stream_app.users.state import HistoryEntry, UserState, id_hash
+from stream_app.users.state import HistoryEntry, Located, UserState, id_hash
 
 __all__ = ["Choice", "Example", "RankRequest", "Ranking", "Recommender", "SeenRanking"]
 
@@ -430,14 +431,12 @@ class Recommender:
 
     def slate_items(self, ranking: Ranking) -> list[SlateItem]:
         """The slate with provenance and reasons, to be made before the serving state changes."""
-        ids = map(self._serving.catalogue.item_id, ranking.rows.tolist())
-        masks = self._masks
+        rows, masks = ranking.rows.tolist(), self._masks
+        ids = self._serving.catalogue.item_ids(rows)
         sources = [masks.get(mask) or self._named_by(mask) for mask in ranking.sources.tolist()]
-        columns = zip(ids, ranking.scores.tolist(), sources, self._reasons(ranking), strict=True)
-        return [
-            SlateItem(item_id=item_id, rank=rank, score=score, sources=names, reason=reason)
-            for rank, (item_id, score, names, reason) in enumerate(columns, start=1)
-        ]
+        # By position, which takes half the time that names do.
+        columns = ids, range(1, len(ids) + 1), ranking.scores.tolist(), sources, self._reasons(ranking)
+        return list(map(SlateItem, *columns))
 
     def _named_by(self, mask: int) -> list[str]:
         """Names of the sources of a mask; one list for all that have it, not to be changed."""
@@ -496,7 +495,8 @@ class Recommender:
         count, sources = len(requests), len(self._wanted)
         histories = [history_view(request.user.history, request.before) for request in requests]
         interests = derive_all(
-            histories, serving.catalogue, serving.index, settings, [request.extra_vectors for request in requests],
+            self._located(requests, histories), serving.index, settings,
+            [request.extra_vectors for request in requests],
             [(request.prior, request.prior_weight) for request in requests], serving.factors,
         )  # fmt: skip
         at = np.array([request.at for request in requests])
@@ -534,6 +534,17 @@ class Recommender:
         )  # fmt: skip
         self._leave_out_refused(prepared)
         return prepared
+
+    def _located(self, requests: Sequence[RankRequest], histories: Sequence[History]) -> list[Located]:
+        """The histories by row; kept with the states, whose next event is ranked soon."""
+        found = []
+        for request, history in zip(requests, histories, strict=True):
+            state = request.user
+            located = locate(history, self._serving.catalogue, state.located)
+            if history is state.history:
+                state.located = located
+            found.append(located)
+        return found
 
     def _near(
         self, requests: Sequence[RankRequest], interests: InterestsOfAll, *, whole: bool

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from stream_app.codes import one_product
 from stream_app.compiled import compiled
+from stream_app.prefetch import prefetch_row
 from stream_app.rules.book import Cap
 from stream_app.settings import SlateSettings
 
@@ -148,6 +149,8 @@ def compose(
     """
     size = min(len(pins), len(scores))
     ranked = _ranked(scores)
+    for candidate in ranked[: size + _POOL_EXTRA]:
+        prefetch_row(codes, rows[candidate])
     return _fill(
         scores, codes, steps, rows, ranked, min(size + _POOL_EXTRA, len(ranked)), diversity if size > 1 else 0.0,
         pins[:size], cold_order, reserved, tail_order, tail_place, groups, limits, hard,

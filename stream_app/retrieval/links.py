@@ -24,8 +24,8 @@ For compiled callers (arrays in, arrays out; ``stream_app.compiled``)::
 * ``at`` event time (seconds), ``rate`` and ``arena``: ``Signals.transition_rate`` and ``Signals.arena``;
 * ``slot`` int32 [rows of the catalogue], -1 everywhere (``Scratch.link_slot``). ``add_links`` leaves in it the place of
   every row pointed to, ``clear`` makes it -1 again;
-* ``rows`` int32 and ``sums`` float64 [room, 7]: filled up to ``count`` with the distinct rows, in the order they are
-  met, and their sums (columns as in :data:`SCORES`); beyond their room no row is added;
+* ``rows`` int32 and ``sums`` float32 [room, 8]: filled up to ``count`` with the distinct rows, in the order they are
+  met, and their sums (columns as in :data:`SCORES`, the last is not used); beyond their room no row is added;
 * ``scores`` float64 [7, some rows]: filled with the roots of the sums, normalised, and 0 where nothing points to.
 
 A further view of the links is one more column: a name in :data:`SCORES`, a line in ``add_links`` and one in
@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
 from stream_app.items.signals import Arena
+from stream_app.lanes import LANES, add_scaled
 from stream_app.settings import Settings
 
 __all__ = [
@@ -58,8 +59,7 @@ __all__ = [
 
 SCORES = ("symmetric", "recent", "best", "directed", "share", "last", "count")
 """Rows of the scores."""
-SYMMETRIC, DIRECTED = 0, 3
-_COLUMNS = len(SCORES)
+SYMMETRIC, _RECENT, _BEST, DIRECTED, _SHARE, _LAST, _COUNT = range(len(SCORES))
 _NORMALISED = 4
 """The first so many are normalised by their targets."""
 
@@ -84,7 +84,7 @@ class Scratch:
     """Reusable arrays, so that a request costs what it touches and not the size of the catalogue.
 
     ``slot`` and ``link_slot`` int32 [rows], -1 everywhere between uses; ``blocked`` int64 [rows], holds the number of
-    the last request that excluded the row; ``links`` int32 [room] and ``sums`` float64 [room, 7], anything between
+    the last request that excluded the row; ``links`` int32 [room] and ``sums`` float32 [room, 8], anything between
     uses.
     """
 
@@ -93,14 +93,14 @@ class Scratch:
         self.link_slot: NDArray[np.int32] = np.zeros(0, np.int32)
         self.blocked: NDArray[np.int64] = np.zeros(0, np.int64)
         self.links: NDArray[np.int32] = np.zeros(0, np.int32)
-        self.sums: NDArray[np.float64] = np.zeros((0, _COLUMNS))
+        self.sums: NDArray[np.float32] = np.zeros((0, LANES), np.float32)
         self.request = 0
 
     def reserve(self, rows: int, links: int) -> None:
         """Make room for ``rows`` rows and ``links`` links of one request; what is blocked stays so."""
         if links > len(self.links):
             self.links = np.zeros(links, np.int32)
-            self.sums = np.zeros((links, _COLUMNS))
+            self.sums = np.zeros((links, LANES), np.float32)
         held = len(self.slot)
         if rows <= held:
             return
@@ -118,37 +118,35 @@ def add_links(
     arena: Arena,
     slot: NDArray[np.int32],
     rows: NDArray[np.int32],
-    sums: NDArray[np.float64],
+    sums: NDArray[np.float32],
 ) -> int:
     """Sums over the links of ``recent``; returns how many distinct rows they point to (see the module)."""
     starts, lengths, stated, scales = arena.starts, arena.lengths, arena.stated, arena.scale
     others, symmetric, directed = arena.rows, arena.symmetric, arena.directed
-    count = 0
+    count, room = 0, len(rows)
+    # What the two weights of a link are multiplied with for each column, what is added besides, and of which columns
+    # the largest is kept; see lanes.add_scaled.
+    by = np.zeros((4, LANES), np.float32)
+    by[2, _COUNT] = by[3, _BEST] = 1.0
     slow = short = ahead = newest = 1.0
     for lag, origin in enumerate(recent):
         scale = scales[origin]
-        faded = scale * np.exp2(-max(at - stated[origin], 0.0) * rate)
-        following = ahead if lag < lags.reach else 0.0
+        faded = np.float32(scale * np.exp2(-max(at - stated[origin], 0.0) * rate))
+        by[0, SYMMETRIC], by[0, _RECENT], by[0, _SHARE] = slow, short, short * scale
+        by[1, DIRECTED], by[1, _LAST] = ahead if lag < lags.reach else 0.0, newest * scale
         start = starts[origin]
         for entry in range(start, start + lengths[origin]):
             row = others[entry]
+            # Half of them are new, so that a branch would be guessed wrong every other time.
             place = slot[row]
-            if place < 0:
-                if count == len(rows):
-                    continue
-                place = count
-                slot[row] = place
-                rows[place] = row
-                sums[place] = 0.0
-                count += 1
-            both, after = symmetric[entry] * faded, directed[entry] * faded
-            sums[place, 0] += slow * both
-            sums[place, 1] += short * both
-            sums[place, 2] = max(sums[place, 2], both)
-            sums[place, 3] += following * after
-            sums[place, 4] += short * scale * both
-            sums[place, 5] += newest * scale * after
-            sums[place, 6] += 1.0
+            fresh = place < 0
+            place = count if fresh else place
+            if place == room:
+                continue
+            slot[row] = place
+            rows[place] = row
+            count += fresh
+            add_scaled(sums, place, fresh, by, symmetric[entry] * faded, directed[entry] * faded)
         slow *= lags.slow
         short *= lags.short
         ahead *= lags.ahead
@@ -160,7 +158,7 @@ def add_links(
 def link_scores(
     rows: NDArray[np.int32],
     slot: NDArray[np.int32],
-    sums: NDArray[np.float64],
+    sums: NDArray[np.float32],
     scale: NDArray[np.float64],
     scores: NDArray[np.float64],
 ) -> None:
@@ -169,7 +167,7 @@ def link_scores(
         place = slot[row]
         own = scale[row]
         for column in range(len(scores)):
-            total = sums[place, column] if place >= 0 else 0.0
+            total = np.float64(sums[place, column]) if place >= 0 else 0.0
             scores[column, target] = np.sqrt(total * own if column < _NORMALISED else total)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stream_app.codes import in_words, two_products
 from stream_app.compiled import compiled, compiled_sums
-from stream_app.heap import drain, keep_best, largest
+from stream_app.heap import best_first, largest
 from stream_app.prefetch import AHEAD, prefetch_row
 
 __all__ = ["best_of_pool", "gather"]
@@ -75,7 +75,6 @@ def best_of_pool(
     hashes: NDArray[np.int64],
     table: NDArray[np.float32],
     rows: NDArray[np.int32],
-    scores: NDArray[np.float64],
 ) -> None:
     """The rows with the largest ``query . vector + bias`` for each of two queries, best first.
 
@@ -88,9 +87,7 @@ def best_of_pool(
         hashes: int64 by row; of equal scores the smaller goes first.
         table: float32 [more than any row, columns], the vectors: the best by codes, and a few more, are compared in
             full precision. Without rows: codes decide.
-        rows: int32 [2, wanted], overwritten, -1 where there are fewer.
-        scores: float64 [2, wanted], overwritten, in steps of 1e-6, to the error of codes where these decide; -inf where
-            there are fewer.
+        rows: int32 [2, wanted], overwritten, -1 where there are fewer; scores are compared in steps of 1e-6.
     """
     words, scale = in_words(queries, values.shape[1])
     first_query, second_query = words[0], words[1]
@@ -105,23 +102,16 @@ def best_of_pool(
             products[1, place] = np.float32(second) * steps[row] * scale[1] + added
     wanted = rows.shape[1]
     near = np.empty(len(pool), np.int32)
-    ties = np.empty(wanted, np.int64)
     for query in range(2):
-        found = 0
-        kept_rows, kept, of_query = rows[query], scores[query], products[query]
+        of_query = products[query]
         count = largest(of_query, wanted + (_SPARE if len(table) else 0), near)
         if len(table):
             _compare(queries[query], table, bias, pool, near[:count], of_query)
+        steps_of = np.empty(count)
         for at in range(count):
-            place = near[at]
-            row = pool[place]
-            score = np.rint(np.float64(of_query[place]) * 1e6)
-            found = keep_best(kept_rows, kept, ties, found, row, score, hashes[row])
-        drain(kept_rows, kept, ties, found)
-        for place in range(found):
-            kept[place] *= 1e-6
-        kept_rows[found:] = -1
-        kept[found:] = -np.inf
+            steps_of[at] = np.rint(np.float64(of_query[near[at]]) * 1e6)
+        found = best_first(near[:count], steps_of, pool, hashes, rows[query])
+        rows[query, found:] = -1
 
 
 @compiled_sums

@@ -21,13 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
-from stream_app.heap import drain, keep_best, largest
+from stream_app.heap import best_first, largest
 from stream_app.retrieval.tables import Tables
 
 __all__ = ["Context", "best_of", "first_allowed", "first_open"]
-
-_FEW = 64
-"""Rows up to which a heap takes less time than counting them by buckets."""
 
 
 class Context(NamedTuple):
@@ -38,7 +35,7 @@ class Context(NamedTuple):
         queries: float32 [5 or more, dimensions], see ``Interests.queries``.
         own, own_weights: the user's own rows that may be recommended again (``Interests``); to all sources but
             ``again`` they are blocked.
-        links, sums: int32 [u], float64 [u, 7], what the recent items point to (:mod:`stream_app.retrieval.links`).
+        links: int32 [u], the strongest of what the recent items point to (:mod:`stream_app.retrieval.links`).
         link_scores: float64 [u], what ``transitions`` orders them by, -inf: the row is not for this user.
         near: int32 [2, k], allowed rows nearest to the slow and to the fast interest vector, best first, -1 where there
             are fewer.
@@ -56,7 +53,6 @@ class Context(NamedTuple):
     own: NDArray[np.int32]
     own_weights: NDArray[np.float64]
     links: NDArray[np.int32]
-    sums: NDArray[np.float64]
     link_scores: NDArray[np.float64]
     near: NDArray[np.int32]
     by_factors: NDArray[np.int32]
@@ -113,23 +109,9 @@ def best_of(
     wanted = min(wanted, len(rows))
     if not wanted:
         return 0
-    kept = found[:wanted]
-    kept_scores = np.empty(wanted)
-    ties = np.empty(wanted, np.int64)
-    count = 0
-    if len(rows) <= _FEW:
-        for place, row in enumerate(rows):
-            if scores[place] > -np.inf:
-                score = np.rint(scores[place] * 1e6)
-                count = keep_best(kept, kept_scores, ties, count, row, score, hashes[row])
-        drain(kept, kept_scores, ties, count)
-        return count
     steps = np.empty(len(rows))
     for place in range(len(rows)):
         steps[place] = np.rint(scores[place] * 1e6)
     places = np.empty(len(rows), np.int32)
-    for place in places[: largest(steps, wanted, places)]:
-        row = rows[place]
-        count = keep_best(kept, kept_scores, ties, count, row, steps[place], hashes[row])
-    drain(kept, kept_scores, ties, count)
-    return count
+    places = places[: largest(steps, wanted, places)]
+    return best_first(places, steps[places], rows, hashes, found[:wanted])

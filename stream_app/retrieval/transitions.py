@@ -21,7 +21,7 @@ def taken_together(context: Context, wanted: int, found: NDArray[np.int32]) -> i
 @compiled
 def score_links(
     links: NDArray[np.int32],
-    sums: NDArray[np.float64],
+    sums: NDArray[np.float32],
     scale: NDArray[np.float64],
     servable: NDArray[np.bool_],
     blocked: NDArray[np.int64],

@@ -480,7 +480,11 @@ def _previous(user: UserState, before: float | None, limit: int) -> list[str]:
 
 def _known_to(state: UserState) -> float:
     """Event time of the newest event of the history; -inf when there is none."""
-    return max(map(_AT, state.history), default=-math.inf)
+    history, newest = state.history, state.latest().newest
+    if history and history[-1].at >= newest:
+        return newest
+    # An event that came late was the last, or a later one has left the history.
+    return max(map(_AT, history), default=-math.inf)
 
 
 def _last_at(state: UserState, now: float) -> float:

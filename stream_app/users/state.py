@@ -20,6 +20,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 __all__ = [
     "STATE_VERSION",
@@ -90,7 +91,7 @@ class Profile(msgspec.Struct, frozen=True, array_like=True):
     language: str = ""
 
 
-class HistoryEntry(msgspec.Struct, frozen=True, array_like=True):
+class HistoryEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One event of the history. ``at`` is event time in seconds since 1970; ``weight`` carries the polarity's
     sign; ``text`` is the (shortened) free text of a search or review, empty otherwise. ``share`` is how much of what
     such an event says about items this one may (``stream_app.users.influence``), 0 to 1."""
@@ -155,6 +156,35 @@ class Latest(NamedTuple):
         return Latest(item_ids, shares, numbers, number + 1, max(newest, entry.at))
 
 
+class Located(NamedTuple):
+    """A history as ranking reads it, in some process.
+
+    Attributes:
+        history: which.
+        numbering: of the catalogue, see ``Catalogue.numbering``.
+        rows: int32 [entries], of the items, newest first; -1 where there is none.
+        weights: float64 [entries].
+    """
+
+    history: tuple[HistoryEntry, ...]
+    numbering: int
+    rows: NDArray[np.int32]
+    weights: NDArray[np.float64]
+
+    def appended(self, history: tuple[HistoryEntry, ...]) -> int:
+        """How many entries were added to get ``history``, the oldest left out for them; -1 when it is not that, or not
+        worth looking."""
+        before = self.history
+        for more in range(min(_MOST_APPENDED, len(history) - 1, len(before)) + 1 if before and history else 0):
+            kept = len(history) - more
+            if history[-1 - more] is before[-1]:
+                return more if kept <= len(before) and history[0] is before[len(before) - kept] else -1
+        return -1
+
+
+_MOST_APPENDED = 8
+
+
 @dataclass(slots=True)
 class UserState:
     """State of one user. ``history`` is oldest first. ``applied`` maps a partition to its last applied offset.
@@ -187,6 +217,8 @@ class UserState:
     seen_spent: tuple[float, float] = (0.0, 0.0)
     latest_of: tuple[tuple[HistoryEntry, ...], Latest] | None = field(default=None, compare=False, repr=False)
     """A history and its :meth:`latest`. Nothing of it is stored."""
+    located: Located | None = field(default=None, compare=False, repr=False)
+    """A history and its rows. Nothing of it is stored."""
 
     def latest(self) -> Latest:
         """The last entries that speak for an item."""
@@ -219,6 +251,7 @@ class UserState:
             dict(self.seen),
             self.seen_spent,
             self.latest_of,
+            self.located,
         )
 
     @property

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
@@ -14,7 +12,6 @@ from stream_app.factors.basis import FactorBasis, fit_basis, without_text
 from stream_app.factors.kernels import score_rows, user_factors
 from stream_app.factors.learner import FactorLearner
 from stream_app.factors.table import Factors
-from stream_app.heap import drain, keep_best, largest
 from stream_app.retrieval.pool import best_of_pool
 from stream_app.settings import FactorSettings
 
@@ -73,7 +70,7 @@ def _top(table: Factors, recent: list[int], count: int) -> list[int]:
 
 
 def _best(table: Factors, users: NDArray[np.float32], count: int) -> NDArray[np.int32]:
-    rows, scores = np.empty((2, count), np.int32), np.empty((2, count))
+    rows = np.empty((2, count), np.int32)
     everything = np.arange(len(table.bias), dtype=np.int32)
     codes = table.codes
     best_of_pool(
@@ -86,7 +83,6 @@ def _best(table: Factors, users: NDArray[np.float32], count: int) -> NDArray[np.
         everything.astype(np.int64),
         table.target,
         rows,
-        scores,
     )
     return rows
 
@@ -275,39 +271,6 @@ def test_what_examples_named_is_named_still_when_its_broadcast_was_lost() -> Non
     learner.take(100, named=True)
     learner.taken_are_lost()
     assert {item_id for item_id, _ in learner.take(100, named=True)} == {"item-7", "item-2"}
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 10_000)), unique_by=lambda pair: pair[1]), st.integers(0, 12)
-)
-def test_a_heap_keeps_the_best_in_whatever_order_they_come(offered: list[tuple[int, int]], wanted: int) -> None:
-    kept = []
-    for order in (offered, sorted(offered), sorted(offered, reverse=True)):
-        rows, scores, ties = np.empty(wanted, np.int32), np.empty(wanted, np.float32), np.empty(wanted, np.int64)
-        found = 0
-        for score, tie in order:
-            found = keep_best(rows, scores, ties, found, tie, np.float32(score), tie)
-        drain(rows, scores, ties, found)
-        kept.append(rows[:found].tolist())
-    best = [tie for _, tie in sorted(offered, key=lambda pair: (-pair[0], pair[1]))[:wanted]]
-    assert kept == [best, best, best]
-
-
-@pytest.mark.parametrize("wild", [np.inf, -np.inf, np.nan, 1e308, -1e308])
-def test_numbers_that_are_not_finite_are_left_out_and_extremes_do_no_harm(wild: float) -> None:
-    scores, rows = np.array([0.5, wild, 1e308, -1e308, 0.25]), np.empty(5, np.int32)
-    found = rows[: largest(scores, 5, rows)].tolist()
-    assert found == [place for place in range(5) if np.isfinite(scores[place])]
-    assert 2 in rows[: largest(scores, 1, rows)]
-
-
-@given(st.lists(st.sampled_from([-1e30, -2.0, 0.0, 1.0, 1.0 + 1e-6, 3e30, -np.inf]), max_size=60), st.integers(1, 70))
-def test_the_largest_are_among_those_found_in_two_passes(values: list[float], wanted: int) -> None:
-    scores, rows = np.array(values, np.float32), np.empty(len(values), np.int32)
-    found = rows[: largest(scores, wanted, rows)].tolist()
-    there = sorted((score for score in scores.tolist() if score > -np.inf), reverse=True)
-    assert found == sorted(set(found))
-    assert sorted((scores[row] for row in found), reverse=True)[:wanted] == there[:wanted]
 
 
 def test_the_short_memory_is_of_the_newest_items() -> None:

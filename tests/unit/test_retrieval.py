@@ -15,9 +15,10 @@ from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
 from stream_app.ranking.recommender import RankRequest, Recommender
 from stream_app.retrieval.candidates import _merge, _strongest
-from stream_app.retrieval.interests import FAST, LAST, NEGATIVE, SLOW, Interests, derive_interests, history_view
+from stream_app.retrieval.interests import FAST, LAST, NEGATIVE, SLOW, Interests, derive_interests, history_view, locate
 from stream_app.retrieval.links import SCORES, Scratch, add_links, clear, lags_of, link_scores, strongest_origins
 from stream_app.retrieval.source import Context, best_of, first_allowed
+from stream_app.retrieval.sources import TRANSITIONS
 from stream_app.retrieval.transitions import score_links
 from stream_app.serving import ServingState
 from stream_app.settings import IndexSettings, ItemSettings, RetrievalSettings, Settings
@@ -306,7 +307,7 @@ def test_transition_scores_are_those_of_one_matrix_product(seed: int) -> None:
     links = Links(state, interests, 5 * DAY)
     rows, scores, together, after = matrix_links(state, interests, 5 * DAY)
     assert np.array_equal(np.sort(links.rows), rows)
-    assert links.scores(rows) == pytest.approx(scores, rel=1e-12)
+    assert links.scores(rows) == pytest.approx(scores, rel=1e-6)
     shown = rng.permutation(rows)[:10]
     place = np.searchsorted(rows, shown)
     assert links.origins(shown) == (together[place].tolist(), after[place].tolist())
@@ -356,11 +357,43 @@ def context(
     two_rows = np.zeros((2, 0), np.int32)
     return Context(
         tables=tables, queries=np.zeros((5, DIMENSIONS), np.float32), own=rows, own_weights=numbers, links=rows,
-        sums=np.zeros((0, len(SCORES))), link_scores=numbers, near=two_rows, by_factors=two_rows,
+        link_scores=numbers, near=two_rows, by_factors=two_rows,
         cold_counts=numbers, cold_closeness=np.zeros(0, np.float32),
         blocked=np.zeros(count, np.int64) if blocked is None else blocked, request=request,
         seed=np.uint64(0),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [0, 1, 3, 9])
+@pytest.mark.parametrize("length", [0, 1, 4, 50])
+def test_rows_kept_with_a_history_are_those_of_looking_everything_up(more: int, length: int) -> None:
+    catalogue = Catalogue(unknown_items=0)
+    for number in range(100):
+        catalogue.put(Item(item_id=f"i{number}", title="t"))
+    events = history(*[(f"i{number * 7 % 110}", 1.0 + number) for number in range(length + more)])
+    for kept in (50, 3):
+        before, after = events[:length][-kept:], events[-kept:]
+        held = locate(before, catalogue)
+        assert locate(before, catalogue, held) is held
+        found, expected = locate(after, catalogue, held), locate(after, catalogue)
+        assert found.history is after
+        assert found.rows.tolist() == expected.rows.tolist()
+        assert found.weights.tolist() == expected.weights.tolist() == [entry.weight for entry in after[::-1]]
+
+
+def test_rows_kept_with_a_history_are_looked_up_again_when_items_get_rows() -> None:
+    catalogue, events = Catalogue(unknown_items=0), history(("a", 1.0), ("b", 1.0))
+    held = locate(events, catalogue)
+    assert held.rows.tolist() == [-1, -1]
+    catalogue.put(Item(item_id="a", title="a"))
+    held = locate(events, catalogue, held)
+    assert held.rows.tolist() == [-1, 0]
+    other = Catalogue(unknown_items=0)
+    for name in ("b", "a"):
+        other.put(Item(item_id=name, title=name))
+    assert locate(events, other, held).rows.tolist() == [0, 1], "another catalogue numbers otherwise"
+    shorter = history(("a", 1.0), ("c", 1.0))[:1] + events[1:]
+    assert locate(shorter, other, locate(events, other)).rows.tolist() == [0, 1]
 
 
 def test_best_breaks_ties_by_id_and_not_by_row() -> None:
@@ -405,7 +438,7 @@ def test_best_of_few_and_of_many_are_those_of_sorting(count: int) -> None:
 
 def test_links_are_ordered_by_what_the_recent_items_say_and_by_nothing_that_is_not_allowed() -> None:
     links = np.array([0, 1, 2, 3], np.int32)
-    sums, scale = np.zeros((4, len(SCORES))), np.array([1.0, 0.25, 1.0, 1.0])
+    sums, scale = np.zeros((4, 8), np.float32), np.array([1.0, 0.25, 1.0, 1.0])
     sums[:, SCORES.index("symmetric")], sums[:, SCORES.index("directed")] = [4.0, 4.0, 4.0, 4.0], [0.0, 1.0, 9.0, 9.0]
     servable, blocked = np.array([True, True, True, False]), np.array([0, 0, 7, 0])
     scores = np.empty(4)
@@ -416,10 +449,13 @@ def test_links_are_ordered_by_what_the_recent_items_say_and_by_nothing_that_is_n
 def test_only_the_strongest_of_many_links_are_looked_at_by_factors() -> None:
     rng = np.random.default_rng(1)
     few, many = rng.random(400), rng.random(3_000)
-    assert _strongest(few).tolist() == list(range(400))
-    looked_at = _strongest(many)
+    wanted = np.full(8, 80)
+    assert _strongest(few, wanted).tolist() == list(range(400))
+    looked_at = _strongest(many, wanted)
     assert 400 <= len(looked_at) < 450, "and a few that are close to the last"
     assert set(np.argsort(-many)[:400].tolist()) <= set(looked_at.tolist())
+    wanted[TRANSITIONS] = 900
+    assert len(_strongest(many, wanted)) >= 900, "not fewer than may be proposed"
 
 
 def test_candidates_of_several_sources_are_merged_by_id_hash() -> None:
