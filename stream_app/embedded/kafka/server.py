@@ -53,6 +53,8 @@ class ApacheKafka(Server):
             argv=[
                 str(find_java()),
                 "-XX:+UseSerialGC",  # one small heap: the collector with the fewest threads
+                # The second compiler takes a third of a core for minutes, for a broker that lives for minutes.
+                "-XX:TieredStopAtLevel=1",
                 "-XX:-UsePerfData",  # no file in the temporary directory that a kill leaves behind
                 "-XX:+ExitOnOutOfMemoryError",
                 "-Djava.awt.headless=true",
