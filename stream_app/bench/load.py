@@ -38,6 +38,9 @@ _LEAD_S = 0.3
 """From connected to the first event."""
 _TURN = 32
 """Events sent in a row, where all are due, before the reader gets its turn."""
+_TICK_S = 0.001
+"""The shortest sleep: uvloop counts in milliseconds, and shorter ones turn in circles, on a core that the pipeline
+needs. An event counts from its own time all the same."""
 _TELL_EVERY_S = 0.25
 _POLL_MS = 200
 _FETCH_BYTES = 16 * 1_048_576
@@ -139,7 +142,7 @@ class _Load:
             now = clock()
             if due is not None:
                 while due[number] > now:
-                    await asyncio.sleep(due[number] - now)
+                    await asyncio.sleep(max(due[number] - now, _TICK_S))
                     now = clock()
             if number % _TURN == 0:
                 await asyncio.sleep(0)

@@ -186,7 +186,7 @@ class Ranking:
     @property
     def rows(self) -> NDArray[np.int32]:
         """int32 [n], the slate, best first."""
-        return self._batch.rows[self._order]
+        return self._batch.slates[self._places]
 
     @property
     def scores(self) -> NDArray[np.float64]:
@@ -286,7 +286,7 @@ class Ranking:
             self.candidates.copy(),
             self.candidate_steps.copy() if values else None,
             self.context.copy(),
-            self.rows,
+            self.rows.copy(),
             self.reclaims,
         )
 
@@ -372,6 +372,16 @@ class Batch:
         """int16 [candidates, features], see ``features.in_steps``."""
         return in_steps(self.values)
 
+    @cached_property
+    def slates(self) -> NDArray[np.int32]:
+        """int32 [places], the rows of all slates."""
+        return self.rows[self.order]
+
+    @cached_property
+    def columns(self) -> tuple[list[int], list[float], list[int]]:
+        """Rows, scores and sources of all slates: one look into arrays for all of them."""
+        return self.slates.tolist(), self.scores[self.order].tolist(), self.masks[self.order].tolist()
+
     def rankings(self) -> list[Ranking]:
         """One for each request."""
         starts, places = self.starts.tolist(), self.place_starts.tolist()
@@ -431,12 +441,13 @@ class Recommender:
 
     def slate_items(self, ranking: Ranking) -> list[SlateItem]:
         """The slate with provenance and reasons, to be made before the serving state changes."""
-        rows, masks = ranking.rows.tolist(), self._masks
-        ids = self._serving.catalogue.item_ids(rows)
-        sources = [masks.get(mask) or self._named_by(mask) for mask in ranking.sources.tolist()]
+        rows, scores, bits = ranking.batch.columns
+        ids, masks = self._serving.catalogue.item_ids(rows[ranking.places]), self._masks
+        sources = [masks.get(mask) or self._named_by(mask) for mask in bits[ranking.places]]
         # By position, which takes half the time that names do.
-        columns = ids, range(1, len(ids) + 1), ranking.scores.tolist(), sources, self._reasons(ranking)
-        return list(map(SlateItem, *columns))
+        return list(
+            map(SlateItem, ids, range(1, len(ids) + 1), scores[ranking.places], sources, self._reasons(ranking))
+        )
 
     def _named_by(self, mask: int) -> list[str]:
         """Names of the sources of a mask; one list for all that have it, not to be changed."""
@@ -759,8 +770,9 @@ class Recommender:
         [entries]."""
         rows, starts = batch.interests.rows, batch.interests.starts
         found, added = np.empty(len(rows), np.int64), np.zeros(len(rows))
-        slates = batch.rows[batch.order]
-        count = _own_entries(rows, starts, slates, batch.place_starts, batch.slate_lengths, self._scratch.slot, found)
+        count = _own_entries(
+            rows, starts, batch.slates, batch.place_starts, batch.slate_lengths, self._scratch.slot, found
+        )
         if count:
             of_user = (np.searchsorted(starts, found[:count], side="right") - 1).tolist()
             types = self._settings.event_types

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from stream_app.codes import one_product
 from stream_app.compiled import compiled
+from stream_app.heap import largest
 from stream_app.prefetch import prefetch_row
 from stream_app.rules.book import Cap
 from stream_app.settings import SlateSettings
@@ -95,12 +96,12 @@ def in_order(keys: NDArray[np.float64], seconds: NDArray[Any]) -> NDArray[np.int
 
 
 @compiled
-def _ranked(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Indices by score in steps of 1e-6, the largest first, then by index: whole numbers that hold both are sorted."""
-    count = len(scores)
-    keys = np.empty(count, np.int64)
-    for place in range(count):
-        keys[place] = (-np.int64(np.rint(scores[place] * 1e6)) << _PLACE_BITS) | place
+def _ranked(scores: NDArray[np.float64], places: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Some indices by score in steps of 1e-6, the largest first, then by index: whole numbers that hold both are
+    sorted."""
+    keys = np.empty(len(places), np.int64)
+    for at, place in enumerate(places):
+        keys[at] = (-np.int64(np.rint(scores[place] * 1e6)) << _PLACE_BITS) | place
     keys.sort()
     return keys & ((1 << _PLACE_BITS) - 1)
 
@@ -148,11 +149,18 @@ def compose(
         candidates, best first; and for what their places were kept: :data:`NEW`, :data:`TAIL` or 0.
     """
     size = min(len(pins), len(scores))
-    ranked = _ranked(scores)
-    for candidate in ranked[: size + _POOL_EXTRA]:
+    pool = min(size + _POOL_EXTRA, len(scores))
+    places = np.arange(len(scores)).astype(np.int32)
+    if 0 < pool < len(scores) and not len(limits):
+        # Without caps nothing beyond the pool is ever taken for its score.
+        best = np.empty(len(scores), np.int32)
+        found = largest(scores, pool, best)
+        places = best[:found] if found >= pool else places  # Fewer are numbers.
+    ranked = _ranked(scores, places)
+    for candidate in ranked[:pool]:
         prefetch_row(codes, rows[candidate])
     return _fill(
-        scores, codes, steps, rows, ranked, min(size + _POOL_EXTRA, len(ranked)), diversity if size > 1 else 0.0,
+        scores, codes, steps, rows, ranked, pool, diversity if size > 1 else 0.0,
         pins[:size], cold_order, reserved, tail_order, tail_place, groups, limits, hard,
     )  # fmt: skip
 
@@ -185,7 +193,7 @@ def _fill(
         scores: [k].
         codes, steps: by row.
         rows: [k], of the candidates.
-        ranked: [k], candidates, best first.
+        ranked: [pool or more], candidates, best first; without caps those of the pool are enough.
         pool: how many of them diversity may choose from.
         share: of diversity.
         pins: [size], the pinned candidate of each place, or -1.
@@ -198,12 +206,13 @@ def _fill(
         hard: the first so many caps are never broken.
     """
     size, count = len(pins), len(ranked)
+    candidates = len(scores)
     order = np.empty(size, np.intp)
     reserved = np.zeros(size, np.int8)
     if size == 0:
         return order, reserved
-    used = np.zeros(count, np.bool_)
-    is_cold = np.zeros(count, np.bool_)
+    used = np.zeros(candidates, np.bool_)
+    is_cold = np.zeros(candidates, np.bool_)
     for candidate in cold_order:
         is_cold[candidate] = True
     for candidate in pins:
@@ -213,11 +222,11 @@ def _fill(
     scale = (1.0 - share) / max(scores[ranked[0]] - floor, 1e-9) if share > 0.0 else 1.0
     relevance = (scores - floor) * scale
     worth = relevance.copy()
-    likeness = np.zeros(count)
-    compared = np.zeros(count, np.intp)
+    likeness = np.zeros(candidates)
+    compared = np.zeros(candidates, np.intp)
     # Codes of what is in the slate, for products with those of candidates.
     words = np.empty((size, codes.shape[1]), np.int16)
-    until = np.zeros((2, count), np.int64)  # the place a cap bars it until: hard caps, the others
+    until = np.zeros((2, candidates), np.int64)  # the place a cap bars it until: hard caps, the others
     start = 0
     cold_above = 0
     cold_wanted = 0

@@ -23,7 +23,9 @@ _POOL_LINKS = 400
 """The strongest links that are looked at, and a few of equal strength; never fewer than transitions may propose."""
 
 
-_PLACE_MASK = (1 << 20) - 1
+_HASH_BUCKETS = 256
+_HASH_SHIFT = 63 - 8
+"""Hashes have 63 bits."""
 
 
 @compiled
@@ -214,7 +216,7 @@ def _merge(
     most = lengths.sum()
     met = np.empty(most, np.int32)
     bits = np.zeros(most, np.uint32)
-    keys = np.empty(most, np.int64)
+    keys, order = np.empty(most, np.int64), np.empty(most, np.int32)
     count = 0
     for source, length in enumerate(lengths):
         for row in found[source, :length]:
@@ -223,19 +225,45 @@ def _merge(
                 place = count
                 slot[row] = place
                 met[place] = row
-                keys[place] = (hashes[row] & ~_PLACE_MASK) | place
+                keys[place] = hashes[row]
                 count += 1
             bits[place] |= np.uint32(1) << np.uint32(source)
-    # Whole numbers that hold the beginning of a hash and a place are sorted, in half the time of sorting places.
-    keys = keys[:count]
-    keys.sort()
-    order = keys & _PLACE_MASK
-    for place in range(1, count):
-        if keys[place] & ~_PLACE_MASK == keys[place - 1] & ~_PLACE_MASK:  # hardly ever
-            order = np.argsort(hashes[met[:count]])
-            break
-    for place, held in enumerate(order):
+    _by_hash(keys[:count], order[:count])
+    for place in range(count):
+        held = order[place]
         distinct[place] = met[held]
         masks[place] = bits[held]
         slot[met[held]] = -1
     return count
+
+
+@compiled
+def _by_hash(hashes: NDArray[np.int64], order: NDArray[np.int32]) -> None:
+    """Places in the order of their hashes: int32 [n], overwritten.
+
+    Hashes are spread evenly, so their first bits put nearly all of them where they belong, and few are moved
+    afterwards. A quarter of the time of sorting; where they are not spread, the result is the same.
+    """
+    ends = np.zeros(_HASH_BUCKETS + 1, np.int32)
+    for value in hashes:
+        ends[_hash_bucket(value) + 1] += 1
+    for bucket in range(_HASH_BUCKETS):
+        ends[bucket + 1] += ends[bucket]
+    for place, value in enumerate(hashes):
+        bucket = _hash_bucket(value)
+        order[ends[bucket]] = place
+        ends[bucket] += 1
+    for place in range(1, len(order)):
+        moved = order[place]
+        value = hashes[moved]
+        at = place
+        while at > 0 and hashes[order[at - 1]] > value:
+            order[at] = order[at - 1]
+            at -= 1
+        order[at] = moved
+
+
+@compiled
+def _hash_bucket(value: int) -> int:
+    """The first bits of a hash, within bounds whatever it is: compiled code does not check indices."""
+    return (value >> _HASH_SHIFT) & (_HASH_BUCKETS - 1)

@@ -36,7 +36,7 @@ def new_items(context: Context, wanted: int, found: NDArray[np.int32]) -> int:
             rows[count] = row
             closeness[count] = of_all[place]
             # Most of them nobody took of late.
-            rising[count] = np.log1p(counts[place]) if counts[place] > 0.0 else 0.0
+            rising[count] = np.log(np.float32(1.0 + counts[place])) if counts[place] > 0.0 else 0.0
             known = known or counts[place] > 0.0
             count += 1
     for value in slow:

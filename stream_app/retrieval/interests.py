@@ -21,7 +21,7 @@ from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
 from stream_app.prefetch import prefetch_row
 from stream_app.settings import Settings
-from stream_app.users.state import HistoryEntry, Located
+from stream_app.users.state import HistoryEntry, Located, appended
 
 __all__ = [
     "FAST",
@@ -175,7 +175,7 @@ def locate(history: History, catalogue: Catalogue, before: Located | None = None
     if before is not None and before.numbering == catalogue.numbering:
         if before.history is history:
             return before
-        more = before.appended(history)
+        more = appended(before.history, history)
     newest_first = history[::-1] if more < 0 else history[: len(history) - more - 1 : -1]
     rows = np.array(catalogue.rows_of([entry.item_id for entry in newest_first]), np.int32)
     weights = np.array([entry.weight for entry in newest_first], np.float64)

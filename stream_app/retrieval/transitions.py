@@ -35,8 +35,6 @@ def score_links(
         servable, blocked, request: see :class:`Context`.
     """
     for place, row in enumerate(links):
-        score = -np.inf
-        if servable[row] and blocked[row] != request:
-            own = scale[row]
-            score = np.sqrt(sums[place, SYMMETRIC] * own) + np.sqrt(sums[place, DIRECTED] * own)
-        scores[place] = score
+        own = np.float32(scale[row])
+        score = np.sqrt(sums[place, SYMMETRIC] * own) + np.sqrt(sums[place, DIRECTED] * own)
+        scores[place] = score if servable[row] and blocked[row] != request else -np.inf

@@ -171,15 +171,25 @@ class Located(NamedTuple):
     rows: NDArray[np.int32]
     weights: NDArray[np.float64]
 
-    def appended(self, history: tuple[HistoryEntry, ...]) -> int:
-        """How many entries were added to get ``history``, the oldest left out for them; -1 when it is not that, or not
-        worth looking."""
-        before = self.history
-        for more in range(min(_MOST_APPENDED, len(history) - 1, len(before)) + 1 if before and history else 0):
-            kept = len(history) - more
-            if history[-1 - more] is before[-1]:
-                return more if kept <= len(before) and history[0] is before[len(before) - kept] else -1
+
+class _Written(NamedTuple):
+    """A history in MessagePack: its entries one after the other, and how long each is (bytes)."""
+
+    history: tuple[HistoryEntry, ...]
+    entries: bytes
+    lengths: array[int]
+
+
+def appended(before: tuple[HistoryEntry, ...], history: tuple[HistoryEntry, ...]) -> int:
+    """How many entries were added to ``before`` to get ``history``, the oldest left out for them; -1 when it is not
+    that, or not worth looking."""
+    if not before or not history:
         return -1
+    for more in range(min(_MOST_APPENDED, len(history) - 1) + 1):
+        if history[-1 - more] is before[-1]:
+            kept = len(history) - more
+            return more if kept <= len(before) and history[0] is before[len(before) - kept] else -1
+    return -1
 
 
 _MOST_APPENDED = 8
@@ -219,6 +229,8 @@ class UserState:
     """A history and its :meth:`latest`. Nothing of it is stored."""
     located: Located | None = field(default=None, compare=False, repr=False)
     """A history and its rows. Nothing of it is stored."""
+    written: _Written | None = field(default=None, compare=False, repr=False)
+    """A history as it was stored last."""
 
     def latest(self) -> Latest:
         """The last entries that speak for an item."""
@@ -252,6 +264,7 @@ class UserState:
             self.seen_spent,
             self.latest_of,
             self.located,
+            self.written,
         )
 
     @property
@@ -292,6 +305,12 @@ class _Packed(msgspec.Struct, array_like=True):
     seen_spent: tuple[float, float]
 
 
+class _PackedAhead(_Packed, array_like=True):
+    """The same to write, the history in MessagePack already."""
+
+    history: msgspec.Raw  # type: ignore[assignment]
+
+
 class _PackedBefore(msgspec.Struct, array_like=True):
     """As versions 1 to 3 were written, not compressed."""
 
@@ -315,6 +334,8 @@ class _PackedBefore(msgspec.Struct, array_like=True):
 _PREFIX = bytes([STATE_VERSION])
 _LARGEST_BYTES = 1 << 26
 """A state says of itself how large it is; one that says more is none."""
+_FEW, _MANY = 1 << 4, 1 << 16
+"""Entries from which on MessagePack writes the length of an array in two bytes, and in four."""
 _ARRAY = 0x90
 """What older versions begin with: an array, and then the version."""
 _encoder = msgspec.msgpack.Encoder()
@@ -333,8 +354,8 @@ def encode_state(state: UserState) -> bytes:
     until = [(place, at) for place, at in enumerate(state.consumed.values()) if at != math.inf]
     return _PREFIX + _compressor.compress(
         _encoder.encode(
-            _Packed(
-                state.history,
+            _PackedAhead(
+                msgspec.Raw(_history_in_bytes(state)),
                 _in_bytes(state.consumed, _ID_BYTES),
                 _in_bytes(state.hidden, _ID_BYTES),
                 _in_bytes(state.recent_event_ids, _EVENT_BYTES),
@@ -351,6 +372,28 @@ def encode_state(state: UserState) -> bytes:
             )
         )
     )
+
+
+def _history_in_bytes(state: UserState) -> bytes:
+    """The history in MessagePack. What of it was written before is not written again: entries lie all over memory, and
+    writing fifty takes twice as long as all the rest."""
+    history, held = state.history, state.written
+    more = -1 if held is None else appended(held.history, history)
+    if held is None or more < 0:
+        parts = [_encoder.encode(entry) for entry in history]
+        held = _Written(history, b"".join(parts), array("I", map(len, parts)))
+    elif held.history is not history:
+        parts = [_encoder.encode(entry) for entry in history[len(history) - more :]]
+        left_out = len(held.history) + more - len(history)
+        lengths = held.lengths[left_out:]
+        lengths.extend(map(len, parts))
+        held = _Written(history, b"".join((held.entries[sum(held.lengths[:left_out]) :], *parts)), lengths)
+    state.written = held
+    count = len(history)
+    start = bytes((_ARRAY | count,)) if count < _FEW else b"\xdd" + count.to_bytes(4, "big")
+    if _FEW <= count < _MANY:
+        start = b"\xdc" + count.to_bytes(2, "big")
+    return start + held.entries
 
 
 def decode_state(user_id: str, data: bytes) -> UserState:
