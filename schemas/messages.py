@@ -190,7 +190,7 @@ class SlateItem(Struct, frozen=True, gc=False):
     reason: Reason
 
 
-class Trigger(Struct, frozen=True, kw_only=True):
+class Trigger(Struct, frozen=True, kw_only=True, gc=False):
     """The record that caused a slate. ``event_id`` and ``occurred_at`` are null when an item change caused it."""
 
     topic: str
@@ -208,7 +208,7 @@ class Versions(Struct, frozen=True, kw_only=True):
     ranker: str
 
 
-class Slate(Struct, frozen=True, kw_only=True):
+class Slate(Struct, frozen=True, kw_only=True, gc=False):
     """A user's current recommendations, on ``recommendations.v1`` with key = ``user_id``; null: no slate any more."""
 
     slate_id: Annotated[str, Meta(description="Unique; interactions with the slate may carry it.")]
@@ -268,7 +268,7 @@ class VectorSpace(Struct, frozen=True, kw_only=True):
     scales: Annotated[str, Meta(description="Base64 float32 [axes].")]
 
 
-class Transition(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Transition(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What one interaction says about items: ``item_id`` was taken after (or with) each of ``previous``; or that it was
     shown (``shown``), which says nothing else.
 
@@ -311,7 +311,7 @@ class ItemSignals(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ] = 0.0
 
 
-class TrainingExample(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class TrainingExample(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One choice to learn from: row 0 of ``features`` was taken, the others were not; no rows: nothing to learn."""
 
     offset: int

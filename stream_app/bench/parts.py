@@ -31,14 +31,5 @@ def in_parts(
         later = {user_id for user_id in users if last[user_id] >= start + size}
         result = stage.process(part, known, now=now, due=due, later=later)
         known.update(result.states)
-        whole.states.update(result.states)
-        whole.partitions.update(result.partitions)
-        whole.slates += result.slates
-        whole.due.update(result.due)
-        for source, transitions in result.transitions.items():
-            whole.transitions[source] += transitions
-        for source, examples in result.examples.items():
-            whole.examples[source] += examples
-        for why, count in result.skipped.items():
-            whole.skipped[why] = whole.skipped.get(why, 0) + count
+        whole.add(result)
     return whole

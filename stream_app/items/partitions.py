@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from zlib import crc32
 
 from schemas.messages import Transition
 
 __all__ = ["by_owner", "item_partition"]
 
+_KEPT = 100_000
+"""Items whose partitions are remembered: every event asks for those of the last twenty again."""
 
+
+@lru_cache(maxsize=_KEPT)
 def item_partition(item_id: str, partitions: int) -> int:
     """The partition of ``transitions.v1`` and ``item-signals.v1`` that owns ``item_id``: CRC-32 of its UTF-8 bytes."""
     return crc32(item_id.encode("utf-8", "surrogatepass")) % partitions

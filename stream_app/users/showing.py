@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 
 from schemas.messages import Slate
 from stream_app.users.stage import NewSlate
 
 __all__ = ["Showing"]
+
+_ITEM_ID = attrgetter("item_id")
 
 
 class Showing:
@@ -28,18 +31,18 @@ class Showing:
         """Slates an event or a profile caused."""
         for slate in slates:
             if slate.trigger is not None:
-                self._put(slate.user_id, slate.trigger.partition, frozenset(item.item_id for item in slate.items))
+                self._put(slate.user_id, slate.trigger.partition, frozenset(map(_ITEM_ID, slate.items)))
 
     def replaced(self, slates: Sequence[NewSlate]) -> None:
         """Slates made again for another reason; the owner is the same. Users not known (any more) are left out."""
         for slate in slates:
             if slate.user_id in self._users:
                 partition, _ = self._users[slate.user_id]
-                self._put(slate.user_id, partition, frozenset(item.item_id for item in slate.items))
+                self._put(slate.user_id, partition, frozenset(map(_ITEM_ID, slate.items)))
 
     def standing(self, user_id: str, slate: Slate, *, partition: int) -> None:
         """A slate read from the topic in order of offsets, and the partition its user's events are in."""
-        self._put(user_id, partition, frozenset(item.item_id for item in slate.items))
+        self._put(user_id, partition, frozenset(map(_ITEM_ID, slate.items)))
 
     def items_of(self, user_id: str) -> frozenset[str]:
         """What the user's slate shows; nothing for users not known (any more)."""

@@ -22,7 +22,7 @@ from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.users.fold import Fold, Folder
 from stream_app.users.profiles import LIKED, fold_profile, with_profile
-from stream_app.users.state import Latest, Profile, UserState, id_hash
+from stream_app.users.state import Latest, Profile, UserState, event_seed, id_hash
 
 __all__ = ["NewSlate", "SourcedEvent", "SourcedProfile", "StageResult", "UserStage"]
 
@@ -108,6 +108,20 @@ class StageResult:
     transitions: dict[int, list[Transition]] = field(default_factory=lambda: defaultdict(list))
     examples: dict[int, list[TrainingExample]] = field(default_factory=lambda: defaultdict(list))
     skipped: dict[str, int] = field(default_factory=dict)
+
+    def add(self, later: StageResult) -> None:
+        """What the events that follow amount to, computed on the states of these."""
+        self.states.update(later.states)
+        self.partitions.update(later.partitions)
+        self.slates += later.slates
+        self.due.update(later.due)
+        self.forgotten += later.forgotten
+        for source, transitions in later.transitions.items():
+            self.transitions[source] += transitions
+        for source, examples in later.examples.items():
+            self.examples[source] += examples
+        for why, count in later.skipped.items():
+            self.skipped[why] = self.skipped.get(why, 0) + count
 
 
 @dataclass(slots=True)
@@ -438,7 +452,7 @@ class UserStage:
             request=request,
             row=row,
             # Of the event and not of its place, so that a replay compares with the same.
-            seed=id_hash(event.user_id) ^ id_hash(event.event_id),
+            seed=id_hash(event.user_id) ^ event_seed(event.event_id),
             seen=self._seen_before(event.user_id, request.at),
             shown=self._passed_over(event, fold.passed),
             weight=fold.share,

@@ -25,11 +25,15 @@ from numpy.typing import NDArray
 __all__ = [
     "STATE_VERSION",
     "HistoryEntry",
+    "Latest",
+    "Located",
     "Profile",
     "UserState",
+    "appended",
     "decode_state",
     "encode_state",
     "event_hash",
+    "event_seed",
     "id_hash",
     "short_hash",
 ]
@@ -53,6 +57,11 @@ def event_hash(event_id: str) -> int:
     """48-bit hash of an event's id. Told apart are only the last of one user: a new one is taken for one of 128 with
     probability 5e-13. Not kept: hardly any comes twice."""
     return _hash(event_id) >> 16
+
+
+def event_seed(event_id: str) -> int:
+    """:func:`id_hash` of an event's id. Not kept: it would drive out those of items."""
+    return _hash(event_id) >> 1
 
 
 def short_hash(item_hash: int) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+import numpy as np
 import pytest
 import zstandard
 from hypothesis import given
@@ -16,7 +17,17 @@ from hypothesis import strategies as st
 from schemas.messages import Interaction
 from stream_app.settings import DEFAULT_EVENT_TYPES, EventType, ItemSettings, UserSettings
 from stream_app.users.fold import Folder, _transition
-from stream_app.users.state import HistoryEntry, Latest, Profile, UserState, decode_state, encode_state, id_hash
+from stream_app.users.state import (
+    HistoryEntry,
+    Latest,
+    Profile,
+    UserState,
+    _history_in_bytes,
+    appended,
+    decode_state,
+    encode_state,
+    id_hash,
+)
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 FOLD = Folder(DEFAULT_EVENT_TYPES, UserSettings(), ItemSettings())
@@ -458,3 +469,51 @@ def test_an_older_state_with_a_hash_that_is_none_cannot_be_read(place: int):
     packed[place] = [-1]
     with pytest.raises(ValueError, match="user 'u' cannot be read"):
         decode_state("u", msgspec.msgpack.encode(packed))
+
+
+def _in_one_go(state: UserState) -> bytes:
+    """The state's history as MessagePack writes it."""
+    return msgspec.msgpack.encode(state.history)
+
+
+@pytest.mark.parametrize("limit", [3, 15, 16, 50])
+def test_a_history_written_entry_by_entry_is_what_is_written_in_one_go(limit: int) -> None:
+    rng = np.random.default_rng(limit)
+    state = UserState("u")
+    for step in range(120):
+        for _ in range(int(rng.choice([0, 1, 1, 2, 5, 12]))):
+            text = "x" * int(rng.choice([0, 0, 300]))
+            entry = HistoryEntry(f"i{rng.integers(30)}", "click", float(rng.integers(9)), 1.0, step, text)
+            state.append(entry, limit)
+        if step == 50:
+            state.history = ()
+        if step % 7 == 0:
+            state = state.copy()
+        assert _history_in_bytes(state) == _in_one_go(state)
+        assert decode_state("u", encode_state(state)).history == state.history
+
+
+@pytest.mark.parametrize("entries", [0, 1, 15, 16, 65_535, 65_536])
+def test_histories_of_every_length_are_written(entries: int) -> None:
+    state = UserState("u", tuple(HistoryEntry("i", "click", 0.0, 1.0, number) for number in range(entries)))
+    assert _history_in_bytes(state) == _in_one_go(state)
+
+
+def test_entries_taken_out_or_put_in_between_are_noticed() -> None:
+    entries = tuple(HistoryEntry("i", "click", float(number), 1.0, number) for number in range(6))
+    for after, more in (
+        (entries, 0),
+        (entries[1:], 0),
+        ((*entries, entries[0]), 1),
+        (entries[2:] + entries[:1], 1),
+        (entries[:2] + entries[3:], -1),
+        (entries[:-1], -1),
+        ((entries[3], *entries), -1),
+        ((), -1),
+    ):
+        assert appended(entries, after) == more, after
+        state = UserState("u", entries)
+        _history_in_bytes(state)
+        state.history = after
+        assert _history_in_bytes(state) == _in_one_go(state)
+    assert appended((), entries) == -1
