@@ -1,5 +1,4 @@
-"""Vectors in 8-bit whole numbers, for passes over everything: a quarter of the memory to read, and sixteen products at
-once.
+"""Vectors in 8-bit whole numbers, for passes over everything: a quarter of the memory to read, many products at once.
 
 A row is kept as whole numbers of a step of its own (symmetric scalar quantisation, as in Faiss and ScaNN). A product of
 two such rows is off by .0004 of their lengths in the mean and .003 at most (384 columns; measured, of 48 columns .0009
@@ -53,7 +52,7 @@ class Codes:
         rows: room at first.
 
     Attributes:
-        values: int8 [rows, columns filled up with zeros to a multiple of 16].
+        values: int8 [rows, columns filled up with zeros to a multiple of 32].
         steps: float32 [rows].
         changes: how often any of them changed.
     """
@@ -135,8 +134,8 @@ def one_product(_context: Any, codes: Any, row: Any, one: Any) -> Any:
 def two_products(_context: Any, codes: Any, row: Any, one: Any, two: Any) -> Any:
     """Products of two queries (int16 [columns]) with a row of codes (int8 [rows, columns]): two int32.
 
-    In vector instructions, because no loop is turned into the one that multiplies sixteen pairs of 16-bit numbers and
-    adds them by twos; where a processor has none, the compiler takes what there is.
+    In vector instructions, because no loop is turned into the one that multiplies pairs of 16-bit numbers and adds them
+    by twos, 32 pairs at once; where a processor has none, the compiler takes what there is.
     """
     return _products_of(codes, one, two)
 

@@ -211,7 +211,7 @@ class UserSettings(_Group):
         5_000,
         ge=1,
         le=10_000_000,
-        description="Those of them, of the last users, that are kept ready for use: 31 KB with 50 events (count).",
+        description="Those of them, of the last users, that are kept ready for use: 36 KB with 50 events (count).",
     )
     text_chars: int = Field(
         2_000, ge=16, le=100_000, description="Free text of an event is cut to this before embedding (characters)."

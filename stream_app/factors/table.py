@@ -21,7 +21,7 @@ __all__ = ["Factors"]
 class Factors:
     """Context and target factors by row; rows that were never learned hold what their text says.
 
-    Memory: ``9 * dimensions + 10`` bytes per row.
+    Memory: ``8 * dimensions + 10`` bytes per row, and codes of ``dimensions`` bytes, filled up to a multiple of 32.
 
     Args:
         settings: dimensions, decay.

@@ -34,6 +34,7 @@ __all__ = [
     "raw_features",
     "scale_features",
     "start_weights",
+    "taken_in_units",
 ]
 
 TEXT = ("text_slow", "text_fast", "text_last", "text_negative", "text_mean", "text_best")
@@ -50,6 +51,7 @@ _APART, _CODES_APART = 1e-6, 1e-3
 """Standard deviations from which on values differ, and cosines of codes."""
 _HOUR_S = 3_600.0
 _DAY_S = 86_400.0
+_ROOT_OF_HALF = np.int32(0x3F3504F3)
 _NEVER_HOURS = 20_000.0
 """What "long ago" is cut to (2.3 years), and what never is."""
 
@@ -105,6 +107,25 @@ def in_units(values: NDArray[np.float32] | NDArray[np.int16]) -> NDArray[np.floa
     """What :func:`in_steps` was given, to half a step; what never was in steps as it is. float32 of the same shape."""
     units = values.astype(np.float32)
     return units * np.float32(1.0 / _STEPS) if values.dtype == np.int16 else units
+
+
+def taken_in_units(values: NDArray[np.float32] | NDArray[np.int16], places: NDArray[np.int32]) -> NDArray[np.float32]:
+    """:func:`in_units` of the rows at some places: float32 [places, features]."""
+    units = np.empty((len(places), values.shape[1]), np.float32)
+    _take(values, places, np.float32(1.0 / _STEPS if values.dtype == np.int16 else 1.0), units)
+    return units
+
+
+@compiled
+def _take(
+    values: NDArray[np.float32] | NDArray[np.int16],
+    places: NDArray[np.int32],
+    step: np.float32,
+    units: NDArray[np.float32],
+) -> None:
+    for at, place in enumerate(places):
+        for column in range(values.shape[1]):
+            units[at, column] = np.float32(values[place, column]) * step
 
 
 @compiled
@@ -215,9 +236,38 @@ def _looked_up(
 
 
 @compiled
-def _log1p(value: float) -> float:
-    """``log(1 + value)`` of numbers that are not tiny, as exact as features are."""
-    return float(np.log(np.float32(1.0 + value))) if value > 0.0 else 0.0
+def _log1p_all(values: NDArray[np.float32]) -> None:
+    """``log(1 + value)`` of numbers from 0 on, in place, to 3e-7; what is below 0 counts as 0.
+
+    Many at once, which the library's logarithm is not: exponent and fraction are taken apart, and the fraction goes
+    through the polynomial of Cephes' logf (Moshier 1992). The same on every processor.
+    """
+    count = len(values)
+    moved = np.empty(count, np.float32)
+    for place in range(count):
+        moved[place] = np.float32(1.0) + (values[place] if values[place] > np.float32(0.0) else np.float32(0.0))
+    bits, fraction_bits = moved.view(np.int32), np.empty(count, np.int32)
+    exponents = np.empty(count, np.float32)
+    for place in range(count):
+        # Fractions from the root of a half to the root of two.
+        exponent = np.int32(np.int32(bits[place] - _ROOT_OF_HALF) >> np.int32(23))
+        exponents[place] = np.float32(exponent)
+        fraction_bits[place] = np.int32(bits[place] - np.int32(exponent << np.int32(23)))
+    fractions = fraction_bits.view(np.float32)
+    for place in range(count):
+        x = fractions[place] - np.float32(1.0)
+        square = x * x
+        y = np.float32(7.0376836292e-2)
+        y = y * x - np.float32(1.1514610310e-1)
+        y = y * x + np.float32(1.1676998740e-1)
+        y = y * x - np.float32(1.2420140846e-1)
+        y = y * x + np.float32(1.4249322787e-1)
+        y = y * x - np.float32(1.6668057665e-1)
+        y = y * x + np.float32(2.0000714765e-1)
+        y = y * x - np.float32(2.4999993993e-1)
+        y = y * x + np.float32(3.3333331174e-1)
+        y = y * x * square - np.float32(0.5) * square
+        values[place] = x + y + exponents[place] * np.float32(0.6931471805599453)
 
 
 @compiled
@@ -238,6 +288,16 @@ def _fill(
 ) -> None:
     """Unscaled features; NaN where nothing can be said."""
     present, stated, published_at = tables.present, tables.arena.stated, tables.published_at
+    kinds = counts.shape[1]
+    logs = np.empty((len(rows), kinds + 3), np.float32)
+    for place, row in enumerate(rows):
+        for kind in range(kinds):
+            logs[place, kind] = counts[place, kind]
+        hours = max(at - stated[row], 0.0) / _HOUR_S if counts[place, kinds - 1] > 0.0 else _NEVER_HOURS
+        logs[place, kinds] = min(hours, _NEVER_HOURS)
+        logs[place, kinds + 1] = max(now - published_at[row], 0.0) / _DAY_S if published_at[row] > -1e300 else 0.0
+        logs[place, kinds + 2] = own[place]
+    _log1p_all(logs.reshape(-1))
     for place, row in enumerate(rows):
         if present[row]:
             for vector in range(VECTORS):
@@ -256,20 +316,17 @@ def _fill(
         for link in range(len(links)):
             values[place, column] = links[link, place]
             column += 1
-        for kind in range(counts.shape[1]):
-            values[place, column] = _log1p(counts[place, kind])
+        for kind in range(kinds):
+            values[place, column] = logs[place, kind]
             column += 1
-        total = counts[place, counts.shape[1] - 1]
-        cold[place] = total < cold_events
-        hours = max(at - stated[row], 0.0) / _HOUR_S if total > 0.0 else _NEVER_HOURS
-        values[place, column] = -_log1p(min(hours, _NEVER_HOURS))
+        cold[place] = counts[place, kinds - 1] < cold_events
+        values[place, column] = -logs[place, kinds]
         for memory in range(2):
             score = factors[memory, place]
             values[place, column + 1 + memory] = score if score > -np.inf else np.nan
-        published = published_at[row]
-        values[place, column + 3] = -_log1p(max(now - published, 0.0) / _DAY_S) if published > -1e300 else np.nan
+        values[place, column + 3] = -logs[place, kinds + 1] if published_at[row] > -1e300 else np.nan
         values[place, column + 4] = 1.0 if cold[place] else 0.0
-        values[place, column + 5] = _log1p(own[place])
+        values[place, column + 5] = logs[place, kinds + 2]
 
 
 @compiled_sums

@@ -350,15 +350,15 @@ _ARRAY = 0x90
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Packed)
 _decoder_before = msgspec.msgpack.Decoder(_PackedBefore)
-_compressor = zstandard.ZstdCompressor(level=1, write_checksum=False, write_content_size=True)
+_compressor = zstandard.ZstdCompressor(level=-1, write_checksum=False, write_content_size=True)
 _decompressor = zstandard.ZstdDecompressor()
 
 
 def encode_state(state: UserState) -> bytes:
     """The state: a byte for the version, then MessagePack compressed by Zstandard. Not for use in several threads.
 
-    Compressing takes 20 to 30 us of a processor for 50 events and leaves less than half. Columns (times as differences,
-    each value once) take a fifth off that, and five times as long in Python.
+    Compressing takes 6 us of a processor for 50 events and leaves less than half (level 1: 10 us, and not a byte less).
+    Columns (times as differences, each value once) take a fifth off that, and five times as long in Python.
     """
     until = [(place, at) for place, at in enumerate(state.consumed.values()) if at != math.inf]
     return _PREFIX + _compressor.compress(

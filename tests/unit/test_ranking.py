@@ -30,6 +30,7 @@ from stream_app.ranking import recommender as recommender_module
 from stream_app.ranking.features import (
     CONTEXT,
     FEATURE_LIMIT,
+    _log1p_all,
     context_values,
     feature_names,
     in_steps,
@@ -37,6 +38,7 @@ from stream_app.ranking.features import (
     raw_features,
     scale_features,
     start_weights,
+    taken_in_units,
 )
 from stream_app.ranking.network import contributions, linear_step, network_step, score_network
 from stream_app.ranking.reasons import KINDS, evidence_signs, kind_columns, medians, phrase, strongest_kind
@@ -1227,6 +1229,16 @@ class TestWhatTheRequestSaysOfTheUser:
         assert not any(text.isascii() for text in other)
 
 
+def test_many_logarithms_at_once_are_those_of_numpy():
+    rng = np.random.default_rng(0)
+    values = np.concatenate(
+        [[0.0, 1e-30, 1e-6, 1.0, 1e30, -3.0], rng.exponential(10.0, 999), 10 ** rng.uniform(-9, 29, 99)]
+    )
+    found = values.astype(np.float32)
+    _log1p_all(found)
+    np.testing.assert_allclose(found, np.log1p(np.maximum(values, 0.0)), rtol=3e-7, atol=3e-7)
+
+
 def test_features_in_steps_come_back_to_half_a_step():
     values = np.linspace(-FEATURE_LIMIT, FEATURE_LIMIT, 4_001, dtype=np.float32).reshape(-1, 1)
 
@@ -1235,3 +1247,6 @@ def test_features_in_steps_come_back_to_half_a_step():
     assert steps.dtype == np.int16
     assert np.abs(in_units(steps) - values).max() <= FEATURE_LIMIT / 32_767
     assert np.array_equal(in_units(values), values), "what is not in steps stays"
+    places = np.array([len(values) - 1, 0], np.int32)
+    for held in (values, steps):
+        assert np.array_equal(taken_in_units(held, places), in_units(held)[places])
