@@ -1,4 +1,4 @@
-"""The best few of many, in one pass and without sorting: for compiled functions that score row after row."""
+"""The best few of many without sorting them all: for compiled functions that score row after row."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from schemas.messages import Transition
 
 __all__ = ["by_owner", "item_partition"]
 
-_KEPT = 100_000
-"""Items whose partitions are remembered: every event asks for those of the last twenty again."""
+_KEPT = 32_768
+"""Items whose partitions are remembered (230 bytes each): every event asks for those of the last twenty again."""
 
 
 @lru_cache(maxsize=_KEPT)

@@ -30,7 +30,7 @@ _MOST_RATE = 0.5
 _LIFT = 1.0
 """Log of the factor by which the prior's mean grows per standard deviation of promise."""
 _UNIT = 2.0**-53
-_CONTESTANTS = 24
+_CONTESTANTS = 64
 """New items that compete at least, and four for each place: those that promise most, and what promises as much as the
 last of them. No other has a chance worth its draw where the prior counts for some dozens of showings."""
 _SURE = 50.0

@@ -46,7 +46,7 @@ _SOME = 1.5
 """Events of others, decayed, from which on others chose something: more than one of them."""
 _NEARER = 0.02
 """Standard deviations: the rounding of codes is no difference."""
-_WIDEST, _CLOSE = np.float32(FEATURE_LIMIT + 0.01), np.float32(0.01)
+_WIDEST, _CLOSE = np.float32(FEATURE_LIMIT + 0.01), np.float32(1e-4)
 """Where medians are looked for, and how closely before one value is looked at after the other."""
 
 _TEMPLATES: dict[str, dict[str, str]] = {

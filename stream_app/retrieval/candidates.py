@@ -21,8 +21,6 @@ __all__ = ["find_candidates", "take_own"]
 
 _POOL_LINKS = 400
 """The strongest links that are looked at, and a few of equal strength; never fewer than transitions may propose."""
-
-
 _HASH_BUCKETS = 256
 _HASH_SHIFT = 63 - 8
 """Hashes have 63 bits."""

@@ -101,8 +101,9 @@ def best_of(
 
     Args:
         rows: int32 [n], distinct.
-        scores: float64 [n], compared in steps of 1e-6: sums in another order must not change what is proposed. Ties go
-            to the smaller id hash. -inf: the row may not be recommended to this user.
+        scores: float64 [n], compared in steps of 1e-6: sums in another order must not change what is proposed, and
+            from 4e6 on all are the same. Ties go to the smaller id hash. What is not finite is left out: -inf says that
+            the row may not be recommended to this user.
         hashes: int64 by row.
         wanted, found: as a source gets them.
     """

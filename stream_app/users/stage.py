@@ -494,10 +494,10 @@ def _previous(user: UserState, before: float | None, limit: int) -> list[str]:
 
 def _known_to(state: UserState) -> float:
     """Event time of the newest event of the history; -inf when there is none."""
-    history, newest = state.history, state.latest().newest
-    if history and history[-1].at >= newest:
-        return newest
-    # An event that came late was the last, or a later one has left the history.
+    history, held = state.history, state.latest_of
+    if held is not None and held[0] is history and history and history[-1].at >= held[1].newest:
+        return held[1].newest
+    # An event that came late was the last, a later one has left the history, or nobody asked for the latest entries.
     return max(map(_AT, history), default=-math.inf)
 
 

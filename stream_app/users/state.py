@@ -197,7 +197,9 @@ def appended(before: tuple[HistoryEntry, ...], history: tuple[HistoryEntry, ...]
     for more in range(min(_MOST_APPENDED, len(history) - 1) + 1):
         if history[-1 - more] is before[-1]:
             kept = len(history) - more
-            return more if kept <= len(before) and history[0] is before[len(before) - kept] else -1
+            # Nearly always the same objects, which is seen at once.
+            same = kept <= len(before) and before[len(before) - kept :] == history[:kept]
+            return more if same else -1
     return -1
 
 
@@ -239,7 +241,7 @@ class UserState:
     located: Located | None = field(default=None, compare=False, repr=False)
     """A history and its rows. Nothing of it is stored."""
     written: _Written | None = field(default=None, compare=False, repr=False)
-    """A history as it was stored last."""
+    """A history as it was stored last, in MessagePack; itself it is not stored."""
 
     def latest(self) -> Latest:
         """The last entries that speak for an item."""

@@ -508,6 +508,8 @@ def test_entries_taken_out_or_put_in_between_are_noticed() -> None:
         (entries[2:] + entries[:1], 1),
         (entries[:2] + entries[3:], -1),
         (entries[:-1], -1),
+        ((*entries[:2], entries[4], *entries[3:]), -1),
+        ((entries[0], entries[2], entries[1], *entries[3:]), -1),
         ((entries[3], *entries), -1),
         ((), -1),
     ):

@@ -35,7 +35,7 @@ def test_numbers_that_are_not_finite_are_left_out_and_extremes_do_no_harm(wild: 
 
 
 @given(st.lists(st.sampled_from([-1e30, -2.0, 0.0, 1.0, 1.0 + 1e-6, 3e30, -np.inf]), max_size=60), st.integers(1, 70))
-def test_the_largest_are_among_those_found_in_two_passes(values: list[float], wanted: int) -> None:
+def test_the_largest_are_among_those_found_by_buckets(values: list[float], wanted: int) -> None:
     scores, rows = np.array(values, np.float32), np.empty(len(values), np.int32)
     found = rows[: largest(scores, wanted, rows)].tolist()
     there = sorted((score for score in scores.tolist() if score > -np.inf), reverse=True)

@@ -458,9 +458,13 @@ def test_only_the_strongest_of_many_links_are_looked_at_by_factors() -> None:
     assert len(_strongest(many, wanted)) >= 900, "not fewer than may be proposed"
 
 
-def test_candidates_of_several_sources_are_merged_by_id_hash() -> None:
+@pytest.mark.parametrize("spread", [False, True])
+def test_candidates_of_several_sources_are_merged_by_id_hash(spread: bool) -> None:
     rng = np.random.default_rng(6)
     hashes, slot = rng.permutation(50).astype(np.int64), np.full(50, -1, np.int32)
+    if spread:
+        hashes = rng.integers(0, 2**63, 50)
+        hashes[7], hashes[8], hashes[9] = -1, 2**63 - 1, hashes[10] + 1
     for _ in range(20):
         lengths = rng.integers(0, 10, 5)
         found = np.stack([rng.permutation(50)[:10] for _ in lengths]).astype(np.int32)

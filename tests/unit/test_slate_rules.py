@@ -239,7 +239,7 @@ def test_of_many_those_that_promise_most_compete_and_where_little_is_sure_everyb
         return thompson_order(promise, zeros, zeros, hashes, np.uint64(9), trials, wanted).tolist()
 
     few, places = order(200.0, 4), order(200.0, 40)
-    assert 24 <= len(few) < 40
+    assert 64 <= len(few) < 80
     assert set(few) == set(range(len(few)))
     assert 160 <= len(places) < 180, "four for each place"
     assert set(order(0.01, 4)) == set(range(300))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,8 +23,8 @@ from stream_app.ranking.features import feature_names, in_units
 from stream_app.ranking.recommender import Choice, Recommender
 from stream_app.serving import ServingState
 from stream_app.settings import Settings, load_settings
-from stream_app.users.stage import SourcedEvent, SourcedProfile, StageResult, UserStage
-from stream_app.users.state import Profile, UserState, encode_state, id_hash
+from stream_app.users.stage import SourcedEvent, SourcedProfile, StageResult, UserStage, _known_to
+from stream_app.users.state import HistoryEntry, Profile, UserState, encode_state, id_hash
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = START.timestamp() + 7 * 86_400
@@ -594,3 +595,35 @@ def test_free_text_moves_the_slate_when_its_vector_is_there_and_does_no_harm_whe
     with_text = items({"red lamp": unit_vector(7)})
     assert "i7" in with_text
     assert len(items({})) == 5
+
+
+def test_what_parts_amount_to_is_added_up() -> None:
+    first, second = StageResult(), StageResult()
+    for result, number in ((first, 1), (second, 2)):
+        result.states[f"u{number}"] = result.states["both"] = UserState(f"of {number}")
+        result.partitions["both"] = number
+        result.forgotten.append(f"gone {number}")
+        result.skipped.update({"replayed": number, f"only {number}": 1})
+    first.add(second)
+    assert {user: state.user_id for user, state in first.states.items()} == {"u1": "of 1", "both": "of 2", "u2": "of 2"}
+    assert first.partitions == {"both": 2}
+    assert first.forgotten == ["gone 1", "gone 2"]
+    assert first.skipped == {"replayed": 3, "only 1": 1, "only 2": 1}
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_is_known_of_a_user_reaches_to_the_newest_event_that_is_kept(asked: bool) -> None:
+    """Also where it came before others, or has left the history."""
+    for times, limit, newest in (
+        ([1.0, 2.0, 3.0], 9, 3.0),
+        ([1.0, 3.0, 2.0], 9, 3.0),
+        ([9.0, 1.0, 2.0], 2, 2.0),
+        ([2.0, 2.0], 9, 2.0),
+        ([], 9, -math.inf),
+    ):
+        state = UserState("u")
+        for at in times:
+            state.append(HistoryEntry("i", "click", at, 1.0, 0), limit)
+        if not asked:
+            state.latest_of = None
+        assert _known_to(state) == newest
