@@ -37,13 +37,14 @@ async def latency_figures(
     users: int,
     warm: int,
     seed: int,
+    processes: int = 1,
     hot_item: float = 0.0,
     hot_user: float = 0.0,
     patience_s: float = _PATIENCE_S,
     on_progress: Progress = lambda _what, _done, _total: None,
 ) -> list[dict[str, Any]]:
-    """One line per rate: figures of ``stream_app.bench.load``, ``us_per_event`` by step as the process itself counts
-    them, memory in MB, and with hot keys what is kept of them (:func:`stream_app.bench.hot.hot_rows`).
+    """One line per rate: figures of ``stream_app.bench.load``, ``us_per_event`` by step as the processes count
+    them, all together, memory in MB, and with hot keys what is kept of them (:func:`stream_app.bench.hot.hot_rows`).
 
     Args:
         where: broker and Redis.
@@ -51,6 +52,7 @@ async def latency_figures(
         seconds: of each.
         items, users: of the shop.
         warm: events before the first rate.
+        processes: with the interactions role, at most as many as ``interactions.v1`` has partitions.
         hot_item, hot_user: shares of all events (0 to 1) that are of one item and of one user.
         patience_s: events are lost when nothing came for so long.
         on_progress: told what is being done, how much of it is done, and of how much.
@@ -65,22 +67,25 @@ async def latency_figures(
     lines = []
     async with AsyncExitStack() as cleanup:
         running = await cleanup.enter_async_context(rig(settings, where, plan, on_progress=on_progress))
-        others, worker = await _processes(cleanup, running)
+        others, first = await _processes(cleanup, running)
+        more = [await cleanup.enter_async_context(running.worker(["interactions"])) for _ in range(1, processes)]
+        workers = [first, *more]
         if warm:
-            await running.loaded(warm, patience_s=patience_s, workers=(others, worker))
+            await running.loaded(warm, patience_s=patience_s, workers=(others, *workers))
         for rate, count in zip(rates, counts, strict=True):
-            before = await worker.metrics() or {}
-            found = await running.loaded(count, rate=rate, patience_s=patience_s, workers=(others, worker))
-            after = await worker.metrics() or {}
+            before = await _counted(workers)
+            found = await running.loaded(count, rate=rate, patience_s=patience_s, workers=(others, *workers))
+            after = await _counted(workers)
             lines.append(
                 {
                     "benchmark": "latency",
                     "rate": rate,
                     "seconds": seconds,
                     **_parameters(running, where, warm),
+                    "processes": processes,
                     **_without_clock(found),
                     "us_per_event": _by_step(before, after, count),
-                    **_memory([worker], others),
+                    **_memory(workers, others),
                     **await hot_rows(running.settings, running.plan),
                 }
             )
@@ -108,8 +113,8 @@ async def throughput_figures(
     Args:
         events: how many.
         floor: measure a bare aiokafka loop as well, beside the same processes and on the same topics.
-        processes: with the interactions role, at most as many as ``interactions.v1`` has partitions.
-        where, items, users, warm, seed, hot_item, hot_user, patience_s, on_progress: as for :func:`latency_figures`.
+        where, items, users, warm, seed, processes, hot_item, hot_user, patience_s, on_progress: as for
+            :func:`latency_figures`.
 
     Returns:
         ``events_per_s``; ``us_per_event`` by step, as the processes themselves count them, all together; with

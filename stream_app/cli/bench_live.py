@@ -65,12 +65,22 @@ def _where(command: F) -> F:
     return command
 
 
+_processes = click.option(
+    "--processes",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="With the interactions role; at most topics.partitions.",
+)
+
+
 @click.command()
 @click.option("--rates", default="100,500,1000,2000", show_default=True, help="Events per second, comma separated.")
 @click.option("--seconds", default=30.0, show_default=True, type=click.FloatRange(0.1, 86_400), help="Of each rate.")
 @_items
 @_users
 @_warm
+@_processes
 @_hot
 @_where
 @seed_option
@@ -81,6 +91,7 @@ def latency(
     items: int,
     users: int,
     warm: int,
+    processes: int,
     hot_item: float,
     hot_user: float,
     seed: int,
@@ -100,9 +111,10 @@ def latency(
     def work(settings: Settings, place: Where, on_progress: Progress) -> Coroutine[Any, Any, list[dict[str, Any]]]:
         from stream_app.bench.live import latency_figures
 
+        _check_processes(processes, settings)
         return latency_figures(
             settings, place, rates=wanted, seconds=seconds, items=items, users=users, warm=warm, seed=seed,
-            hot_item=hot_item, hot_user=hot_user, on_progress=on_progress,
+            processes=processes, hot_item=hot_item, hot_user=hot_user, on_progress=on_progress,
         )  # fmt: skip
 
     return _measured(f"event to slate, {items:,} items, {users:,} users", work, where, json_file)
@@ -114,13 +126,7 @@ def latency(
 @_users
 @_warm
 @click.option("--floor/--no-floor", default=False, show_default=True, help="Also a bare aiokafka loop.")
-@click.option(
-    "--processes",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1, 64),
-    help="With the interactions role; at most topics.partitions.",
-)
+@_processes
 @_hot
 @_where
 @seed_option
@@ -145,17 +151,21 @@ def throughput(
     def work(settings: Settings, place: Where, on_progress: Progress) -> Coroutine[Any, Any, list[dict[str, Any]]]:
         from stream_app.bench.live import throughput_figures
 
-        if processes > settings.topics.partitions:
-            raise click.UsageError(
-                f"--processes {processes}: interactions.v1 has {settings.topics.partitions} partitions "
-                "(topics.partitions), and a process needs one"
-            )
+        _check_processes(processes, settings)
         return throughput_figures(
             settings, place, events=events, items=items, users=users, warm=warm, seed=seed, floor=floor,
             processes=processes, hot_item=hot_item, hot_user=hot_user, on_progress=on_progress,
         )  # fmt: skip
 
     return _measured(f"saturated, {items:,} items, {users:,} users", work, where, json_file)
+
+
+def _check_processes(processes: int, settings: Settings) -> None:
+    if processes > settings.topics.partitions:
+        raise click.UsageError(
+            f"--processes {processes}: interactions.v1 has {settings.topics.partitions} partitions "
+            "(topics.partitions), and a process needs one"
+        )
 
 
 @click.command()

@@ -27,7 +27,7 @@ def test_every_event_is_known_to_a_slate_and_nothing_is_left_on_the_cluster(
         monkeypatch.setenv(f"TAILRACE_CONNECTION__{name.upper()}", str(value))
     cluster = ["--kafka", stack.kafka, "--redis", stack.redis]
     hot = ["--hot-item", "0.3", "--hot-user", "0.2"]
-    command = ["bench", "latency", "--rates", "20", "--seconds", "2", *SMALL, *hot, *cluster]
+    command = ["bench", "latency", "--rates", "20", "--seconds", "2", "--processes", "2", *SMALL, *hot, *cluster]
     assert main([*command, "--json", "figures.json"]) == 0
     assert "p99_ms" in capsys.readouterr().out
     (figures,) = json.loads(Path("figures.json").read_text())
@@ -37,7 +37,7 @@ def test_every_event_is_known_to_a_slate_and_nothing_is_left_on_the_cluster(
     assert 0 < figures["hot_item_neighbours"] < 200
     assert (figures["benchmark"], figures["rate"], figures["broker"]) == ("latency", 20.0, "given")
     assert (figures["events"], figures["lost"], figures["items_per_slate"]) == (40, 0, 20.0)
-    assert {"items": 200, "users": 20, "seed": 0}.items() <= figures.items()
+    assert {"items": 200, "users": 20, "seed": 0, "processes": 2}.items() <= figures.items()
     assert bench_topics(stack) == []
 
 
