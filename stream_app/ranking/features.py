@@ -34,7 +34,6 @@ __all__ = [
     "raw_features",
     "scale_features",
     "start_weights",
-    "taken_in_units",
 ]
 
 TEXT = ("text_slow", "text_fast", "text_last", "text_negative", "text_mean", "text_best")
@@ -103,14 +102,9 @@ def in_steps(values: NDArray[np.float32]) -> NDArray[np.int16]:
     return steps
 
 
-def in_units(values: NDArray[np.float32] | NDArray[np.int16]) -> NDArray[np.float32]:
-    """What :func:`in_steps` was given, to half a step; what never was in steps as it is. float32 of the same shape."""
-    units = values.astype(np.float32)
-    return units * np.float32(1.0 / _STEPS) if values.dtype == np.int16 else units
-
-
-def taken_in_units(values: NDArray[np.float32] | NDArray[np.int16], places: NDArray[np.int32]) -> NDArray[np.float32]:
-    """:func:`in_units` of the rows at some places: float32 [places, features]."""
+def in_units(values: NDArray[np.float32] | NDArray[np.int16], places: NDArray[np.int32]) -> NDArray[np.float32]:
+    """What :func:`in_steps` was given at some places, to half a step; what never was in steps as it is. float32
+    [places, features]."""
     units = np.empty((len(places), values.shape[1]), np.float32)
     _take(values, places, np.float32(1.0 / _STEPS if values.dtype == np.int16 else 1.0), units)
     return units

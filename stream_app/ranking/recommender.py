@@ -29,9 +29,9 @@ from stream_app.ranking.features import (
     context_values,
     feature_names,
     in_steps,
+    in_units,
     raw_features,
     scale_features,
-    taken_in_units,
 )
 from stream_app.ranking.reasons import CODES, KINDS, evidence_signs, kind_columns, phrase
 from stream_app.ranking.slate import NEW, TAIL, SlateRules, pinned_places, reserved_places
@@ -857,7 +857,7 @@ class Recommender:
         count = _compared(seen.candidates, choice.row, taken, shown, choice.seed & 0x7FFFFFFFFFFFFFFF, places)
         if count < 2:
             return None
-        return Example(features=taken_in_units(seen.values, places[:count]), context=seen.context)
+        return Example(features=in_units(seen.values, places[:count]), context=seen.context)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -222,7 +222,7 @@ class TestStage:
         features = unpack_float32(example.features).reshape(example.rows, -1)
         assert seen.values is not None
         place = {row: number for number, row in enumerate(seen.candidates.tolist())}
-        above = {in_units(seen.values[place[row]]).tobytes() for row in seen.slate[:2].tolist()}
+        above = {in_units(seen.values, np.array([place[row]], np.int32)).tobytes() for row in seen.slate[:2].tolist()}
         assert {row.tobytes() for row in features[1:]} == above
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stream_app.codes import Codes
+from stream_app.codes import Codes, code_products
 from stream_app.retrieval.pool import best_of_pool, gather
 
 
@@ -22,9 +22,9 @@ def test_a_pool_holds_what_may_be_recommended_once_and_what_is_near_first() -> N
     assert gather(nothing, nothing, allowed, blocked, 7, slot, pool) == (0, 0)
 
 
-def _best(
-    pool: NDArray[np.int32], count: int, *, biased: bool, seed: int, exactly: bool = False
-) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
+def _made(
+    *, biased: bool, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], Codes, NDArray[np.bool_], NDArray[np.int64]]:
     rng = np.random.default_rng(seed)
     vectors, queries = rng.normal(size=(200, 40)).astype(np.float32), rng.normal(size=(2, 40)).astype(np.float32)
     vectors[100:140] = vectors[100]
@@ -34,6 +34,13 @@ def _best(
     has, hashes = rng.random(200) < 0.9, rng.permutation(200).astype(np.int64)
     codes = Codes(40, 200)
     codes.take(np.arange(200), vectors)
+    return vectors, queries, bias, codes, has, hashes
+
+
+def _best(
+    pool: NDArray[np.int32], count: int, *, biased: bool, seed: int, exactly: bool = False
+) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
+    vectors, queries, bias, codes, has, hashes = _made(biased=biased, seed=seed)
     rows = np.empty((2, count), np.int32)
     table = vectors if exactly else vectors[:0]
     best_of_pool(pool, queries, codes.values, codes.steps, bias, has, hashes, table, rows)
@@ -41,16 +48,26 @@ def _best(
     return rows, exact, has, hashes
 
 
+def _by_codes(*, biased: bool, seed: int) -> NDArray[np.float64]:
+    """The scores of :func:`_best` by codes, in steps of 1e-6: float64 [2, rows]."""
+    vectors, queries, bias, codes, _, _ = _made(biased=biased, seed=seed)
+    products = np.empty((len(vectors), 2), np.float32)
+    code_products(np.arange(len(vectors), dtype=np.int32), codes.values, codes.steps, queries, products)
+    return np.rint((products.T + (bias if biased else np.float32(0.0))).astype(np.float64) * 1e6) / 1e6
+
+
 @pytest.mark.parametrize("biased", [False, True])
 def test_the_best_of_a_pool_are_those_of_sorting_it(biased: bool) -> None:
     pool = np.random.default_rng(5).permutation(200)[:150].astype(np.int32)
     rows, exact, has, _ = _best(pool, 30, biased=biased, seed=6)
+    by_codes = _by_codes(biased=biased, seed=6)
     there = pool[has[pool]]
     for query in range(2):
         assert set(rows[query].tolist()) <= set(there.tolist())
-        # To the error of codes, they are in order, and nothing better was left out.
+        # In the order of their codes, and to the error of these nothing better was left out.
         scores = exact[query, rows[query]]
-        assert (np.diff(scores) <= 0.4).all()
+        assert rows[query].tolist() == rows[query][np.argsort(-by_codes[query, rows[query]], kind="stable")].tolist()
+        np.testing.assert_allclose(by_codes[query, rows[query]], scores, atol=0.4)
         left = np.setdiff1d(there, rows[query])
         assert exact[query, left].max() <= scores.min() + 0.4
 

@@ -350,7 +350,9 @@ def test_an_example_is_the_taken_item_among_the_candidates_of_the_slate_before()
     assert (example.item_id, example.previous) == ("i2", ["i1"])
     taken = seen.candidates.tolist().index(rig.serving.catalogue.row("i2"))
     assert seen.values is not None
-    assert np.array_equal(features[0], in_units(seen.values[taken])), "the features it was ranked by"
+    assert np.array_equal(features[:1], in_units(seen.values, np.array([taken], np.int32))), (
+        "the features it was ranked by"
+    )
     assert example.context == pytest.approx(seen.context.tolist())
 
 
@@ -385,7 +387,7 @@ def test_what_was_shown_above_and_passed_over_comes_first_among_the_negatives():
     features = unpack_float32(example.features).reshape(example.rows, -1)
     assert seen.values is not None
     place = {row: number for number, row in enumerate(seen.candidates.tolist())}
-    above = {in_units(seen.values[place[row]]).tobytes() for row in seen.slate[:2].tolist()}
+    above = {in_units(seen.values, np.array([place[row]], np.int32)).tobytes() for row in seen.slate[:2].tolist()}
     assert {row.tobytes() for row in features[1:]} == above
 
 
@@ -427,7 +429,8 @@ def test_what_is_remembered_is_forgotten_when_its_rows_were_freed():
     result = rig.process([event(1, reused[0], "purchase", minute=5)])
     assert rig.recommender.choices[-1].seen is None
     (example,) = result.examples[0]
-    before = in_units(np.asarray(seen.values)[seen.candidates.tolist().index(row)])
+    at = np.array([seen.candidates.tolist().index(row)], np.int32)
+    before = in_units(np.asarray(seen.values), at)[0]
     if example.rows:
         assert not np.array_equal(unpack_float32(example.features).reshape(example.rows, -1)[0], before)
 
