@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
 from stream_app.prefetch import AHEAD, prefetch_row
+from stream_app.unowned import on_stack
 
 types: Any = numba_types
 
@@ -105,7 +106,7 @@ def _take(
     columns, last = table.shape[1], len(rows) - 1
     # Without their signs floats are in the order of the whole numbers with the same bits, which many at once can be
     # compared as.
-    bits = np.empty(1, np.int32)
+    bits = on_stack(1, np.int32)
     as_float = bits.view(np.float32)
     for place, row in enumerate(rows):
         prefetch_row(table, rows[min(place + AHEAD, last)])
@@ -199,17 +200,24 @@ def _generate_products(context: Any, builder: Any, signature: Any, args: Any) ->
 
 
 @compiled
-def in_words(queries: NDArray[np.float32], width: int) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
-    """Codes of queries: int16 [q, width], filled up with zeros, and their steps, float32 [q].
+def in_words(queries: NDArray[np.float32], words: NDArray[np.int16], steps: NDArray[np.float32]) -> None:
+    """Codes of queries.
 
     Args:
         queries: float32 [q, columns].
-        width: of the rows of codes they are compared with.
+        words: int16 [q, width of the rows of codes they are compared with], overwritten; filled up with zeros.
+        steps: float32 [q], overwritten.
     """
-    codes, steps = np.zeros((len(queries), width), np.int8), np.empty(len(queries), np.float32)
-    _take(np.arange(len(queries)), queries, codes, steps)
-    words = codes.astype(np.int16)
-    return words, steps
+    count, width = words.shape
+    rows, codes = on_stack(count, np.int64), on_stack((count, width), np.int8)
+    for query in range(count):
+        rows[query] = query
+        for column in range(width):
+            codes[query, column] = 0
+    _take(rows, queries, codes, steps)
+    for query in range(count):
+        for column in range(width):
+            words[query, column] = codes[query, column]
 
 
 @compiled
@@ -223,8 +231,9 @@ def scan_codes(
         values, steps: of the rows, see :class:`Codes`.
         products: float32 [q, n], overwritten; ``n`` is how many of the rows are looked at.
     """
-    words, scale = in_words(queries, values.shape[1])
     count = len(queries)
+    words, scale = on_stack((count, values.shape[1]), np.int16), on_stack(count, np.float32)
+    in_words(queries, words, scale)
     for row in range(products.shape[1]):
         step = steps[row]
         query = 0
@@ -260,7 +269,8 @@ def code_products(
         queries: float32 [q, columns].
         products: float32 [k, q], overwritten.
     """
-    words, scale = in_words(queries, values.shape[1])
+    words, scale = on_stack((len(queries), values.shape[1]), np.int16), on_stack(len(queries), np.float32)
+    in_words(queries, words, scale)
     end, last = len(queries) - 1, len(rows) - 1
     for place, row in enumerate(rows):
         prefetch_row(values, rows[min(place + AHEAD, last)])

@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
+from stream_app.unowned import on_stack
 
-__all__ = ["best_first", "drain", "keep_best", "largest"]
+__all__ = ["ascending", "best_first", "drain", "in_order", "keep_best", "largest"]
 
 _BUCKETS, _FEW_BUCKETS, _MANY = 2_048, 512, 2_000
+_COUNTED = 256
 _PLACE_BITS = 20
 _PLACE_MASK = (1 << _PLACE_BITS) - 1
 _MOST_STEPS = 4e12
@@ -95,6 +97,27 @@ def drain(rows: NDArray[np.int32], scores: NDArray[np.floating[Any]], ties: NDAr
 
 
 @compiled
+def ascending(keys: NDArray[np.int64]) -> None:
+    """Sort distinct whole numbers in place.
+
+    Of a few, how many are smaller is counted for each, eight at a time and without a branch: a quarter of the time of
+    a quicksort for eighty of them, half of it for two hundred.
+    """
+    count = len(keys)
+    if count > _COUNTED:
+        keys.sort()
+        return
+    unsorted = on_stack(count, np.int64)
+    unsorted[:] = keys
+    for at in range(count):
+        key = unsorted[at]
+        place = 0
+        for other in range(count):
+            place += unsorted[other] < key
+        keys[place] = key
+
+
+@compiled
 def best_first(
     places: NDArray[np.int32],
     steps: NDArray[np.float64],
@@ -119,13 +142,13 @@ def best_first(
         how many there are.
     """
     count = len(places)
-    keys = np.empty(count, np.int64)
+    keys = on_stack(count, np.int64)
     for at in range(count):
         step = steps[at]
         # Compared so that what is no number is the smallest.
         bounded = min(step, _MOST_STEPS) if step > -_MOST_STEPS else -_MOST_STEPS
         keys[at] = ((-np.int64(bounded)) << _PLACE_BITS) | at
-    keys.sort()
+    ascending(keys)
     wanted = min(len(found), count)
     begin = 0
     while begin < wanted:
@@ -145,6 +168,23 @@ def best_first(
                 found[at] = equal[ordered[at - begin]]
         begin = end
     return wanted
+
+
+@compiled
+def in_order(keys: NDArray[np.float64], seconds: NDArray[Any], order: NDArray[np.intp]) -> None:
+    """Indices by ``keys``, the largest first, then by ``seconds`` (int or float), the smallest first, then by index:
+    int [len(keys)], overwritten. For a hundred or so: how many come before is counted for each, as in
+    :func:`ascending`."""
+    count = len(keys)
+    for at in range(count):
+        order[at] = at  # What is not a number is no index either: some would stand in no place.
+    for at in range(count):
+        key, second = keys[at], seconds[at]
+        place = 0
+        for other in range(count):
+            earlier = (seconds[other] < second) | ((seconds[other] == second) & (other < at))
+            place += (keys[other] > key) | ((keys[other] == key) & earlier)
+        order[place] = at
 
 
 @compiled
@@ -171,8 +211,8 @@ def largest(scores: NDArray[np.floating[Any]], wanted: int, rows: NDArray[np.int
     # More of them than needed is little more to compare, and none of a list of a hundred is worth two thousand counts.
     buckets = _FEW_BUCKETS if len(scores) < _MANY else _BUCKETS
     scale = (buckets - 1) / (high - low) if high > low else 0.0
-    counts = np.zeros(buckets + 1, np.int32)
-    held_in = np.empty(len(scores), np.int16)
+    counts, held_in = on_stack(buckets + 1, np.int32), on_stack(len(scores), np.int16)
+    counts[:] = 0
     for place, score in enumerate(scores):
         # What is not finite has a bucket of its own, the lowest. Of scores further apart than a number can say the
         # first: compiled code does not check indices.

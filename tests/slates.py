@@ -65,11 +65,15 @@ def choose(
     pins = pinned_places([*rules.pins, *((one, 1) for one in rules.first if one not in ruled)], size)
     caps = [*rules.caps, *rules.preferences]
     codes = codes_of(vectors)
-    order, kept_for = compose(
+    tail = np.zeros(0, np.intp) if tail_order is None else tail_order
+    order, kept_for = np.empty(size, np.intp), np.empty(size, np.int8)
+    found = compose(
         np.rint(scores * 1e6) / 1e6, np.arange(count, dtype=np.int32), codes.values, codes.steps, settings.diversity,
         pins, cold_order,
-        reserved_places(size, settings), np.zeros(0, np.intp) if tail_order is None else tail_order,
+        reserved_places(size, settings), tail.astype(np.int32), np.arange(len(tail), dtype=np.uint32),
         settings.explore_rank - 1, np.array([cap.groups for cap in caps], np.int32).reshape(len(caps), count),
         np.array([(cap.at_most, cap.first) for cap in caps], np.int64).reshape(-1, 2), len(rules.caps),
+        order, kept_for,
     )  # fmt: skip
+    order, kept_for = order[:found], kept_for[:found]
     return Chosen(order, kept_for == NEW, np.isin(order, [pin for pin in pins if pin in ruled]), kept_for == TAIL)

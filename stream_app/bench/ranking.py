@@ -51,6 +51,7 @@ from stream_app.retrieval.factors import similar_taste
 from stream_app.retrieval.interests import FAST, SLOW, VECTORS
 from stream_app.retrieval.links import add_links, clear
 from stream_app.retrieval.source import Context, first_open
+from stream_app.retrieval.sources import FACTORS, FACTORS_FAST, TEXT_FAST, TEXT_SLOW
 from stream_app.retrieval.transitions import score_links, taken_together
 from stream_app.retrieval.trending import trending
 from stream_app.users.stage import NewSlate, SourcedEvent, StageResult, UserStage
@@ -250,6 +251,8 @@ def _order_calls(batch: SimpleNamespace) -> Iterator[SimpleNamespace]:
             limits=np.zeros((0, 2), np.int64),
             hard=0,
             scores=batch.scores[of_request],
+            order=np.empty(places.stop - places.start, np.intp),
+            kept_for=np.empty(places.stop - places.start, np.int8),
         )
 
 
@@ -301,16 +304,20 @@ def _candidate_parts(time_part: _Parts, call: SimpleNamespace, names: Sequence[s
         (score_links, links, sums, *rest, by_links),
         (score_links, none, sums[:0], *rest, by_links[:0]),
     )
-    strongest = _strongest(by_links, wanted)
+    strongest = np.empty(count, np.int32)
+    strongest = strongest[: _strongest(by_links, wanted, strongest)]
     strong, by_links = links[strongest], by_links[strongest]
 
     asked = call.queries, call.factors
     end = call.blocked, request, call.slot
     without = tables._replace(top_counts=np.zeros_like(tables.top_counts))
-    near, by_factors = time_part(
+    near = np.empty((2, wanted[[TEXT_SLOW, TEXT_FAST]].max()), np.int32)
+    by_factors = np.empty((2, wanted[[FACTORS, FACTORS_FAST]].max()), np.int32)
+    nobody = np.empty((2, 0), np.int32)
+    time_part(
         "pool and nearest",
-        (_look, tables, *asked, call.neighbours, call.whole, call.rising, strong, *end, wanted),
-        (_look, without, *asked, none, False, call.rising, none, *end, np.zeros_like(wanted)),
+        (_look, tables, *asked, call.neighbours, call.whole, call.rising, strong, *end, near, by_factors),
+        (_look, without, *asked, none, False, call.rising, none, *end, nobody, nobody),
     )
 
     cold_counts = np.empty(len(tables.cold))
@@ -372,27 +379,31 @@ def _order_parts(time_part: _Parts, call: SimpleNamespace) -> NDArray[np.intp]:
     """``order_candidates`` part by part, on the scores that it left; returns the slate."""
     rows, values, cold, tables = call.rows, call.values, call.cold, call.tables
     scores, none = np.empty_like(call.scores), np.zeros(0, np.intp)
+    new, tail, shown = np.empty(len(rows), np.int64), np.empty(len(rows), np.int32), np.empty(len(rows), np.uint32)
 
     rest: tuple[Any, ...] = call.context, call.skip, call.inner, call.outer
     time_part("scores", (score_network, values, *rest, scores), (score_network, values[:0], *rest, scores[:0]))
 
     scores = call.scores
     rest = call.closeness, tables, call.rising, call.seed, call.trials, int(call.reserved.sum())
-    cold_order = time_part(
-        "new items", (_new_items, rows, values, cold, *rest), (_new_items, rows, values, cold[:0], *rest)
+    of_new = time_part(
+        "new items", (_new_items, rows, values, cold, *rest, new), (_new_items, rows[:0], values, cold[:0], *rest, new)
     )
 
-    rest = scores, call.personal, call.in_first_ranks, call.explores
-    tail_order = time_part(
-        "less known", (_less_known, rows, call.masks, *rest), (_less_known, rows, call.masks[:0], *rest)
-    )
+    of_tail = 0
+    rest = call.masks, call.personal, call.in_first_ranks, tail, shown
+    if call.explores:
+        of_tail = time_part("less known", (_less_known, rows, *rest), (_less_known, rows[:0], *rest))
 
-    rest = call.reserved, tail_order, call.tail_place, call.groups, call.limits, call.hard
-    order: NDArray[np.intp] = time_part(
+    rest = call.reserved, tail[:of_tail], shown[:of_tail], call.tail_place, call.groups, call.limits, call.hard
+    codes = tables.codes, tables.steps, call.diversity
+    rest = *rest, call.order, call.kept_for
+    found: int = time_part(
         "places",
-        (compose, scores, rows, tables.codes, tables.steps, call.diversity, call.pins, cold_order, *rest),
-        (compose, scores[:0], rows, tables.codes, tables.steps, call.diversity, call.pins[:0], none, *rest),
-    )[0]
+        (compose, scores, rows, *codes, call.pins, new[:of_new], *rest),
+        (compose, scores[:0], rows, *codes, call.pins[:0], none, *rest),
+    )
+    order: NDArray[np.intp] = call.order[:found]
     return order
 
 
@@ -445,10 +456,9 @@ def ranking_figures(
     names = [source.name for source in recommender.sources]
 
     def per_event(seconds: dict[str, float]) -> dict[str, float]:
-        """Microseconds, the most first."""
-        return {
-            name: round(1e6 * took / staged, 1) for name, took in sorted(seconds.items(), key=lambda pair: -pair[1])
-        }
+        """Microseconds, the most first; what takes less than handing over the arguments varies may come out below 0."""
+        ordered = sorted(seconds.items(), key=lambda pair: -pair[1])
+        return {name: round(max(1e6 * took / staged, 0.0), 1) for name, took in ordered}
 
     return {
         "benchmark": "ranking",

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from stream_app.compiled import compiled, compiled_sums
 from stream_app.mixing import GOLDEN, below, mixed
 from stream_app.prefetch import AHEAD, prefetch_row
+from stream_app.unowned import on_stack
 
 __all__ = ["both_memories", "learn_examples", "score_rows", "user_factors"]
 
@@ -67,10 +68,9 @@ def both_memories(
         reach: how many of them count.
         out: float32 [2, k], overwritten.
     """
-    rows = recent[: min(len(recent), reach)].copy()
-    for place, row in enumerate(rows):
-        if not has[row]:
-            rows[place] = -1
+    rows = on_stack(min(len(recent), reach), np.int32)
+    for place in range(len(rows)):
+        rows[place] = recent[place] if has[recent[place]] else -1
     user_factors(rows, context, decay, norm, out[0])
     user_factors(rows, context, fast_decay, norm, out[1])
 

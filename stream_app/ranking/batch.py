@@ -20,6 +20,7 @@ from stream_app.retrieval.candidates import find_candidates
 from stream_app.retrieval.interests import SLOW, VECTORS
 from stream_app.retrieval.links import Lags, clear
 from stream_app.retrieval.tables import Tables
+from stream_app.unowned import borrowed, on_stack
 
 __all__ = ["explain_all", "order_all", "prepare_all"]
 
@@ -94,24 +95,39 @@ def prepare_all(
 
     The other arguments are those of ``find_candidates``.
     """
+    tables, queries, own, own_weights, entries = (
+        borrowed(tables), borrowed(queries), borrowed(own), borrowed(own_weights), borrowed(entries)
+    )  # fmt: skip
+    factors, lists, slots, near = borrowed(factors), borrowed(lists), borrowed(slots), borrowed(near)
+    excluded, pinned, searched, wanted = borrowed(excluded), borrowed(pinned), borrowed(searched), borrowed(wanted)
+    slot, link_slot, links, sums = borrowed(slot), borrowed(link_slot), borrowed(links), borrowed(sums)
+    blocked, found, lengths, rows = borrowed(blocked), borrowed(found), borrowed(lengths), borrowed(rows)
+    masks, values, cold, closeness = borrowed(masks), borrowed(values), borrowed(cold), borrowed(closeness)
     searched_bit = np.uint32(1) << np.uint32(len(wanted) + 1)
     text_bit = np.uint32(1) << np.uint32(by_text)
     size = lists.shape[1]
     starts[0] = 0
     # Of some requests at once, so that the codes of new items are read once for all of them. Not exact: what promises
     # more is a guess to begin with.
-    cold_closeness = np.empty((_TOGETHER, len(tables.cold)), np.float32)
+    cold_closeness = on_stack((_TOGETHER, len(tables.cold)), np.float32)
+    slow = on_stack((_TOGETHER, queries.shape[2]), np.float32)
+    longest = 0
+    for request in range(len(at)):
+        longest = max(longest, near_starts[request + 1] - near_starts[request])
+    around_any = on_stack(0 if whole else slots.shape[1] * size + longest, np.int32)
     for request in range(len(at)):
         at_once = request % _TOGETHER
         if not at_once:
-            slow = queries[request : request + _TOGETHER, SLOW].copy()
-            scan_codes(slow, tables.cold_codes, tables.cold_steps, cold_closeness[: len(slow)])
+            together = min(_TOGETHER, len(at) - request)
+            for place in range(together):
+                slow[place] = queries[request + place, SLOW]
+            scan_codes(slow[:together], tables.cold_codes, tables.cold_steps, cold_closeness[:together])
         own_start = entries[request]
         of_user = own[own_start : own_start + owned[request]]
         weights = own_weights[own_start : own_start + owned[request]]
         compared_with = queries[request, : VECTORS + compared[request]]
         more = near[near_starts[request] : near_starts[request + 1]]
-        around = np.empty(0 if whole else slots.shape[1] * size + len(more), np.int32)
+        around = around_any
         if not whole:
             end = 0
             for held in slots[request]:
@@ -226,7 +242,14 @@ def order_all(
         order, kept_for: [places], overwritten as far as slates reach.
         lengths: int64 [requests], overwritten: of the slates.
     """
-    no_groups, no_limits = np.empty((0, 0), np.int32), limits[:0]
+    tables, rows, masks, values, cold = (
+        borrowed(tables), borrowed(rows), borrowed(masks), borrowed(values), borrowed(cold)
+    )  # fmt: skip
+    closeness, context, skip, inner = borrowed(closeness), borrowed(context), borrowed(skip), borrowed(inner)
+    outer, boosts, in_first_ranks, pins = borrowed(outer), borrowed(boosts), borrowed(in_first_ranks), borrowed(pins)
+    reserved, groups, limits, scores = borrowed(reserved), borrowed(groups), borrowed(limits), borrowed(scores)
+    order, kept_for = borrowed(order), borrowed(kept_for)
+    no_groups, no_limits = on_stack((0, 0), np.int32), limits[:0]
     for request in range(len(seeds)):
         start, end = starts[request], starts[request + 1]
         first, last = place_starts[request], place_starts[request + 1]
@@ -237,17 +260,17 @@ def order_all(
             of_limits = limits[limit_starts[request] : limit_starts[request + 1]]
             of_groups = groups[group_starts[request] : group_starts[request + 1]].reshape(len(of_limits), end - start)
             of_hard = hard[request]
-        places, kept = order_candidates(
+        of_slate = order[first:last]
+        lengths[request] = order_candidates(
             rows[start:end], masks[start:end], values[start:end], cold[start:end], closeness[start:end],
             context[request], tables, skip, inner, outer, boosts[start:end] if len(boosts) else boosts, rising,
             seeds[request], trials, personal, in_first_ranks,
             wanted[request] >= explore_rank and explores(seeds[request], explore), diversity, pins[first:last],
-            reserved[: last - first], explore_rank - 1, of_groups, of_limits, of_hard, scores[start:end],
+            reserved[: last - first], explore_rank - 1, of_groups, of_limits, of_hard, scores[start:end], of_slate,
+            kept_for[first:last],
         )  # fmt: skip
-        lengths[request] = len(places)
-        for place in range(len(places)):
-            order[first + place] = start + places[place]
-            kept_for[first + place] = kept[place]
+        for place in range(lengths[request]):
+            of_slate[place] += start
 
 
 @compiled
@@ -296,7 +319,14 @@ def explain_all(
 
     The other arguments are those of :func:`prepare_all` and :func:`order_all`.
     """
-    features = values.shape[1]
+    tables, rows, values, context = borrowed(tables), borrowed(rows), borrowed(values), borrowed(context)
+    boosts, kept_for, queries, own = borrowed(boosts), borrowed(kept_for), borrowed(queries), borrowed(own)
+    pinned, searched, order = borrowed(pinned), borrowed(searched), borrowed(order)
+    entry_rows, entry_counts = borrowed(entry_rows), borrowed(entry_counts)
+    kinds, signs, near_columns, skip = borrowed(kinds), borrowed(signs), borrowed(near_columns), borrowed(skip)
+    inner, outer, slot, codes, named = (
+        borrowed(inner), borrowed(outer), borrowed(slot), borrowed(codes), borrowed(named)
+    )  # fmt: skip
     for request in range(len(lengths)):
         size, start, end = lengths[request], starts[request], starts[request + 1]
         if not size:
@@ -305,37 +335,72 @@ def explain_all(
             _ask_for_links(tables, own, entries[request + 1], min(owned[request + 1], recent_items))
             for candidate in range(end, starts[request + 2]):
                 prefetch_row(values, candidate)
-        first = place_starts[request]
-        slate, of_slate = np.empty(size, np.int32), np.empty((size, features), np.float32)
-        added, mine = np.zeros(size), np.zeros(size)
-        by_rule, asked = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
-        for place in range(size):
-            candidate = order[first + place]
-            slate[place] = rows[candidate]
-            of_slate[place] = values[candidate]
-            if len(boosts):
-                added[place] = boosts[candidate]
-            if len(pinned):
-                by_rule[place] = pinned[candidate]
-            if len(searched):
-                asked[place] = searched[candidate]
-            slot[slate[place]] = place
-        for entry in range(entries[request], entries[request + 1]):
-            row = entry_rows[entry]
-            if row >= 0 and slot[row] >= 0:
-                mine[slot[row]] += entry_counts[entry]
-        for row in slate:
-            slot[row] = -1
-        own_start = entries[request]
-        recent = own[own_start : own_start + min(owned[request], recent_items)]
-        near, origins = np.empty(size, np.bool_), np.empty((3, size), np.int64)
-        of_codes = codes[first : first + size]
-        explain(
-            slate, of_slate, values[start:end], context[request], added, mine, rising, kinds, signs, count,
-            near_columns, skip, inner, outer, tables, queries[request, VECTORS : VECTORS + compared[request]], recent,
-            lags, at[request], slot, of_codes, near, origins,
+        of_slate = slice(place_starts[request], place_starts[request] + size)
+        of_history = slice(entries[request], entries[request + 1])
+        recent = own[entries[request] : entries[request] + min(owned[request], recent_items)]
+        _explain_one(
+            tables, rows, values, start, end, context[request], boosts, pinned, searched, order[of_slate],
+            kept_for[of_slate], entry_rows[of_history], entry_counts[of_history],
+            queries[request, VECTORS : VECTORS + compared[request]], recent, rising, kinds, signs, count, near_columns,
+            skip, inner, outer, lags, at[request], slot, codes[of_slate], named[of_slate],
         )  # fmt: skip
-        say(
-            of_codes, near, origins, kept_for[first : first + size], by_rule, asked, recent,
-            named[first : first + size],
-        )  # fmt: skip
+
+
+@compiled
+def _explain_one(
+    tables: Tables,
+    rows: NDArray[np.int32],
+    values: NDArray[np.float32],
+    start: int,
+    end: int,
+    context: NDArray[np.float32],
+    boosts: NDArray[np.float64],
+    pinned: NDArray[np.bool_],
+    searched: NDArray[np.bool_],
+    order: NDArray[np.intp],
+    kept_for: NDArray[np.int8],
+    entry_rows: NDArray[np.int32],
+    entry_counts: NDArray[np.float64],
+    liked: NDArray[np.float32],
+    recent: NDArray[np.int32],
+    rising: int,
+    kinds: NDArray[np.int64],
+    signs: NDArray[np.float32],
+    count: int,
+    near_columns: NDArray[np.int64],
+    skip: NDArray[np.float64],
+    inner: NDArray[np.float64],
+    outer: NDArray[np.float64],
+    lags: Lags,
+    at: float,
+    slot: NDArray[np.int32],
+    codes: NDArray[np.int64],
+    named: NDArray[np.int32],
+) -> None:
+    """:func:`explain_all` of one slate: ``order`` says which candidates are in it, those of the request lie from
+    ``start`` to ``end``."""
+    size, features = len(order), values.shape[1]
+    slate, of_slate = on_stack(size, np.int32), on_stack((size, features), np.float32)
+    added, mine = on_stack(size, np.float64), on_stack(size, np.float64)
+    by_rule, asked = on_stack(size, np.bool_), on_stack(size, np.bool_)
+    for place in range(size):
+        candidate = order[place]
+        slate[place] = rows[candidate]
+        for column in range(features):
+            of_slate[place, column] = values[candidate, column]
+        added[place] = boosts[candidate] if len(boosts) else 0.0
+        by_rule[place] = pinned[candidate] if len(pinned) else False
+        asked[place] = searched[candidate] if len(searched) else False
+        mine[place] = 0.0
+        slot[slate[place]] = place
+    for entry, row in enumerate(entry_rows):
+        if row >= 0 and slot[row] >= 0:
+            mine[slot[row]] += entry_counts[entry]
+    for row in slate:
+        slot[row] = -1
+    near, origins = on_stack(size, np.bool_), on_stack((3, size), np.int64)
+    explain(
+        slate, of_slate, values[start:end], context, added, mine, rising, kinds, signs, count, near_columns, skip,
+        inner, outer, tables, liked, recent, lags, at, slot, codes, near, origins,
+    )  # fmt: skip
+    say(codes, near, origins, kept_for, by_rule, asked, recent, named)

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
-from stream_app.heap import largest
+from stream_app.heap import in_order, largest
 from stream_app.mixing import GOLDEN, mixed
-from stream_app.ranking.slate import in_order
+from stream_app.unowned import on_stack
 
 __all__ = ["explores", "least_shown", "thompson_order"]
 
@@ -45,8 +45,9 @@ def thompson_order(
     seed: np.uint64,
     trials: float,
     wanted: int,
-) -> NDArray[np.intp]:
-    """Indices of new items, the one that deserves a reserved place most first: int64 [up to c], not all of many.
+    order: NDArray[np.intp],
+) -> int:
+    """Indices of new items, the one that deserves a reserved place most first; how many there are, of many not all.
 
     Args:
         promise: float64 [c], of the user taking each; any scale.
@@ -56,17 +57,33 @@ def thompson_order(
         seed: of user and state: the same one gives the same order.
         trials: how many showings the prior counts for; inf: no chance, promise alone decides.
         wanted: how many places there are for them.
+        order: int64 [c], overwritten as far as there are any.
     """
-    lifts = _lifts(promise)
+    count = len(promise)
+    lifts, places = on_stack(count, np.float64), on_stack(count, np.int32)
+    _lift(promise, lifts)
     if np.isinf(trials):
-        return in_order(lifts, hashes)
-    places = np.arange(len(lifts)).astype(np.int32)
+        in_order(lifts, hashes, order)
+        return count
     contestants = max(_CONTESTANTS, 4 * wanted)
-    if trials >= _SURE and len(lifts) > contestants:
-        places = places[: largest(lifts, contestants, places)]
-    mean = np.minimum(_BASE_RATE * np.exp(_LIFT * lifts[places]), _MOST_RATE)
-    draws = _draws(mean * trials + taken[places], (1.0 - mean) * trials + passed[places], hashes[places], seed)
-    return places[in_order(draws, hashes[places])].astype(np.int64)
+    if trials >= _SURE and count > contestants:
+        count = largest(lifts, contestants, places)
+    else:
+        for place in range(count):
+            places[place] = place
+    successes, failures = on_stack(count, np.float64), on_stack(count, np.float64)
+    of_them, drawn_order = on_stack(count, np.int64), on_stack(count, np.int64)
+    for at in range(count):
+        place = places[at]
+        mean = min(_BASE_RATE * np.exp(_LIFT * lifts[place]), _MOST_RATE)
+        successes[at], failures[at] = mean * trials + taken[place], (1.0 - mean) * trials + passed[place]
+        of_them[at] = hashes[place]
+    draws = on_stack(count, np.float64)
+    draw_rates(successes, failures, of_them, seed, draws)
+    in_order(draws, of_them, drawn_order)
+    for at in range(count):
+        order[at] = places[drawn_order[at]]
+    return count
 
 
 @compiled
@@ -81,8 +98,8 @@ def explores(seed: np.uint64, share: float) -> bool:
 
 
 @compiled
-def least_shown(shown: NDArray[np.uint32], scores: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Indices of items in the order in which they may take that place: those shown least, of these the best scored.
+def least_shown(shown: NDArray[np.uint32], scores: NDArray[np.float64], out: NDArray[np.bool_]) -> int:
+    """The index of the item that may take that place first: the one shown least, of equals the best scored; -1: none.
 
     What everybody is shown is what everybody takes, and a ranker that learns from choices never finds out about the
     rest: most of a catalogue is never seen. So a place of some slates goes round among the candidates of the user's own
@@ -91,16 +108,20 @@ def least_shown(shown: NDArray[np.uint32], scores: NDArray[np.float64]) -> NDArr
     Args:
         shown: uint32 [k], how often each stood in somebody's first ranks.
         scores: float64 [k]; of equal ones the smaller index goes first.
+        out: bool [k], which of them are out of the question.
     """
-    keys = np.empty(len(shown))
+    found = -1
     for place, times in enumerate(shown):
-        keys[place] = -np.float64(times)
-    return in_order(keys, -scores)
+        if not out[place] and (
+            found < 0 or times < shown[found] or (times == shown[found] and scores[place] > scores[found])
+        ):
+            found = place
+    return found
 
 
 @compiled
-def _lifts(promise: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How many standard deviations each is above the mean."""
+def _lift(promise: NDArray[np.float64], lifts: NDArray[np.float64]) -> None:
+    """How many standard deviations each is above the mean: float64 [c], overwritten."""
     count = len(promise)
     middle = squares = 0.0
     for value in promise:
@@ -108,26 +129,27 @@ def _lifts(promise: NDArray[np.float64]) -> NDArray[np.float64]:
     for value in promise:
         squares += (value - middle) ** 2 / count
     spread = np.sqrt(squares)
-    lifts = np.zeros(count)
+    lifts[:] = 0.0
     if spread > 1e-6:
         for place, value in enumerate(promise):
             # Rounded: the last bits differ between processors, and the draws must not.
             lifts[place] = np.rint((value - middle) / spread * 1e4) / 1e4
-    return lifts
 
 
 @compiled
-def _draws(
-    successes: NDArray[np.float64], failures: NDArray[np.float64], hashes: NDArray[np.int64], seed: np.uint64
-) -> NDArray[np.float64]:
-    """One draw of Beta(successes, failures) for each, as X / (X + Y) of two Gamma draws."""
-    draws = np.empty(len(hashes))
-    state = np.zeros(1, np.uint64)
+def draw_rates(
+    successes: NDArray[np.float64],
+    failures: NDArray[np.float64],
+    hashes: NDArray[np.int64],
+    seed: np.uint64,
+    draws: NDArray[np.float64],
+) -> None:
+    """One draw of Beta(successes, failures) for each, as X / (X + Y) of two Gamma draws: float64 [c], overwritten."""
+    state = on_stack(1, np.uint64)
     for index in range(len(hashes)):
         state[0] = np.uint64(hashes[index]) ^ (seed * GOLDEN)
         success = _gamma(successes[index], state)
         draws[index] = success / (success + _gamma(failures[index], state))
-    return draws
 
 
 @compiled
@@ -140,14 +162,34 @@ def _gamma(shape: float, state: NDArray[np.uint64]) -> float:
     d = shape - 1.0 / 3.0
     c = 1.0 / math.sqrt(9.0 * d)
     while True:
-        # A normal draw by Box and Muller.
-        x = math.sqrt(-2.0 * math.log(_uniform(state))) * math.cos(2.0 * math.pi * _uniform(state))
+        x = _normal(_uniform(state))
         v = (1.0 + c * x) ** 3
         if v > 0.0:
             # Most are taken by a bound that needs no logarithms.
             drawn = _uniform(state)
             if drawn < 1.0 - 0.0331 * x**4 or math.log(drawn) < 0.5 * x * x + d - d * v + d * math.log(v):
                 return float(max(d * v * boost, 1e-300))
+
+
+@compiled
+def _normal(share: float) -> float:
+    """The number that a standard normal draw is below with probability ``share``, to 1e-7: PPND7 of Wichura 1988
+    (algorithm AS 241, doi 10.2307/2347330), without a logarithm for 85 % of them."""
+    away = share - 0.5
+    if abs(away) <= 0.425:
+        r = 0.180625 - away * away
+        above = ((59.109374720 * r + 159.29113202) * r + 50.434271938) * r + 3.3871327179
+        return float(away * above / (((67.187563600 * r + 78.757757664) * r + 17.895169469) * r + 1.0))
+    r = math.sqrt(-math.log(min(share, 1.0 - share)))
+    if r <= 5.0:
+        r -= 1.6
+        above = ((0.17023821103 * r + 1.3067284816) * r + 2.7568153900) * r + 1.4234372777
+        found = above / ((0.12021132975 * r + 0.73700164250) * r + 1.0)
+    else:
+        r -= 5.0
+        above = ((0.017337203997 * r + 0.42868294337) * r + 3.0812263860) * r + 6.6579051150
+        found = above / ((0.012258202635 * r + 0.24197894225) * r + 1.0)
+    return float(found if away > 0.0 else -found)
 
 
 @compiled

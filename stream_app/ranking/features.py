@@ -21,6 +21,7 @@ from stream_app.retrieval.interests import VECTORS
 from stream_app.retrieval.links import SCORES, link_scores
 from stream_app.retrieval.tables import Tables
 from stream_app.settings import ItemSettings
+from stream_app.unowned import on_stack
 
 __all__ = [
     "CONTEXT",
@@ -191,13 +192,13 @@ def raw_features(
         # Needed after the products, which take long enough for it to be here by then.
         prefetch_row(held, row)
         prefetch_row(target, row)
-    products = np.empty((count, len(queries)), np.float32)
+    products = on_stack((count, len(queries)), np.float32)
     code_products(rows, tables.codes, tables.steps, queries, products)
-    links = np.empty((len(_LINKS), count))
+    links = on_stack((len(_LINKS), count), np.float64)
     link_scores(rows, link_slot, sums, tables.arena.scale, links)
-    decayed = np.empty((count, len(tables.rates)))
+    decayed = on_stack((count, len(tables.rates)), np.float64)
     decayed_counts(at, rows, tables.counts, tables.arena.stated, tables.rates, decayed)
-    scores = np.empty((2, count), np.float32)
+    scores, done = on_stack((2, count), np.float32), on_stack(count, np.float64)
     known = False
     for user in factors:
         for value in user:
@@ -208,17 +209,21 @@ def raw_features(
     for place, row in enumerate(rows):
         if not known or not has_factors[row]:
             scores[:, place] = np.nan
-    done = _looked_up(own, own_weights, rows, slot)
+    _look_up(own, own_weights, rows, slot, done)
     _fill(rows, tables, products, links, decayed, scores, done, at, now, cold_events, values, cold, closeness)
 
 
 @compiled
-def _looked_up(
-    held: NDArray[np.int32], values: NDArray[np.float64], rows: NDArray[np.int32], slot: NDArray[np.int32]
-) -> NDArray[np.float64]:
-    """Values of ``rows`` among those of ``held`` rows, 0 of others: float64 [len(rows)]; ``slot`` is -1 everywhere,
-    and again afterwards."""
-    found = np.zeros(len(rows))
+def _look_up(
+    held: NDArray[np.int32],
+    values: NDArray[np.float64],
+    rows: NDArray[np.int32],
+    slot: NDArray[np.int32],
+    found: NDArray[np.float64],
+) -> None:
+    """Values of ``rows`` among those of ``held`` rows, 0 of others: float64 [len(rows)], overwritten; ``slot`` is -1
+    everywhere, and again afterwards."""
+    found[:] = 0.0
     for place, row in enumerate(held):
         slot[row] = place
     for place, row in enumerate(rows):
@@ -226,7 +231,6 @@ def _looked_up(
             found[place] = values[slot[row]]
     for row in held:
         slot[row] = -1
-    return found
 
 
 @compiled
@@ -237,11 +241,11 @@ def _log1p_all(values: NDArray[np.float32]) -> None:
     through the polynomial of Cephes' logf (Moshier 1992). The same on every processor.
     """
     count = len(values)
-    moved = np.empty(count, np.float32)
+    moved = on_stack(count, np.float32)
     for place in range(count):
         moved[place] = np.float32(1.0) + (values[place] if values[place] > np.float32(0.0) else np.float32(0.0))
-    bits, fraction_bits = moved.view(np.int32), np.empty(count, np.int32)
-    exponents = np.empty(count, np.float32)
+    bits, fraction_bits = moved.view(np.int32), on_stack(count, np.int32)
+    exponents = on_stack(count, np.float32)
     for place in range(count):
         # Fractions from the root of a half to the root of two.
         exponent = np.int32(np.int32(bits[place] - _ROOT_OF_HALF) >> np.int32(23))
@@ -283,7 +287,7 @@ def _fill(
     """Unscaled features; NaN where nothing can be said."""
     present, stated, published_at = tables.present, tables.arena.stated, tables.published_at
     kinds = counts.shape[1]
-    logs = np.empty((len(rows), kinds + 3), np.float32)
+    logs = on_stack((len(rows), kinds + 3), np.float32)
     for place, row in enumerate(rows):
         for kind in range(kinds):
             logs[place, kind] = counts[place, kind]
@@ -328,7 +332,10 @@ def scale_features(values: NDArray[np.float32]) -> None:
     """z-scores over what is known in each column of ``values``, float32 [k, features], clipped to ±6, in place; 0 says
     average or unknown (NaN before)."""
     rows, columns = values.shape
-    mean, squares, count = np.zeros(columns), np.zeros(columns), np.zeros(columns)
+    mean, squares, count = (
+        on_stack(columns, np.float64), on_stack(columns, np.float64), on_stack(columns, np.float64)
+    )  # fmt: skip
+    mean[:], squares[:], count[:] = 0.0, 0.0, 0.0
     # Without a branch in the inner loops, many columns are counted at once.
     for row in range(rows):
         for column in range(columns):

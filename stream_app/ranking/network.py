@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled_sums
+from stream_app.unowned import on_stack
 
 __all__ = ["both_steps", "contributions", "linear_step", "network_step", "score_linear", "score_network"]
 
@@ -48,7 +49,7 @@ def score_network(
     features = len(skip)
     hidden = len(outer)
     # What the context adds is the same for every candidate.
-    fixed = np.empty(hidden)
+    fixed = on_stack(hidden, np.float64)
     for unit in range(hidden):
         total = inner[unit, features + len(context)]
         for column in range(len(context)):
@@ -56,13 +57,13 @@ def score_network(
         fixed[unit] = total
     # Feature by feature over all candidates: long loops, of which the processor does many steps at once.
     count = len(values)
-    by_feature = np.empty((features, count))
+    by_feature = on_stack((features, count), np.float64)
     for row in range(count):
         for column in range(features):
             by_feature[column, row] = values[row, column]
     out[:] = 0.0
     _add_features(by_feature, skip, out)
-    reached = np.empty(count)
+    reached = on_stack(count, np.float64)
     for unit in range(hidden):
         reached[:] = fixed[unit]
         _add_features(by_feature, inner[unit], reached)
@@ -115,7 +116,7 @@ def contributions(
     """
     rows, features = values.shape
     hidden = len(outer)
-    before, changed = np.empty(hidden), np.empty(hidden)
+    before, changed = on_stack(hidden, np.float64), on_stack(hidden, np.float64)
     for row in range(rows):
         for unit in range(hidden):
             total = inner[unit, features + len(context)]

@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
 from stream_app.prefetch import prefetch_row
-from stream_app.ranking.exploration import least_shown, thompson_order
+from stream_app.ranking.exploration import thompson_order
 from stream_app.ranking.network import score_network
 from stream_app.ranking.slate import compose
 from stream_app.retrieval.cold import promise
 from stream_app.retrieval.tables import Tables
+from stream_app.unowned import on_stack
 
 __all__ = ["order_candidates"]
 
@@ -43,7 +44,9 @@ def order_candidates(
     limits: NDArray[np.int64],
     hard: int,
     scores: NDArray[np.float64],
-) -> tuple[NDArray[np.intp], NDArray[np.int8]]:
+    order: NDArray[np.intp],
+    kept_for: NDArray[np.int8],
+) -> int:
     """The slate as places among the candidates, and for what each was kept; see ``slate.compose``.
 
     Args:
@@ -61,16 +64,23 @@ def order_candidates(
         explores: whether ``tail_place`` is kept for a less known item.
         diversity, pins, reserved, groups, limits, hard: see ``slate.compose``.
         scores: float64 [k], overwritten: log-odds against each other, boosts included, in steps of 1e-6.
+        order, kept_for: [as many as pins], overwritten as far as the slate reaches.
+
+    Returns:
+        how many are in the slate.
     """
     score_network(values, context, skip, inner, outer, scores)
     for place in range(len(scores)):
         scores[place] = np.rint(scores[place] * 1e6) / 1e6
         if len(boosts):
             scores[place] = np.rint((scores[place] + boosts[place]) * 1e6) / 1e6
+    new, tail = on_stack(len(rows), np.int64), on_stack(len(rows), np.int32)
+    times = on_stack(len(rows), np.uint32)
+    of_new = _new_items(rows, values, cold, closeness, tables, rising, seed, trials, reserved.sum(), new)
+    of_tail = _less_known(rows, masks, personal, in_first_ranks, tail, times) if explores else 0
     return compose(
-        scores, rows, tables.codes, tables.steps, diversity, pins,
-        _new_items(rows, values, cold, closeness, tables, rising, seed, trials, reserved.sum()), reserved,
-        _less_known(rows, masks, scores, personal, in_first_ranks, explores), tail_place, groups, limits, hard,
+        scores, rows, tables.codes, tables.steps, diversity, pins, new[:of_new], reserved, tail[:of_tail],
+        times[:of_tail], tail_place, groups, limits, hard, order, kept_for,
     )  # fmt: skip
 
 
@@ -85,42 +95,52 @@ def _new_items(
     seed: np.uint64,
     trials: float,
     wanted: int,
-) -> NDArray[np.intp]:
-    """New items among the candidates, the one that deserves a reserved place most first."""
-    places = np.flatnonzero(cold)
-    count = len(places)
-    near, rises = np.empty(count), np.empty(count)
-    taken, passed = np.empty(count), np.empty(count)
-    hashes = np.empty(count, np.int64)
-    last = len(tables.rates) - 1
+    order: NDArray[np.intp],
+) -> int:
+    """New items among the candidates, the one that deserves a reserved place most first: int64 [k], overwritten as far
+    as there are any; how many."""
     counts, shown, all_hashes = tables.counts, tables.shown, tables.hashes
-    for place in places:
-        prefetch_row(counts, rows[place])
-    for at, place in enumerate(places):
+    places = on_stack(len(rows), np.int32)
+    count = 0
+    for place in range(len(rows)):
+        if cold[place]:
+            prefetch_row(counts, rows[place])
+            places[count] = place
+            count += 1
+    near, rises = on_stack(count, np.float64), on_stack(count, np.float64)
+    taken, passed = on_stack(count, np.float64), on_stack(count, np.float64)
+    hashes = on_stack(count, np.int64)
+    last = len(tables.rates) - 1
+    for at in range(count):
+        place = places[at]
         row = rows[place]
         near[at], rises[at] = closeness[place], values[place, rising]
         taken[at] = counts[row, last]
         passed[at] = max(shown[row] - taken[at], 0.0)
         hashes[at] = all_hashes[row]
-    promising = np.empty(count)
+    promising = on_stack(count, np.float64)
     promise(near, rises, promising)
-    return places[thompson_order(promising, taken, passed, hashes, seed, trials, wanted)]
+    found = thompson_order(promising, taken, passed, hashes, seed, trials, wanted, order)
+    for at in range(found):
+        order[at] = places[order[at]]
+    return found
 
 
 @compiled
 def _less_known(
     rows: NDArray[np.int32],
     masks: NDArray[np.uint32],
-    scores: NDArray[np.float64],
     personal: np.uint32,
     in_first_ranks: NDArray[np.uint32],
-    explores: bool,
-) -> NDArray[np.intp]:
-    """Candidates of the user's own interests, in the order in which one may take the place of a less known item."""
-    places = np.flatnonzero(masks & personal if explores else masks & np.uint32(0))
-    times, of_them = np.zeros(len(places), np.uint32), np.empty(len(places))
-    for at, place in enumerate(places):
-        if rows[place] < len(in_first_ranks):
-            times[at] = in_first_ranks[rows[place]]
-        of_them[at] = scores[place]
-    return places[least_shown(times, of_them)]
+    places: NDArray[np.int32],
+    shown: NDArray[np.uint32],
+) -> int:
+    """Candidates of the user's own interests, and how often each stood in somebody's first ranks: int32, uint32 [k],
+    overwritten as far as there are any; how many."""
+    count = 0
+    for place, row in enumerate(rows):
+        if masks[place] & personal:
+            places[count] = place
+            shown[count] = in_first_ranks[row] if row < len(in_first_ranks) else np.uint32(0)
+            count += 1
+    return count

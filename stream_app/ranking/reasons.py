@@ -23,6 +23,7 @@ from stream_app.ranking.network import contributions
 from stream_app.ranking.slate import NEW, TAIL
 from stream_app.retrieval.links import Lags, strongest_origins
 from stream_app.retrieval.tables import Tables
+from stream_app.unowned import on_stack
 
 __all__ = ["CODES", "KINDS", "evidence_signs", "explain", "kind_columns", "medians", "phrase", "say", "strongest_kind"]
 
@@ -198,12 +199,12 @@ def medians(values: NDArray[np.float32], found: NDArray[np.float32]) -> None:
         return
     # Where they lie is cut in halves, which counts the values of many columns at once; from there on value by value.
     width = -(-columns // LANES) * LANES
-    held = np.zeros((rows, width), np.float32)
+    held = on_stack((rows, width), np.float32)
     for row in range(rows):
-        for column in range(columns):
-            held[row, column] = values[row, column]
-    below, limits = np.empty(width, np.float32), np.empty(width, np.float32)
-    counts, left = np.empty(width, np.int32), True
+        for column in range(width):
+            held[row, column] = values[row, column] if column < columns else np.float32(0.0)
+    below, limits = on_stack(width, np.float32), on_stack(width, np.float32)
+    counts, left = on_stack(width, np.int32), True
     below[:] = -_WIDEST
     step = _WIDEST
     while step > _CLOSE:
@@ -271,9 +272,9 @@ def explain(
         origins: int64 [3, n], overwritten: places among the recent items, -1 for none: taken together with, taken
             after, similar to.
     """
-    middle = np.empty(values.shape[1], np.float32)
+    middle = on_stack(values.shape[1], np.float32)
     medians(candidates, middle)
-    amounts = np.empty((len(rows), count))
+    amounts = on_stack((len(rows), count), np.float64)
     contributions(values, middle, context, kinds, signs, skip, inner, outer, amounts)
     _keep_what_is_so(rows, tables.counts, tables.arena.stated, rising, tables.rates[rising], at, mine, amounts)
     _strongest(amounts, boosts, codes)
@@ -285,8 +286,8 @@ def explain(
         near[place] = above > _NEARER
     strongest_origins(recent, lags, at, tables.transition_rate, tables.arena, rows, slot, origins[:2])
     origins[2] = -1
+    products = on_stack((len(rows), len(liked)), np.float32)
     if len(liked):
-        products = np.empty((len(rows), len(liked)), np.float32)
         code_products(rows, tables.codes, tables.steps, liked, products)
         for place in range(len(rows)):
             best = -np.inf

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.codes import one_product
 from stream_app.compiled import compiled
-from stream_app.heap import largest
+from stream_app.heap import ascending, largest
 from stream_app.prefetch import prefetch_row
+from stream_app.ranking.exploration import least_shown
 from stream_app.rules.book import Cap
 from stream_app.settings import SlateSettings
+from stream_app.unowned import on_stack
 
-__all__ = ["NEW", "TAIL", "SlateRules", "compose", "in_order", "pinned_places", "reserved_places"]
+__all__ = ["NEW", "TAIL", "SlateRules", "compose", "pinned_places", "reserved_places"]
 
 _POOL_EXTRA = 20
 """Candidates beyond the slate's size that diversity may bring in."""
@@ -73,37 +74,14 @@ def reserved_places(size: int, settings: SlateSettings) -> NDArray[np.bool_]:
 
 
 @compiled
-def in_order(keys: NDArray[np.float64], seconds: NDArray[Any]) -> NDArray[np.intp]:
-    """Indices by ``keys``, the largest first, then by ``seconds`` (int or float), the smallest first, then by index."""
-    count = len(keys)
-    order = np.arange(count)
-    # Shell 1959, with the gaps of Ciura 2001: a few hundred numbers, mostly fewer.
-    for gap in (701, 301, 132, 57, 23, 10, 4, 1):
-        for place in range(gap, count):
-            moved = order[place]
-            key, second = keys[moved], seconds[moved]
-            at = place
-            while at >= gap:
-                other = order[at - gap]
-                if keys[other] > key or (
-                    keys[other] == key and (seconds[other] < second or (seconds[other] == second and other < moved))
-                ):
-                    break
-                order[at] = other
-                at -= gap
-            order[at] = moved
-    return order
-
-
-@compiled
-def _ranked(scores: NDArray[np.float64], places: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Some indices by score in steps of 1e-6, the largest first, then by index: whole numbers that hold both are
-    sorted."""
-    keys = np.empty(len(places), np.int64)
+def _rank(scores: NDArray[np.float64], places: NDArray[np.int32], ranked: NDArray[np.int64]) -> None:
+    """Some indices by score in steps of 1e-6, the largest first, then by index: int64 [len(places)], overwritten.
+    Whole numbers that hold both are sorted."""
     for at, place in enumerate(places):
-        keys[at] = (-np.int64(np.rint(scores[place] * 1e6)) << _PLACE_BITS) | place
-    keys.sort()
-    return keys & ((1 << _PLACE_BITS) - 1)
+        ranked[at] = (-np.int64(np.rint(scores[place] * 1e6)) << _PLACE_BITS) | place
+    ascending(ranked)
+    for at in range(len(ranked)):
+        ranked[at] &= (1 << _PLACE_BITS) - 1
 
 
 @compiled
@@ -116,12 +94,15 @@ def compose(
     pins: NDArray[np.intp],
     cold_order: NDArray[np.intp],
     reserved: NDArray[np.bool_],
-    tail_order: NDArray[np.intp],
+    less_known: NDArray[np.int32],
+    shown: NDArray[np.uint32],
     tail_place: int,
     groups: NDArray[np.int32],
     limits: NDArray[np.int64],
     hard: int,
-) -> tuple[NDArray[np.intp], NDArray[np.int8]]:
+    order: NDArray[np.intp],
+    kept_for: NDArray[np.int8],
+) -> int:
     """Pick and order as many candidates as there are places, fewer when nothing may follow.
 
     Diversity is maximal marginal relevance (Carbonell and Goldstein 1998, doi 10.1145/290941.291025) over the best
@@ -138,30 +119,36 @@ def compose(
         pins: int [size], see :func:`pinned_places`; ``size`` is at most ``k``.
         cold_order: int [c], new items, the one that deserves a reserved place most first.
         reserved: bool [size], places kept for them.
-        tail_order: int [t], less known items, the first of which that is not above takes the place ``tail_place``,
-            unless a rule or a new item does; without any that place is like any other.
+        less_known, shown: int32, uint32 [t], less known items, and how often each was shown: the first that is not
+            above (see ``exploration.least_shown``) takes the place ``tail_place``, unless a rule or a new item does;
+            without any that place is like any other.
         groups: int32 [caps, k], what a candidate counts as; -1: not at all.
         limits: int64 [caps, 2], how many of a group there may be, and among how many first ranks.
         hard: the first so many caps are never broken: a slate rather ends early. The others give way when nothing else
             is left.
+        order, kept_for: int, int8 [size], overwritten as far as the slate reaches: candidates, best first; and for what
+            their places were kept: :data:`NEW`, :data:`TAIL` or 0.
 
     Returns:
-        candidates, best first; and for what their places were kept: :data:`NEW`, :data:`TAIL` or 0.
+        how many are in the slate.
     """
     size = min(len(pins), len(scores))
     pool = min(size + _POOL_EXTRA, len(scores))
-    places = np.arange(len(scores)).astype(np.int32)
-    if 0 < pool < len(scores) and not len(limits):
-        # Without caps nothing beyond the pool is ever taken for its score.
-        best = np.empty(len(scores), np.int32)
-        found = largest(scores, pool, best)
-        places = best[:found] if found >= pool else places  # Fewer are numbers.
-    ranked = _ranked(scores, places)
+    places = on_stack(len(scores), np.int32)
+    # Without caps nothing beyond the pool is ever taken for its score.
+    found = largest(scores, pool, places) if 0 < pool < len(scores) and not len(limits) else 0
+    if found < pool:  # Fewer are numbers.
+        found = len(scores)
+        for place in range(found):
+            places[place] = place
+    ranked = on_stack(found, np.int64)
+    _rank(scores, places[:found], ranked)
     for candidate in ranked[:pool]:
         prefetch_row(codes, rows[candidate])
     return _fill(
         scores, codes, steps, rows, ranked, pool, diversity if size > 1 else 0.0,
-        pins[:size], cold_order, reserved, tail_order, tail_place, groups, limits, hard,
+        pins[:size], cold_order, reserved, less_known, shown, tail_place, groups, limits, hard, order,
+        kept_for,
     )  # fmt: skip
 
 
@@ -177,13 +164,16 @@ def _fill(
     pins: NDArray[np.intp],
     cold_order: NDArray[np.intp],
     kept_for_cold: NDArray[np.bool_],
-    tail_order: NDArray[np.intp],
+    less_known: NDArray[np.int32],
+    shown: NDArray[np.uint32],
     tail_place: int,
     groups: NDArray[np.int32],
     limits: NDArray[np.int64],
     hard: int,
-) -> tuple[NDArray[np.intp], NDArray[np.int8]]:
-    """Fill the places from the first on; candidates in order, and for what their place was kept.
+    order: NDArray[np.intp],
+    kept_for: NDArray[np.int8],
+) -> int:
+    """Fill the places from the first on: candidates in order, and for what their place was kept; how many.
 
     What a candidate is worth is at most its relevance, and only falls while the slate fills. So candidates are looked
     at in order of relevance, and one whose last known worth is no better than the best so far is not computed anew: the
@@ -199,20 +189,20 @@ def _fill(
         pins: [size], the pinned candidate of each place, or -1.
         cold_order: [c], new items, most deserving first.
         kept_for_cold: [size].
-        tail_order: [t], less known items, the first goes first.
+        less_known, shown: [t], less known items, and how often each was shown.
         tail_place: the place for one of them.
         groups: [caps, k], what a candidate counts as; -1: not at all.
         limits: [caps, 2], how many there may be among how many first ranks.
         hard: the first so many caps are never broken.
+        order, kept_for: [size], overwritten.
     """
     size, count = len(pins), len(ranked)
     candidates = len(scores)
-    order = np.empty(size, np.intp)
-    reserved = np.zeros(size, np.int8)
     if size == 0:
-        return order, reserved
-    used = np.zeros(candidates, np.bool_)
-    is_cold = np.zeros(candidates, np.bool_)
+        return 0
+    kept_for[:size] = 0
+    used, is_cold = on_stack(candidates, np.bool_), on_stack(candidates, np.bool_)
+    used[:], is_cold[:] = False, False
     for candidate in cold_order:
         is_cold[candidate] = True
     for candidate in pins:
@@ -220,13 +210,16 @@ def _fill(
             used[candidate] = True
     floor = scores[ranked[pool - 1]]
     scale = (1.0 - share) / max(scores[ranked[0]] - floor, 1e-9) if share > 0.0 else 1.0
-    relevance = (scores - floor) * scale
-    worth = relevance.copy()
-    likeness = np.zeros(candidates)
-    compared = np.zeros(candidates, np.intp)
+    relevance, worth = on_stack(candidates, np.float64), on_stack(candidates, np.float64)
+    likeness, compared = on_stack(candidates, np.float64), on_stack(candidates, np.int64)
+    for candidate in range(candidates):
+        relevance[candidate] = worth[candidate] = (scores[candidate] - floor) * scale
+        likeness[candidate], compared[candidate] = 0.0, 0
     # Codes of what is in the slate, for products with those of candidates.
-    words = np.empty((size, codes.shape[1]), np.int16)
-    until = np.zeros((2, candidates), np.int64)  # the place a cap bars it until: hard caps, the others
+    words = on_stack((size, codes.shape[1]), np.int16)
+    until = on_stack((2, candidates), np.int64)  # the place a cap bars it until: hard caps, the others
+    until[:] = 0
+    of_tail, tried = on_stack(len(less_known), np.float64), on_stack(len(less_known), np.bool_)
     start = 0
     cold_above = 0
     cold_wanted = 0
@@ -273,38 +266,41 @@ def _fill(
                     if until[0, candidate] > place or until[1, candidate] > place:
                         continue
                     pick = candidate
-                    reserved[place] = NEW
+                    kept_for[place] = NEW
                     break
-            if place == tail_place and reserved[place] == 0:
-                for candidate in tail_order:
-                    if used[candidate]:
-                        continue
+            if place == tail_place and kept_for[place] == 0:
+                for at in range(len(less_known)):
+                    of_tail[at], tried[at] = scores[less_known[at]], used[less_known[at]]
+                for _ in range(len(less_known)):
+                    first = least_shown(shown, of_tail, tried)
+                    if first < 0:
+                        break
+                    candidate, tried[first] = less_known[first], True
                     _bar(candidate, place, order, pins, groups, limits, hard, until)
                     if until[0, candidate] > place or until[1, candidate] > place:
                         continue
                     if candidate != pick:
                         pick = candidate
-                        reserved[place] = TAIL
+                        kept_for[place] = TAIL
                     break
         if pick < 0:
-            return _with_pins(order, reserved, place, pins)
+            return _with_pins(order, kept_for, place, pins)
         order[place] = pick
-        words[place] = codes[rows[pick]]
+        for column in range(words.shape[1]):
+            words[place, column] = codes[rows[pick], column]
         used[pick] = True
         cold_above += is_cold[pick]
-    return order, reserved
+    return size
 
 
 @compiled
-def _with_pins(
-    order: NDArray[np.intp], reserved: NDArray[np.int8], length: int, pins: NDArray[np.intp]
-) -> tuple[NDArray[np.intp], NDArray[np.int8]]:
-    """A slate that ends early: the pins further down move up."""
+def _with_pins(order: NDArray[np.intp], kept_for: NDArray[np.int8], length: int, pins: NDArray[np.intp]) -> int:
+    """A slate that ends early: the pins further down move up; how long it is."""
     for place in range(length, len(pins)):
         if pins[place] >= 0:
-            order[length] = pins[place]
+            order[length], kept_for[length] = pins[place], 0
             length += 1
-    return order[:length], reserved[:length]
+    return length
 
 
 @compiled

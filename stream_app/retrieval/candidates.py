@@ -16,6 +16,7 @@ from stream_app.retrieval.source import Context, first_open
 from stream_app.retrieval.sources import FACTORS, FACTORS_FAST, TEXT_FAST, TEXT_SLOW, TRANSITIONS, propose_all
 from stream_app.retrieval.tables import Tables
 from stream_app.retrieval.transitions import score_links
+from stream_app.unowned import on_stack
 
 __all__ = ["find_candidates", "take_own"]
 
@@ -94,12 +95,17 @@ def find_candidates(
     own, own_weights = take_own(own, own_weights, servable, blocked, request)
     count = add_links(recent, lags, at, tables.transition_rate, tables.arena, link_slot, links, sums)
     links, sums = links[:count], sums[:count]
-    by_links = np.empty(count)
+    by_links, places = on_stack(count, np.float64), on_stack(count, np.int32)
     score_links(links, sums, tables.arena.scale, servable, blocked, request, by_links)
-    strongest = _strongest(by_links, wanted)
-    links, by_links = links[strongest], by_links[strongest]
-    near, by_factors = _look(tables, queries, factors, neighbours, whole, rising, links, blocked, request, slot, wanted)
-    cold_counts = np.empty(len(tables.cold))
+    looked_at = _strongest(by_links, wanted, places)
+    strongest, by_strongest = on_stack(looked_at, np.int32), on_stack(looked_at, np.float64)
+    for place in range(looked_at):
+        strongest[place], by_strongest[place] = links[places[place]], by_links[places[place]]
+    links, by_links = strongest, by_strongest
+    near = on_stack((2, max(wanted[TEXT_SLOW], wanted[TEXT_FAST])), np.int32)
+    by_factors = on_stack((2, max(wanted[FACTORS], wanted[FACTORS_FAST])), np.int32)
+    _look(tables, queries, factors, neighbours, whole, rising, links, blocked, request, slot, near, by_factors)
+    cold_counts = on_stack(len(tables.cold), np.float64)
     decayed_column(at, tables.cold, tables.counts, tables.arena.stated, rising, tables.rates[rising], cold_counts)
     context = Context(
         tables, queries, own, own_weights, links, by_links, near, by_factors, cold_counts, cold_closeness,
@@ -129,13 +135,14 @@ def take_own(
 
 
 @compiled
-def _strongest(by_links: NDArray[np.float64], wanted: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Places of the links that are looked at: int32."""
+def _strongest(by_links: NDArray[np.float64], wanted: NDArray[np.int64], places: NDArray[np.int32]) -> int:
+    """Places of the links that are looked at, int32, overwritten; how many they are."""
     most = max(_POOL_LINKS, wanted[TRANSITIONS])
-    places = np.arange(len(by_links)).astype(np.int32)
     if len(by_links) > most:
-        places = places[: largest(by_links, most, places)]
-    return places
+        return largest(by_links, most, places)
+    for place in range(len(places)):
+        places[place] = place
+    return len(places)
 
 
 @compiled
@@ -150,28 +157,30 @@ def _look(
     blocked: NDArray[np.int64],
     request: int,
     slot: NDArray[np.int32],
-    wanted: NDArray[np.int64],
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """What of the pool is nearest to the interest vectors, and what has the largest scores by factors."""
-    near = np.full((2, max(wanted[TEXT_SLOW], wanted[TEXT_FAST])), -1, np.int32)
-    by_factors = np.full((2, max(wanted[FACTORS], wanted[FACTORS_FAST])), -1, np.int32)
+    near: NDArray[np.int32],
+    by_factors: NDArray[np.int32],
+) -> None:
+    """What of the pool is nearest to the interest vectors, and what has the largest scores by factors; see
+    ``Context``."""
+    near[:], by_factors[:] = -1, -1
     if whole:
         neighbours = np.arange(len(tables.servable)).astype(np.int32)
     last = len(tables.top_counts) - 1
     popular = tables.top_counts[rising]
-    others = np.empty(len(links) + popular + tables.top_counts[last], np.int32)
+    others = on_stack(len(links) + popular + tables.top_counts[last], np.int32)
     others[: len(links)] = links
     others[len(links) : len(links) + popular] = tables.tops[rising, :popular]
     others[len(links) + popular :] = tables.tops[last, : tables.top_counts[last]]
     if whole:
         others = others[:0]
-    pool = np.empty(len(neighbours) + len(others), np.int32)
+    pool = on_stack(len(neighbours) + len(others), np.int32)
     first, count = gather(neighbours, others, tables.servable, blocked, request, slot, pool)
-    asked = np.zeros(2, np.bool_)
+    asked = on_stack(2, np.bool_)
+    asked[:] = False
     for memory in range(2):
         for value in queries[SLOW + memory]:
             asked[memory] = asked[memory] or value != 0.0
-    nothing = np.empty(0, np.float32)
+    nothing = on_stack(0, np.float32)
     if near.shape[1] and (asked[0] or asked[1]):
         best_of_pool(
             pool[:first], queries[SLOW : FAST + 1], tables.codes, tables.steps, nothing, tables.present,
@@ -190,7 +199,6 @@ def _look(
             pool[:count], factors, tables.factor_codes, tables.factor_steps, tables.bias, tables.has_factors,
             tables.hashes, tables.target, by_factors,
         )  # fmt: skip
-    return near, by_factors
 
 
 @compiled
@@ -212,9 +220,9 @@ def _merge(
         distinct, masks: int32, uint32 [as many as there are], overwritten; bit ``i`` stands for source ``i``.
     """
     most = lengths.sum()
-    met = np.empty(most, np.int32)
-    bits = np.zeros(most, np.uint32)
-    keys, order = np.empty(most, np.int64), np.empty(most, np.int32)
+    met, bits = on_stack(most, np.int32), on_stack(most, np.uint32)
+    keys, order = on_stack(most, np.int64), on_stack(most, np.int32)
+    bits[:] = 0
     count = 0
     for source, length in enumerate(lengths):
         for row in found[source, :length]:
@@ -242,7 +250,8 @@ def _by_hash(hashes: NDArray[np.int64], order: NDArray[np.int32]) -> None:
     Hashes are spread evenly, so their first bits put nearly all of them where they belong, and few are moved
     afterwards. A quarter of the time of sorting; where they are not spread, the result is the same.
     """
-    ends = np.zeros(_HASH_BUCKETS + 1, np.int32)
+    ends = on_stack(_HASH_BUCKETS + 1, np.int32)
+    ends[:] = 0
     for value in hashes:
         ends[_hash_bucket(value) + 1] += 1
     for bucket in range(_HASH_BUCKETS):

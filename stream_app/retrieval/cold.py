@@ -12,6 +12,7 @@ from stream_app.heap import drain, keep_best
 from stream_app.mixing import GOLDEN, mixed
 from stream_app.retrieval.interests import SLOW
 from stream_app.retrieval.source import Context, best_of
+from stream_app.unowned import on_stack
 
 __all__ = ["new_items", "promise"]
 
@@ -27,8 +28,8 @@ def new_items(context: Context, wanted: int, found: NDArray[np.int32]) -> int:
     cold, slow, counts = context.tables.cold, context.queries[SLOW], context.cold_counts
     servable, blocked, request = context.tables.servable, context.blocked, context.request
     of_all = context.cold_closeness
-    rows = np.empty(len(cold), np.int32)
-    rising, closeness = np.empty(len(rows)), np.empty(len(rows), np.float32)
+    rows, rising = on_stack(len(cold), np.int32), on_stack(len(cold), np.float64)
+    closeness = on_stack(len(cold), np.float32)
     count = 0
     known = False
     for place, row in enumerate(cold):
@@ -44,7 +45,7 @@ def new_items(context: Context, wanted: int, found: NDArray[np.int32]) -> int:
     rows = rows[:count]
     if not known:
         return _newest(context, rows, wanted, found)
-    promising = np.empty(count)
+    promising = on_stack(count, np.float64)
     promise(closeness[:count], rising[:count], promising)
     return best_of(rows, promising, context.tables.hashes, wanted, found)
 
@@ -53,7 +54,7 @@ def new_items(context: Context, wanted: int, found: NDArray[np.int32]) -> int:
 def _newest(context: Context, rows: NDArray[np.int32], wanted: int, found: NDArray[np.int32]) -> int:
     wanted = min(wanted, len(rows))
     kept = found[:wanted]
-    published, ties = np.empty(wanted), np.empty(wanted, np.int64)
+    published, ties = on_stack(wanted, np.float64), on_stack(wanted, np.int64)
     hashes, published_at, seed = context.tables.hashes, context.tables.published_at, context.seed
     count = 0
     for row in rows:

@@ -21,6 +21,7 @@ from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
 from stream_app.prefetch import prefetch_row
 from stream_app.settings import Settings
+from stream_app.unowned import borrowed
 from stream_app.users.state import HistoryEntry, Located, appended
 
 __all__ = [
@@ -325,6 +326,9 @@ def _derive_all(
         context, has, decay, fast_decay, norm, reach: of the learned factors, see ``Factors.users``.
         most_compared: how many recent items are among the queries at most.
     """
+    starts, rows, weights, said_at = borrowed(starts), borrowed(rows), borrowed(weights), borrowed(said_at)
+    said, table, before, context = borrowed(said), borrowed(table), borrowed(before), borrowed(context)
+    has, queries, own, factors = borrowed(has), borrowed(queries), borrowed(own), borrowed(factors)
     none = said_at[:0]
     for user in range(len(owned)):
         start, end = starts[user], starts[user + 1]

@@ -43,6 +43,7 @@ from stream_app.compiled import compiled
 from stream_app.items.signals import Arena
 from stream_app.lanes import LANES, add_scaled
 from stream_app.settings import Settings
+from stream_app.unowned import on_stack
 
 __all__ = [
     "DIRECTED",
@@ -126,7 +127,8 @@ def add_links(
     count, room = 0, len(rows)
     # What the two weights of a link are multiplied with for each column, what is added besides, and of which columns
     # the largest is kept; see lanes.add_scaled.
-    by = np.zeros((4, LANES), np.float32)
+    by = on_stack((4, LANES), np.float32)
+    by[:] = 0.0
     by[2, _COUNT] = by[3, _BEST] = 1.0
     slow = short = ahead = newest = 1.0
     for lag, origin in enumerate(recent):
@@ -194,7 +196,8 @@ def strongest_origins(
     again afterwards."""
     starts, lengths, stated, scales = arena.starts, arena.lengths, arena.stated, arena.scale
     others, symmetric, directed = arena.rows, arena.symmetric, arena.directed
-    strongest = np.zeros((2, len(rows)))
+    strongest = on_stack((2, len(rows)), np.float64)
+    strongest[:] = 0.0
     origins[:] = -1
     for place, row in enumerate(rows):
         slot[row] = place

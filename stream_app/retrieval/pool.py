@@ -18,6 +18,7 @@ from stream_app.codes import in_words, two_products
 from stream_app.compiled import compiled, compiled_sums
 from stream_app.heap import best_first, largest
 from stream_app.prefetch import AHEAD, prefetch_row
+from stream_app.unowned import on_stack
 
 __all__ = ["best_of_pool", "gather"]
 
@@ -89,9 +90,11 @@ def best_of_pool(
             full precision. Without rows: codes decide.
         rows: int32 [2, wanted], overwritten, -1 where there are fewer; scores are compared in steps of 1e-6.
     """
-    words, scale = in_words(queries, values.shape[1])
+    words, scale = on_stack((2, values.shape[1]), np.int16), on_stack(2, np.float32)
+    in_words(queries, words, scale)
     first_query, second_query = words[0], words[1]
-    products = np.full((2, len(pool)), -np.inf, np.float32)
+    products = on_stack((2, len(pool)), np.float32)
+    products[:] = -np.inf
     last = len(pool) - 1
     for place, row in enumerate(pool):
         prefetch_row(values, pool[min(place + AHEAD, last)])
@@ -101,13 +104,13 @@ def best_of_pool(
             products[0, place] = np.float32(first) * steps[row] * scale[0] + added
             products[1, place] = np.float32(second) * steps[row] * scale[1] + added
     wanted = rows.shape[1]
-    near = np.empty(len(pool), np.int32)
+    near, all_steps = on_stack(len(pool), np.int32), on_stack(len(pool), np.float64)
     for query in range(2):
         of_query = products[query]
         count = largest(of_query, wanted + (_SPARE if len(table) else 0), near)
         if len(table):
             _compare(queries[query], table, bias, pool, near[:count], of_query)
-        steps_of = np.empty(count)
+        steps_of = all_steps[:count]
         for at in range(count):
             steps_of[at] = np.rint(np.float64(of_query[near[at]]) * 1e6)
         found = best_first(near[:count], steps_of, pool, hashes, rows[query])

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from stream_app.compiled import compiled
 from stream_app.heap import best_first, largest
 from stream_app.retrieval.tables import Tables
+from stream_app.unowned import on_stack
 
 __all__ = ["Context", "best_of", "first_allowed", "first_open"]
 
@@ -110,9 +111,12 @@ def best_of(
     wanted = min(wanted, len(rows))
     if not wanted:
         return 0
-    steps = np.empty(len(rows))
+    steps = on_stack(len(rows), np.float64)
     for place in range(len(rows)):
         steps[place] = np.rint(scores[place] * 1e6)
-    places = np.empty(len(rows), np.int32)
-    places = places[: largest(steps, wanted, places)]
-    return best_first(places, steps[places], rows, hashes, found[:wanted])
+    places = on_stack(len(rows), np.int32)
+    count = largest(steps, wanted, places)
+    of_best = on_stack(count, np.float64)
+    for at in range(count):
+        of_best[at] = steps[places[at]]
+    return best_first(places[:count], of_best, rows, hashes, found[:wanted])

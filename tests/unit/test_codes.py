@@ -74,7 +74,8 @@ def test_products_of_some_rows_are_exactly_those_of_their_codes(asked: int, look
     rows = rng.permutation(50)[:looked_at].astype(np.int32)
     products = np.full((looked_at, asked), np.nan, np.float32)
     code_products(rows, codes.values, codes.steps, queries, products)
-    words, steps = in_words(queries, codes.values.shape[1])
+    words, steps = np.empty((asked, codes.values.shape[1]), np.int16), np.empty(asked, np.float32)
+    in_words(queries, words, steps)
     whole = codes.values[rows].astype(np.int64) @ words.astype(np.int64).T
     assert np.array_equal(products, whole.astype(np.float32) * codes.steps[rows, None] * steps)
     assert np.abs(products - table[rows] @ queries.T).max(initial=0.0) < 0.02 * 40

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from schemas.messages import Item, Rule, RuleWhere, SlateItem
-from stream_app.ranking.exploration import _draws, explores, least_shown, thompson_order
+from stream_app.heap import in_order
+from stream_app.ranking.exploration import _normal, draw_rates, explores, least_shown, thompson_order
 from stream_app.ranking.recommender import Recommender, SeenRanking
-from stream_app.ranking.slate import SlateRules, in_order
+from stream_app.ranking.slate import SlateRules
 from stream_app.rules.book import Cap
 from stream_app.serving import ServingState
 from stream_app.settings import Settings, SlateSettings
@@ -193,7 +196,15 @@ def test_an_order_is_that_of_sorting_by_two_keys(count: int, distinct: int, seed
     rng = np.random.default_rng(seed)
     keys = rng.integers(0, distinct, count) / 8.0
     for seconds in (np.zeros(count), rng.integers(-3, 3, count) * 0.5, rng.integers(-(2**62), 2**62, count)):
-        assert in_order(keys, seconds).tolist() == np.lexsort((seconds, -keys)).tolist()
+        order = np.empty(count, np.intp)
+        in_order(keys, seconds, order)
+        assert order.tolist() == np.lexsort((seconds, -keys)).tolist()
+
+
+def test_an_order_of_what_is_no_number_holds_indices_all_the_same() -> None:
+    order = np.full(40, 10**9)
+    in_order(np.full(40, np.nan), np.zeros(40), order)
+    assert set(order.tolist()) <= set(range(40))
 
 
 # Thompson sampling ------------------------------------------------------------------------------------------------
@@ -202,24 +213,35 @@ def test_an_order_is_that_of_sorting_by_two_keys(count: int, distinct: int, seed
 @pytest.mark.parametrize(("successes", "failures"), [(0.4, 20.0), (5.0, 95.0), (20.0, 80.0)])
 def test_draws_have_the_mean_and_variance_of_the_beta_distribution(successes: float, failures: float) -> None:
     hashes = np.arange(100_000, dtype=np.int64) * 7_919
-    drawn = _draws(np.full(len(hashes), successes), np.full(len(hashes), failures), hashes, np.uint64(1))
+    drawn = np.empty(len(hashes))
+    draw_rates(np.full(len(hashes), successes), np.full(len(hashes), failures), hashes, np.uint64(1), drawn)
     total = successes + failures
     mean = successes / total
     assert drawn.mean() == pytest.approx(mean, rel=0.02)
     assert drawn.var() == pytest.approx(mean * (1 - mean) / (total + 1), rel=0.05)
 
 
+@pytest.mark.parametrize("share", [1e-12, 1e-6, 0.01, 0.0749, 0.0751, 0.3, 0.5, 0.9, 0.9999, 1 - 1e-9])
+def test_normal_draws_are_those_of_the_distribution(share: float) -> None:
+    assert _normal(share) == pytest.approx(NormalDist().inv_cdf(share), rel=2e-6, abs=1e-7)
+
+
+def thompson(promise: NDArray[np.float64], *args: Any) -> NDArray[np.intp]:
+    order = np.empty(len(promise), np.intp)
+    return order[: thompson_order(promise, *args, order)]
+
+
 def order_of(seed: int, *, trials: float = 200.0, taken: float = 0.0, passed: float = 0.0) -> list[int]:
     closeness = np.linspace(1.0, 0.0, 10)
     first = np.arange(10) == 0
     hashes = (np.arange(10, dtype=np.int64) + 1) * 104_729
-    return thompson_order(
+    return thompson(
         closeness, np.where(first, taken, 0.0), np.where(first, passed, 0.0), hashes, np.uint64(seed), trials, 4
     ).tolist()
 
 
 def test_the_closest_mostly_lead_and_others_get_their_chance() -> None:
-    leaders = [order_of(seed)[0] for seed in range(300)]
+    leaders = [order_of(seed, trials=50.0)[0] for seed in range(300)]
     assert leaders.count(0) > 80
     assert len(set(leaders)) > 2
     assert all(order_of(seed, trials=float("inf")) == list(range(10)) for seed in range(3))
@@ -236,7 +258,7 @@ def test_of_many_those_that_promise_most_compete_and_where_little_is_sure_everyb
     promise, hashes, zeros = np.linspace(1.0, 0.0, 300), np.arange(300, dtype=np.int64) * 7_919, np.zeros(300)
 
     def order(trials: float, wanted: int) -> list[int]:
-        return thompson_order(promise, zeros, zeros, hashes, np.uint64(9), trials, wanted).tolist()
+        return thompson(promise, zeros, zeros, hashes, np.uint64(9), trials, wanted).tolist()
 
     few, places = order(200.0, 4), order(200.0, 40)
     assert 64 <= len(few) < 80
@@ -249,11 +271,11 @@ def test_the_order_depends_on_ids_and_seed_alone() -> None:
     rng = np.random.default_rng(0)
     closeness, hashes = rng.random(12), rng.integers(1, 2**62, 12)
     zeros = np.zeros(12)
-    first = hashes[thompson_order(closeness, zeros, zeros, hashes, np.uint64(5), 50.0, 4)]
+    first = hashes[thompson(closeness, zeros, zeros, hashes, np.uint64(5), 50.0, 4)]
     shuffle = rng.permutation(12)
-    again = thompson_order(closeness[shuffle], zeros, zeros, hashes[shuffle], np.uint64(5), 50.0, 4)
+    again = thompson(closeness[shuffle], zeros, zeros, hashes[shuffle], np.uint64(5), 50.0, 4)
     assert first.tolist() == hashes[shuffle][again].tolist()
-    assert len(thompson_order(zeros[:0], zeros[:0], zeros[:0], hashes[:0], np.uint64(1), 10.0, 4)) == 0
+    assert len(thompson(zeros[:0], zeros[:0], zeros[:0], hashes[:0], np.uint64(1), 10.0, 4)) == 0
 
 
 # Rules through the recommender ------------------------------------------------------------------------------------
@@ -448,8 +470,12 @@ def test_the_share_of_slates_that_explore_is_the_setting_and_the_same_every_time
 
 
 def test_what_was_shown_least_goes_first_and_of_that_the_best_scored() -> None:
-    order = least_shown(np.array([3, 0, 0, 1, 0], np.uint32), np.array([9.0, 1.0, 2.0, 8.0, 2.0]))
-    assert order.tolist() == [2, 4, 1, 3, 0], "of equal ones the one with the smaller id hash, which comes first here"
+    shown, scores, out = np.array([3, 0, 0, 1, 0], np.uint32), np.array([9.0, 1.0, 2.0, 8.0, 2.0]), np.zeros(5, bool)
+    order = []
+    while (first := least_shown(shown, scores, out)) >= 0:
+        order.append(first)
+        out[first] = True
+    assert order == [2, 4, 1, 3, 0], "of equal ones the one with the smaller id hash, which comes first here"
 
 
 def test_the_place_goes_to_the_first_that_is_not_above_and_not_to_one_a_rule_pins() -> None:
