@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
+from stream_app.lanes import LANES, finite_range
 from stream_app.unowned import on_stack
 
 __all__ = ["ascending", "best_first", "drain", "in_order", "keep_best", "largest"]
@@ -202,8 +203,8 @@ def largest(scores: NDArray[np.floating[Any]], wanted: int, rows: NDArray[np.int
     Returns:
         how many were found.
     """
-    low, high = np.inf, -np.inf
-    for score in scores:
+    low, high = finite_range(scores)
+    for score in scores[len(scores) // LANES * LANES :]:
         if -np.inf < score < np.inf:
             low, high = min(low, score), max(high, score)
     if low > high:

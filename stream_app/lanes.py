@@ -14,7 +14,7 @@ from numba import types as numba_types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "add_scaled", "count_up_to", "least_above"]
+__all__ = ["LANES", "add_scaled", "count_up_to", "finite_range", "least_above"]
 
 types: Any = numba_types
 
@@ -87,6 +87,44 @@ def _by_columns(step: Any, start: Any) -> Any:
         return context.get_dummy_value()
 
     return generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def finite_range(_context: Any, values: Any) -> Any:
+    """The smallest and the largest of the first ``len(values) // LANES * LANES`` numbers, without those that are not
+    finite: two numbers, inf and -inf where there are none.
+
+    Args:
+        values: float32 or float64 [n].
+    """
+    if not (_is(values, types.float32, 1) or _is(values, types.float64, 1)):
+        return None
+    return types.UniTuple(values.dtype, 2)(values), _generate_finite_range
+
+
+def _generate_finite_range(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    number = context.get_data_type(signature.args[0].dtype)
+    kind = ir.VectorType(number, LANES)
+    least, most = ir.Constant(kind, [-math.inf] * LANES), ir.Constant(kind, [math.inf] * LANES)
+    low, high = cgutils.alloca_once_value(builder, most), cgutils.alloca_once_value(builder, least)
+    (count,) = cgutils.unpack_tuple(builder, array.shape, 1)
+    with cgutils.for_range(builder, builder.udiv(count, ir.Constant(count.type, LANES))) as loop:
+        held = _load(builder, array.data, builder.mul(loop.index, ir.Constant(count.type, LANES)), kind)
+        finite = builder.and_(builder.fcmp_ordered(">", held, least), builder.fcmp_ordered("<", held, most))
+        for found, sign in ((low, "<"), (high, ">")):
+            before = builder.load(found)
+            better = builder.and_(finite, builder.fcmp_ordered(sign, held, before))
+            builder.store(builder.select(better, held, before), found)
+    ends = []
+    for found, sign in ((low, "<"), (high, ">")):
+        lanes = builder.load(found)
+        end = builder.extract_element(lanes, ir.Constant(_WHOLE, 0))
+        for lane in range(1, LANES):
+            other = builder.extract_element(lanes, ir.Constant(_WHOLE, lane))
+            end = builder.select(builder.fcmp_ordered(sign, other, end), other, end)
+        ends.append(end)
+    return context.make_tuple(builder, signature.return_type, ends)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -332,7 +332,6 @@ def explain_all(
         if not size:
             continue
         if request + 1 < len(lengths):
-            _ask_for_links(tables, own, entries[request + 1], min(owned[request + 1], recent_items))
             for candidate in range(end, starts[request + 2]):
                 prefetch_row(values, candidate)
         of_slate = slice(place_starts[request], place_starts[request] + size)

@@ -47,7 +47,7 @@ _SOME = 1.5
 """Events of others, decayed, from which on others chose something: more than one of them."""
 _NEARER = 0.02
 """Standard deviations: the rounding of codes is no difference."""
-_WIDEST, _CLOSE = np.float32(FEATURE_LIMIT + 0.01), np.float32(1e-4)
+_WIDEST, _CLOSE = np.float32(FEATURE_LIMIT + 0.01), np.float32(1e-3)
 """Where medians are looked for, and how closely before one value is looked at after the other."""
 
 _TEMPLATES: dict[str, dict[str, str]] = {
@@ -270,7 +270,7 @@ def explain(
         codes: int64 [n], overwritten: indices of :data:`CODES`.
         near: bool [n], overwritten: whether it is close to the user's interests.
         origins: int64 [3, n], overwritten: places among the recent items, -1 for none: taken together with, taken
-            after, similar to.
+            after, similar to; as far as the code asks for them.
     """
     middle = on_stack(values.shape[1], np.float32)
     medians(candidates, middle)
@@ -284,16 +284,26 @@ def explain(
         for column in near_columns:
             above += values[place, column] - middle[column]
         near[place] = above > _NEARER
-    strongest_origins(recent, lags, at, tables.transition_rate, tables.arena, rows, slot, origins[:2])
-    origins[2] = -1
-    products = on_stack((len(rows), len(liked)), np.float32)
+    origins[:] = -1
+    # Looked for only where they are named.
+    by_links = False
+    similar, places = on_stack(len(rows), np.int32), on_stack(len(rows), np.int32)
+    asked = 0
+    for place, code in enumerate(codes):
+        by_links = by_links or code in (_TOGETHER, _AFTER)
+        if code == _SIMILAR:
+            similar[asked], places[asked] = rows[place], place
+            asked += 1
+    if by_links:
+        strongest_origins(recent, lags, at, tables.transition_rate, tables.arena, rows, slot, origins[:2])
     if len(liked):
-        code_products(rows, tables.codes, tables.steps, liked, products)
-        for place in range(len(rows)):
+        products = on_stack((asked, len(liked)), np.float32)
+        code_products(similar[:asked], tables.codes, tables.steps, liked, products)
+        for found in range(asked):
             best = -np.inf
             for other in range(len(liked)):
-                if products[place, other] > best:
-                    best, origins[2, place] = products[place, other], other
+                if products[found, other] > best:
+                    best, origins[2, places[found]] = products[found, other], other
 
 
 @compiled

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.codes import one_product
+from stream_app.codes import WORD, ZERO, one_product
 from stream_app.compiled import compiled
 from stream_app.heap import ascending, largest
 from stream_app.prefetch import prefetch_row
@@ -216,7 +216,7 @@ def _fill(
         relevance[candidate] = worth[candidate] = (scores[candidate] - floor) * scale
         likeness[candidate], compared[candidate] = 0.0, 0
     # Codes of what is in the slate, for products with those of candidates.
-    words = on_stack((size, codes.shape[1]), np.int16)
+    words = on_stack((size, codes.shape[1]), WORD)
     until = on_stack((2, candidates), np.int64)  # the place a cap bars it until: hard caps, the others
     until[:] = 0
     of_tail, tried = on_stack(len(less_known), np.float64), on_stack(len(less_known), np.bool_)
@@ -287,7 +287,7 @@ def _fill(
             return _with_pins(order, kept_for, place, pins)
         order[place] = pick
         for column in range(words.shape[1]):
-            words[place, column] = codes[rows[pick], column]
+            words[place, column] = np.int16(codes[rows[pick], column]) + ZERO
         used[pick] = True
         cold_above += is_cold[pick]
     return size

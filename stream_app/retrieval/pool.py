@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.codes import in_words, two_products
+from stream_app.codes import WORD, in_words, two_products
 from stream_app.compiled import compiled, compiled_sums
 from stream_app.heap import best_first, largest
 from stream_app.prefetch import AHEAD, prefetch_row
@@ -90,7 +90,7 @@ def best_of_pool(
             full precision. Without rows: codes decide.
         rows: int32 [2, wanted], overwritten, -1 where there are fewer; scores are compared in steps of 1e-6.
     """
-    words, scale = on_stack((2, values.shape[1]), np.int16), on_stack(2, np.float32)
+    words, scale = on_stack((2, values.shape[1]), WORD), on_stack(2, np.float32)
     in_words(queries, words, scale)
     first_query, second_query = words[0], words[1]
     products = on_stack((2, len(pool)), np.float32)

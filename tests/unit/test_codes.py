@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stream_app.codes import Codes, code_products, four_products, in_words, scan_codes, two_products
+from stream_app.codes import WORD, ZERO, Codes, code_products, four_products, in_words, scan_codes, two_products
 from stream_app.compiled import compiled
 
 
@@ -41,7 +47,7 @@ def test_the_largest_codes_do_not_overflow() -> None:
 
 
 @compiled
-def _both(codes: NDArray[np.int8], words: NDArray[np.int16], found: NDArray[np.int64]) -> None:
+def _both(codes: NDArray[np.int8], words: NDArray[Any], found: NDArray[np.int64]) -> None:
     """Products of four queries with each row by twos and by fours: int64 [2, rows, 4], overwritten."""
     one, two, three, four = words[0], words[1], words[2], words[3]
     for row in range(len(codes)):
@@ -52,14 +58,14 @@ def _both(codes: NDArray[np.int8], words: NDArray[np.int16], found: NDArray[np.i
             found[1, row, query] = products[query]
 
 
-@pytest.mark.parametrize("width", [32, 64, 384, 4_096])
+@pytest.mark.parametrize("width", [64, 384, 4_096, 64_000])
 def test_by_twos_and_by_fours_products_are_exactly_those_of_whole_numbers(width: int) -> None:
     rng = np.random.default_rng(width)
     codes = rng.integers(-127, 128, size=(7, width)).astype(np.int8)
     words = rng.integers(-127, 128, size=(4, width)).astype(np.int16)
     codes[0], words[0], words[3] = 127, 127, -127
     found = np.zeros((2, 7, 4), np.int64)
-    _both(codes, words, found)
+    _both(codes, (words + ZERO).astype(WORD), found)
     assert found.tolist() == [(codes.astype(np.int64) @ words.astype(np.int64).T).tolist()] * 2
 
 
@@ -74,9 +80,9 @@ def test_products_of_some_rows_are_exactly_those_of_their_codes(asked: int, look
     rows = rng.permutation(50)[:looked_at].astype(np.int32)
     products = np.full((looked_at, asked), np.nan, np.float32)
     code_products(rows, codes.values, codes.steps, queries, products)
-    words, steps = np.empty((asked, codes.values.shape[1]), np.int16), np.empty(asked, np.float32)
+    words, steps = np.empty((asked, codes.values.shape[1]), WORD), np.empty(asked, np.float32)
     in_words(queries, words, steps)
-    whole = codes.values[rows].astype(np.int64) @ words.astype(np.int64).T
+    whole = codes.values[rows].astype(np.int64) @ (words.astype(np.int64) - ZERO).T
     assert np.array_equal(products, whole.astype(np.float32) * codes.steps[rows, None] * steps)
     assert np.abs(products - table[rows] @ queries.T).max(initial=0.0) < 0.02 * 40
 
@@ -93,3 +99,15 @@ def test_rows_are_taken_and_kept_when_there_is_more_room() -> None:
     assert np.array_equal(codes.steps, other.steps)
     codes.reserve(5)
     assert len(codes.steps) == 10
+
+
+@pytest.mark.parametrize("features", ["", "+avx2,+fma"])
+def test_products_are_the_same_on_a_processor_with_fewer_instructions(tmp_path: Path, features: str) -> None:
+    """In a process that compiles for one; without the instructions that this processor may have."""
+    tests = [f"{__file__}::{name}" for name in globals() if name.startswith("test_") and "fewer" not in name]
+    environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from stream_app.compiled import compiled
-from stream_app.lanes import LANES, add_scaled, count_up_to, least_above
+from stream_app.lanes import LANES, add_scaled, count_up_to, finite_range, least_above
 
 
 @compiled
@@ -55,3 +57,22 @@ def test_scaled_numbers_are_added_or_the_largest_is_kept() -> None:
         expected[row] += by[0] * one + by[1] * two + by[2]
         expected[row, 2] = largest
     np.testing.assert_array_equal(sums, expected)
+
+
+@compiled
+def _range(values: NDArray[Any]) -> tuple[float, float]:
+    low, high = finite_range(values)
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("blocks", [0, 1, 9])
+def test_the_range_of_what_is_finite_is_that_by_numpy(dtype: type, blocks: int) -> None:
+    rng = np.random.default_rng(blocks)
+    for bad in (0.0, 0.3, 1.0):
+        values = rng.normal(size=blocks * LANES + 3).astype(dtype)
+        values[rng.random(len(values)) < bad] = rng.choice([np.nan, np.inf, -np.inf])
+        looked_at = values[: blocks * LANES]
+        finite = looked_at[np.isfinite(looked_at)]
+        expected = (finite.min(), finite.max()) if len(finite) else (np.inf, -np.inf)
+        assert _range(values) == expected
