@@ -201,8 +201,10 @@ def medians(values: NDArray[np.float32], found: NDArray[np.float32]) -> None:
     width = -(-columns // LANES) * LANES
     held = on_stack((rows, width), np.float32)
     for row in range(rows):
-        for column in range(width):
-            held[row, column] = values[row, column] if column < columns else np.float32(0.0)
+        for column in range(columns):
+            held[row, column] = values[row, column]
+        for column in range(columns, width):
+            held[row, column] = np.float32(0.0)
     below, limits = on_stack(width, np.float32), on_stack(width, np.float32)
     counts, left = on_stack(width, np.int32), True
     below[:] = -_WIDEST
