@@ -356,6 +356,12 @@ class RetrievalSettings(_Group):
     again: int = Field(20, ge=0, le=1_000, description="The user's own items that may be recommended again.")
     cold: int = Field(20, ge=0, le=1_000, description="New items close in text.")
     cold_events: float = Field(5.0, ge=0, le=1_000, description="An item with fewer events than this is cold.")
+    threads: int = Field(
+        2,
+        ge=1,
+        le=2,
+        description="That look for the candidates of a batch; the second takes a part where it has a core.",
+    )
 
 
 class ColdSettings(_Group):

@@ -104,6 +104,8 @@ _requests = count(-1, -1)
 """Numbers of requests that no other has: what one has blocked stays so."""
 _LISTS_AT_ONCE = 256
 """Kept neighbours made by one search."""
+_BATCHES = 8
+"""So that some of every kind are timed."""
 _AGAIN = 300
 """Calls that are made again, part by part."""
 
@@ -157,7 +159,7 @@ class _Calls:
             named = SimpleNamespace(**self._signature.bind(*args).arguments)
             found = function(*args)
             # Afterwards: what is left in the arrays is what the call made.
-            self.count += len(named.starts) - 1
+            self.count += len(named.seeds)
             self.kept += islice(self._split(named), max(_AGAIN - len(self.kept), 0))
             return found
 
@@ -181,7 +183,8 @@ def _candidate_calls(batch: SimpleNamespace) -> Iterator[SimpleNamespace]:
         slots = batch.slots[request]
         more = batch.near[batch.near_starts[request] : batch.near_starts[request + 1]]
         around = np.concatenate([*batch.lists[slots[slots >= 0]], more]).astype(np.int32)
-        start, end = int(batch.starts[request]), int(batch.starts[request + 1])
+        start = request * (len(batch.rows) // len(batch.at))
+        end = int(batch.ends[request])
         find = SimpleNamespace(
             tables=batch.tables,
             queries=batch.queries[request, : VECTORS + int(batch.compared[request])],
@@ -412,8 +415,9 @@ def ranking_figures(
 ) -> dict[str, Any]:
     """Microseconds per event, in all and by stage, over the shop's records.
 
-    Every second batch is timed as a whole, the others by stage. Before, :func:`rank_everybody` and a tenth of the
-    records: what is made once per item or user is there.
+    Of four batches two are timed by stage and one as a whole, all in one thread, whose processor's time it is. Of the
+    fourth it is the time that passes with a second thread, which takes a part where a core is free. Before,
+    :func:`rank_everybody` and a tenth of the records: what is made once per item or user is there.
 
     Args:
         shop: with some thousand records; its states move on.
@@ -423,27 +427,36 @@ def ranking_figures(
     Returns:
         ``us_per_event`` by stage (exclusive), of ``candidates`` and ``order`` also by part (``us_of_candidates``,
         ``us_of_order``, per event too), ``us_per_event_in_all``, ``p50`` and ``p99`` of batches per event,
+        ``us_elapsed_with_two_threads``,
         ``slates_per_event``.
     """
     recommender = Recommender(shop.settings, shop.serving)
+    recommender.threads = 1
     stage = UserStage(shop.settings, shop.serving, recommender)
     watch = _Stopwatch()
     found, ordered = _Calls(prepare_all, _candidate_calls), _Calls(order_all, _order_calls)
     batches = [shop.records[start : start + batch] for start in range(0, len(shop.records) - batch + 1, batch)]
-    if len(batches) < 4:
+    if len(batches) < _BATCHES:
         raise ValueError(
-            f"{len(shop.records)} records are too few to measure batches of {batch}: make at least {4 * batch}"
+            f"{len(shop.records)} records are too few to measure batches of {batch}: make at least {_BATCHES * batch}"
         )
     warm = max(2, len(batches) // 10)
     rank_everybody(shop, stage, batch)
     settle()
     whole: list[float] = []
+    elapsed: list[float] = []
     staged = slates = 0
     for number, records in enumerate(batches):
         first = number * batch
         if number < warm:
             _process(shop, stage, records, first, _Stopwatch())
-        elif number % 2:
+        elif number % 4 == 3:
+            recommender.threads = 2
+            began = time.perf_counter()
+            _process(shop, stage, records, first, None)
+            elapsed.append((time.perf_counter() - began) / len(records))
+            recommender.threads = 1
+        elif number % 4 == 1:
             began = time.thread_time()
             result = _process(shop, stage, records, first, None)
             whole.append((time.thread_time() - began) / len(records))
@@ -470,6 +483,7 @@ def ranking_figures(
         "us_per_event_in_all": round(1e6 * float(np.mean(whole)), 1),
         "p50_us": round(1e6 * float(np.percentile(whole, 50)), 1),
         "p99_us": round(1e6 * float(np.percentile(whole, 99)), 1),
+        "us_elapsed_with_two_threads": round(1e6 * float(np.mean(elapsed)), 1),
         "us_per_event": per_event(watch.seconds),
         "us_of_candidates": per_event(found.seconds(lambda timed, call: _candidate_parts(timed, call, names))),
         "us_of_order": per_event(ordered.seconds(_order_parts)),

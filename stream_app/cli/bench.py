@@ -70,6 +70,8 @@ def ranking(items: int, users: int, events: int, batch: int, seed: int, json_fil
             table.add_row(f"  {part}", f"{of_it:.1f}", f"{of_it / total:.0%}", PARTS.get(part, ""))
     table.add_section()
     table.add_row("in all", f"{figures['us_per_event_in_all']:.1f}", "", "not timed by stage, which itself takes time")
+    elapsed = figures["us_elapsed_with_two_threads"]
+    table.add_row("with two threads", f"{elapsed:.1f}", "", "the time that passes, where a core is free")
     output().print(table)
     write_lines(json_file, [figures])
 

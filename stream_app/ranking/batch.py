@@ -16,20 +16,19 @@ from stream_app.ranking.exploration import explores
 from stream_app.ranking.features import fill_context, raw_features, scale_features
 from stream_app.ranking.ordering import order_candidates
 from stream_app.ranking.reasons import explain, say
+from stream_app.ranking.turns import AT_ONCE, done, take
 from stream_app.retrieval.candidates import find_candidates
 from stream_app.retrieval.interests import SLOW, VECTORS
 from stream_app.retrieval.links import Lags, clear
 from stream_app.retrieval.tables import Tables
 from stream_app.unowned import borrowed, on_stack
 
-__all__ = ["explain_all", "order_all", "prepare_all"]
-
-_TOGETHER = 16
-"""Requests whose closeness to the new items is computed together."""
+__all__ = ["explain_all", "order_all", "pack_all", "prepare_all"]
 
 
 @compiled
 def prepare_all(
+    turns: NDArray[np.int64],
     tables: Tables,
     queries: NDArray[np.float32],
     compared: NDArray[np.int64],
@@ -72,11 +71,13 @@ def prepare_all(
     values: NDArray[np.float32],
     cold: NDArray[np.bool_],
     closeness: NDArray[np.float64],
-    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
 ) -> None:
-    """Candidates of every request, by id hash, and what is known of them, not scaled.
+    """Candidates of those requests that it gets, by id hash, and what is known of them, not scaled. :func:`pack_all`
+    puts those of all requests together.
 
     Args:
+        turns: see ``stream_app.ranking.turns``.
         tables: what is known by row.
         queries, compared, own, own_weights, entries, owned, recent_items, factors: see ``InterestsOfAll``, whose
             ``starts`` are ``entries``.
@@ -90,8 +91,9 @@ def prepare_all(
         slot, link_slot, links, sums, blocked: see ``Scratch``.
         first_request: the first of as many numbers as there are requests, that no request before had.
         found, lengths: [requests, sources + 2, ...], overwritten; see ``find_candidates``.
-        rows, masks, values, cold, closeness: [room for all], overwritten; see ``find_candidates`` and ``raw_features``.
-        starts: int64 [requests + 1], overwritten: where the candidates of each begin.
+        rows, masks, values, cold, closeness: [requests x room for those of any], overwritten; see ``find_candidates``
+            and ``raw_features``. Those of a request begin where its room does.
+        ends: int64 [requests], overwritten: where they end.
 
     The other arguments are those of ``find_candidates``.
     """
@@ -105,62 +107,95 @@ def prepare_all(
     masks, values, cold, closeness = borrowed(masks), borrowed(values), borrowed(cold), borrowed(closeness)
     searched_bit = np.uint32(1) << np.uint32(len(wanted) + 1)
     text_bit = np.uint32(1) << np.uint32(by_text)
-    size = lists.shape[1]
-    starts[0] = 0
-    # Of some requests at once, so that the codes of new items are read once for all of them. Not exact: what promises
-    # more is a guess to begin with.
-    cold_closeness = on_stack((_TOGETHER, len(tables.cold)), np.float32)
-    slow = on_stack((_TOGETHER, queries.shape[2]), np.float32)
+    size, room = lists.shape[1], len(rows) // max(len(at), 1)
+    cold_closeness = on_stack((AT_ONCE, len(tables.cold)), np.float32)
+    slow = on_stack((AT_ONCE, queries.shape[2]), np.float32)
     longest = 0
     for request in range(len(at)):
         longest = max(longest, near_starts[request + 1] - near_starts[request])
     around_any = on_stack(0 if whole else slots.shape[1] * size + longest, np.int32)
-    for request in range(len(at)):
-        at_once = request % _TOGETHER
-        if not at_once:
-            together = min(_TOGETHER, len(at) - request)
-            for place in range(together):
-                slow[place] = queries[request + place, SLOW]
-            scan_codes(slow[:together], tables.cold_codes, tables.cold_steps, cold_closeness[:together])
-        own_start = entries[request]
-        of_user = own[own_start : own_start + owned[request]]
-        weights = own_weights[own_start : own_start + owned[request]]
-        compared_with = queries[request, : VECTORS + compared[request]]
-        more = near[near_starts[request] : near_starts[request + 1]]
-        around = around_any
-        if not whole:
-            end = 0
-            for held in slots[request]:
-                if held >= 0:
-                    around[end : end + size] = lists[held]
-                    end += size
-            around[end : end + len(more)] = more
-            around = around[: end + len(more)]
-        if request + 1 < len(at):
-            _ask_for_links(tables, own, entries[request + 1], min(owned[request + 1], recent_items))
-            for held in slots[request + 1]:
-                if held >= 0:
-                    prefetch_row(lists, held)
-        start = starts[request]
-        count, linked = find_candidates(
-            tables, compared_with, of_user[:recent_items], of_user, weights, factors[request], around, whole, rising,
-            excluded[excluded_starts[request] : excluded_starts[request + 1]],
-            pinned[pinned_starts[request] : pinned_starts[request + 1]],
-            searched[searched_starts[request] : searched_starts[request + 1]],
-            search_places, at[request], seeds[request], lags, wanted, cold_closeness[at_once], slot, link_slot, links,
-            sums, blocked, first_request + request, found[request], lengths[request], rows[start:], masks[start:],
-        )  # fmt: skip
-        end = start + count
-        starts[request + 1] = end
-        # Closeness in text proposes what was searched for, like the neighbours of what the user did of late.
-        for place in range(start, end):
-            if masks[place] & searched_bit:
-                masks[place] = (masks[place] & ~searched_bit) | text_bit
-        raw_features(
-            rows[start:end], tables, compared_with, factors[request], of_user, weights, link_slot, sums, slot,
-            at[request], now, cold_events, values[start:end], cold[start:end], closeness[start:end],
-        )  # fmt: skip
-        clear(links[:linked], link_slot)
+    while True:
+        first = take(turns, len(at))
+        if first < 0:
+            return
+        # Of some requests at once, so that the codes of new items are read once for all of them. Not exact: what
+        # promises more is a guess to begin with.
+        together = min(AT_ONCE, len(at) - first)
+        for place in range(together):
+            slow[place] = queries[first + place, SLOW]
+        scan_codes(slow[:together], tables.cold_codes, tables.cold_steps, cold_closeness[:together])
+        for request in range(first, first + together):
+            own_start = entries[request]
+            of_user = own[own_start : own_start + owned[request]]
+            weights = own_weights[own_start : own_start + owned[request]]
+            compared_with = queries[request, : VECTORS + compared[request]]
+            more = near[near_starts[request] : near_starts[request + 1]]
+            around = around_any
+            if not whole:
+                end = 0
+                for held in slots[request]:
+                    if held >= 0:
+                        around[end : end + size] = lists[held]
+                        end += size
+                around[end : end + len(more)] = more
+                around = around[: end + len(more)]
+            if request + 1 < len(at):
+                _ask_for_links(tables, own, entries[request + 1], min(owned[request + 1], recent_items))
+                for held in slots[request + 1]:
+                    if held >= 0:
+                        prefetch_row(lists, held)
+            start = request * room
+            count, linked = find_candidates(
+                tables, compared_with, of_user[:recent_items], of_user, weights, factors[request], around, whole,
+                rising,
+                excluded[excluded_starts[request] : excluded_starts[request + 1]],
+                pinned[pinned_starts[request] : pinned_starts[request + 1]],
+                searched[searched_starts[request] : searched_starts[request + 1]],
+                search_places, at[request], seeds[request], lags, wanted, cold_closeness[request - first], slot,
+                link_slot, links, sums, blocked, first_request + request, found[request], lengths[request],
+                rows[start:], masks[start:],
+            )  # fmt: skip
+            end = start + count
+            ends[request] = end
+            # Closeness in text proposes what was searched for, like the neighbours of what the user did of late.
+            for place in range(start, end):
+                if masks[place] & searched_bit:
+                    masks[place] = (masks[place] & ~searched_bit) | text_bit
+            raw_features(
+                rows[start:end], tables, compared_with, factors[request], of_user, weights, link_slot, sums, slot,
+                at[request], now, cold_events, values[start:end], cold[start:end], closeness[start:end],
+            )  # fmt: skip
+            clear(links[:linked], link_slot)
+        done(turns)
+
+
+@compiled
+def pack_all(
+    ends: NDArray[np.int64],
+    rows: NDArray[np.int32],
+    masks: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    cold: NDArray[np.bool_],
+    closeness: NDArray[np.float64],
+    starts: NDArray[np.int64],
+) -> None:
+    """Put the candidates that :func:`prepare_all` left one after the other.
+
+    Args:
+        ends, rows, masks, values, cold, closeness: see there.
+        starts: int64 [requests + 1], overwritten: where the candidates of each begin.
+    """
+    room = len(rows) // max(len(ends), 1)
+    start = starts[0] = 0
+    for request in range(len(ends)):
+        for place in range(request * room, ends[request]):
+            rows[start], masks[start], cold[start] = rows[place], masks[place], cold[place]
+            closeness[start] = closeness[place]
+            if start < place:
+                for column in range(values.shape[1]):
+                    values[start, column] = values[place, column]
+            start += 1
+        starts[request + 1] = start
 
 
 @compiled
@@ -185,6 +220,7 @@ def _ask_for_links(tables: Tables, own: NDArray[np.int32], start: int, recent: i
 
 @compiled
 def order_all(
+    turns: NDArray[np.int64],
     tables: Tables,
     starts: NDArray[np.int64],
     rows: NDArray[np.int32],
@@ -222,9 +258,10 @@ def order_all(
     kept_for: NDArray[np.int8],
     lengths: NDArray[np.int64],
 ) -> None:
-    """The slate of every request; see ``ordering.order_candidates``.
+    """The slates of those requests that it gets; see ``ordering.order_candidates``.
 
     Args:
+        turns: see ``stream_app.ranking.turns``.
         starts: int64 [requests + 1], where the candidates of each begin.
         rows, masks, values, cold, closeness: of all candidates; ``values`` are scaled in place.
         entries, events, pauses: int64, int64, float64 [requests], see ``features.context_values``.
@@ -250,31 +287,38 @@ def order_all(
     reserved, groups, limits, scores = borrowed(reserved), borrowed(groups), borrowed(limits), borrowed(scores)
     order, kept_for = borrowed(order), borrowed(kept_for)
     no_groups, no_limits = on_stack((0, 0), np.int32), limits[:0]
-    for request in range(len(seeds)):
-        start, end = starts[request], starts[request + 1]
-        first, last = place_starts[request], place_starts[request + 1]
-        scale_features(values[start:end])
-        fill_context(entries[request], events[request], pauses[request], context[request])
-        of_groups, of_limits, of_hard = no_groups, no_limits, 0
-        if len(limit_starts):
-            of_limits = limits[limit_starts[request] : limit_starts[request + 1]]
-            of_groups = groups[group_starts[request] : group_starts[request + 1]].reshape(len(of_limits), end - start)
-            of_hard = hard[request]
-        of_slate = order[first:last]
-        lengths[request] = order_candidates(
-            rows[start:end], masks[start:end], values[start:end], cold[start:end], closeness[start:end],
-            context[request], tables, skip, inner, outer, boosts[start:end] if len(boosts) else boosts, rising,
-            seeds[request], trials, personal, in_first_ranks,
-            wanted[request] >= explore_rank and explores(seeds[request], explore), diversity, pins[first:last],
-            reserved[: last - first], explore_rank - 1, of_groups, of_limits, of_hard, scores[start:end], of_slate,
-            kept_for[first:last],
-        )  # fmt: skip
-        for place in range(lengths[request]):
-            of_slate[place] += start
+    while True:
+        turn = take(turns, len(seeds))
+        if turn < 0:
+            return
+        for request in range(turn, min(turn + AT_ONCE, len(seeds))):
+            start, end = starts[request], starts[request + 1]
+            first, last = place_starts[request], place_starts[request + 1]
+            scale_features(values[start:end])
+            fill_context(entries[request], events[request], pauses[request], context[request])
+            of_groups, of_limits, of_hard = no_groups, no_limits, 0
+            if len(limit_starts):
+                of_limits = limits[limit_starts[request] : limit_starts[request + 1]]
+                of_groups = groups[group_starts[request] : group_starts[request + 1]]
+                of_groups = of_groups.reshape(len(of_limits), end - start)
+                of_hard = hard[request]
+            of_slate = order[first:last]
+            lengths[request] = order_candidates(
+                rows[start:end], masks[start:end], values[start:end], cold[start:end], closeness[start:end],
+                context[request], tables, skip, inner, outer, boosts[start:end] if len(boosts) else boosts, rising,
+                seeds[request], trials, personal, in_first_ranks,
+                wanted[request] >= explore_rank and explores(seeds[request], explore), diversity, pins[first:last],
+                reserved[: last - first], explore_rank - 1, of_groups, of_limits, of_hard, scores[start:end], of_slate,
+                kept_for[first:last],
+            )  # fmt: skip
+            for place in range(lengths[request]):
+                of_slate[place] += start
+        done(turns)
 
 
 @compiled
 def explain_all(
+    turns: NDArray[np.int64],
     tables: Tables,
     starts: NDArray[np.int64],
     rows: NDArray[np.int32],
@@ -309,7 +353,7 @@ def explain_all(
     codes: NDArray[np.int64],
     named: NDArray[np.int32],
 ) -> None:
-    """Why each item of every slate is there; see ``reasons.explain`` and ``reasons.say``.
+    """Why each item is in the slates of those requests that it gets; see ``reasons.explain`` and ``reasons.say``.
 
     Args:
         boosts, pinned, searched: [candidates or 0].
@@ -327,22 +371,27 @@ def explain_all(
     inner, outer, slot, codes, named = (
         borrowed(inner), borrowed(outer), borrowed(slot), borrowed(codes), borrowed(named)
     )  # fmt: skip
-    for request in range(len(lengths)):
-        size, start, end = lengths[request], starts[request], starts[request + 1]
-        if not size:
-            continue
-        if request + 1 < len(lengths):
-            for candidate in range(end, starts[request + 2]):
-                prefetch_row(values, candidate)
-        of_slate = slice(place_starts[request], place_starts[request] + size)
-        of_history = slice(entries[request], entries[request + 1])
-        recent = own[entries[request] : entries[request] + min(owned[request], recent_items)]
-        _explain_one(
-            tables, rows, values, start, end, context[request], boosts, pinned, searched, order[of_slate],
-            kept_for[of_slate], entry_rows[of_history], entry_counts[of_history],
-            queries[request, VECTORS : VECTORS + compared[request]], recent, rising, kinds, signs, count, near_columns,
-            skip, inner, outer, lags, at[request], slot, codes[of_slate], named[of_slate],
-        )  # fmt: skip
+    while True:
+        turn = take(turns, len(lengths))
+        if turn < 0:
+            return
+        for request in range(turn, min(turn + AT_ONCE, len(lengths))):
+            size, start, end = lengths[request], starts[request], starts[request + 1]
+            if not size:
+                continue
+            if request + 1 < len(lengths):
+                for candidate in range(end, starts[request + 2]):
+                    prefetch_row(values, candidate)
+            of_slate = slice(place_starts[request], place_starts[request] + size)
+            of_history = slice(entries[request], entries[request + 1])
+            recent = own[entries[request] : entries[request] + min(owned[request], recent_items)]
+            _explain_one(
+                tables, rows, values, start, end, context[request], boosts, pinned, searched, order[of_slate],
+                kept_for[of_slate], entry_rows[of_history], entry_counts[of_history],
+                queries[request, VECTORS : VECTORS + compared[request]], recent, rising, kinds, signs, count,
+                near_columns, skip, inner, outer, lags, at[request], slot, codes[of_slate], named[of_slate],
+            )  # fmt: skip
+        done(turns)
 
 
 @compiled

@@ -10,7 +10,7 @@ items on what this process has published (:meth:`Recommender.published`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby, islice
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from schemas.messages import Reason, SlateItem
 from stream_app.compiled import compiled
+from stream_app.errors import TailraceError
 from stream_app.mixing import GOLDEN, below, mixed
-from stream_app.ranking.batch import explain_all, order_all, prepare_all
+from stream_app.ranking.batch import explain_all, order_all, pack_all, prepare_all
 from stream_app.ranking.features import (
     CONTEXT,
     context_values,
@@ -35,6 +36,7 @@ from stream_app.ranking.features import (
 )
 from stream_app.ranking.reasons import CODES, KINDS, evidence_signs, kind_columns, phrase
 from stream_app.ranking.slate import NEW, TAIL, SlateRules, pinned_places, reserved_places
+from stream_app.ranking.turns import HELPER, finish, new_turns
 from stream_app.retrieval.interests import (
     FAST,
     SLOW,
@@ -66,6 +68,8 @@ _SEARCHED = slice(SLOW, FAST + 1)
 """The interest vectors whose neighbours are looked for."""
 _TOGETHER = 256
 """Requests ranked by one call; each takes 60 KB until its slate is made."""
+_WORTH_SHARING = 8
+"""Requests from which on a second thread is called: that takes as long as one of them."""
 _KEPT = 10_000
 """Reasons, and combinations of sources by name, that are kept."""
 _NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
@@ -401,6 +405,9 @@ class Recommender:
     Args:
         settings: bounds of sources, slate, language.
         serving: what is ranked with; read on every call, so it may change in between.
+
+    Attributes:
+        threads: that compute a batch, 1 or 2. What they compute does not depend on it.
     """
 
     def __init__(self, settings: Settings, serving: ServingState) -> None:
@@ -418,7 +425,8 @@ class Recommender:
         self._signs = evidence_signs(self.feature_names)
         self._closeness = np.array([self.feature_names.index(name) for name in ("text_slow", "text_fast")])
         self._lags = lags_of(settings)
-        self._scratch = Scratch()
+        self._scratch, self._scratch_of_helper = Scratch(), Scratch()
+        self.threads = settings.retrieval.threads
         self._masks: dict[int, list[str]] = {}
         self._said: dict[tuple[int, int, str], Reason] = {}
         self._said_of = (-1, -1)
@@ -522,21 +530,23 @@ class Recommender:
         lists, slots, near, near_starts = self._near(requests, interests, whole=whole)
         most = max(int(self._wanted.max()), *map(len, pins), settings.slate.search_places)
         found, lengths = np.empty((count, sources + 2, most), np.int32), np.zeros((count, sources + 2), np.int64)
-        room = count * (int(self._wanted.sum()) + settings.slate.search_places) + len(pinned)
+        room = count * (int(self._wanted.sum()) + settings.slate.search_places + max(map(len, pins), default=0))
         rows, masks = np.empty(room, np.int32), np.empty(room, np.uint32)
         values = np.empty((room, len(self.feature_names)), np.float32)
         cold, closeness = np.empty(room, np.bool_), np.empty(room)
-        starts = np.empty(count + 1, np.int64)
+        starts, ends = np.empty(count + 1, np.int64), np.empty(count, np.int64)
         first_request = scratch.request + 1
         scratch.request += count
-        prepare_all(
-            tables, interests.queries, interests.compared, interests.own, interests.own_weights, interests.starts,
-            interests.owned, interests.recent_items, interests.factors, lists, slots, near, near_starts, whole,
-            self._rising, excluded, excluded_starts, pinned, pinned_starts, searched, searched_starts,
-            settings.slate.search_places, self._by_text, at, now, hashes, self._lags, self._wanted,
-            settings.retrieval.cold_events, scratch.slot, scratch.link_slot, scratch.links, scratch.sums,
-            scratch.blocked, first_request, found, lengths, rows, masks, values, cold, closeness, starts,
+        before: tuple[Any, ...] = (
+            tables, interests.queries, interests.compared, interests.own, interests.own_weights,
+            interests.starts, interests.owned, interests.recent_items, interests.factors, lists, slots, near,
+            near_starts, whole, self._rising, excluded, excluded_starts, pinned, pinned_starts, searched,
+            searched_starts, settings.slate.search_places, self._by_text, at, now, hashes, self._lags, self._wanted,
+            settings.retrieval.cold_events,
         )  # fmt: skip
+        after: tuple[Any, ...] = first_request, found, lengths, rows, masks, values, cold, closeness, ends
+        self._share(count, prepare_all, lambda own: (*before, *own.arrays, *after))
+        pack_all(ends, rows, masks, values, cold, closeness, starts)
         end = int(starts[-1])
         prepared = _Prepared(
             requests=requests, histories=histories, interests=interests, tables=tables, at=at, hashes=hashes,
@@ -545,6 +555,23 @@ class Recommender:
         )  # fmt: skip
         self._leave_out_refused(prepared)
         return prepared
+
+    def _share(
+        self, count: int, function: Callable[..., None], arguments: Callable[[Scratch], tuple[Any, ...]]
+    ) -> None:
+        """Call a function of ``stream_app.ranking.batch`` for some requests; of many a second thread computes a part.
+
+        Args:
+            arguments: all but the first, with the scratch arrays of a thread.
+        """
+        turns = new_turns()
+        if self.threads > 1 and count >= _WORTH_SHARING:
+            of_helper = self._scratch_of_helper
+            of_helper.reserve(len(self._scratch.slot), len(self._scratch.links))
+            HELPER.lend(turns, function, turns, *arguments(of_helper))
+        function(turns, *arguments(self._scratch))
+        if not finish(turns, count):
+            raise TailraceError("a part of a batch failed in the second thread; the log says why")
 
     def _located(self, requests: Sequence[RankRequest], histories: Sequence[History]) -> list[Located]:
         """The histories by row; kept with the states, whose next event is ranked soon."""
@@ -659,7 +686,7 @@ class Recommender:
         scores, context = np.empty(candidates), np.empty((count, len(CONTEXT)), np.float32)
         order, kept_for = np.zeros(places, np.intp), np.zeros(places, np.int8)
         lengths = np.empty(count, np.int64)
-        order_all(
+        arguments = (
             tables, prepared.starts, prepared.rows, prepared.masks, prepared.values, prepared.cold, prepared.closeness,
             interests.events, events, prepared.pauses, context, *serving.ranker.parameters(), held.boosts,
             self._rising_feature, prepared.hashes + events.astype(np.uint64), settings.cold_trials, self._personal,
@@ -668,6 +695,7 @@ class Recommender:
             self._reserved(int(wanted.max(initial=0))), held.groups, held.group_starts, held.limits, held.limit_starts,
             held.hard, scores, order, kept_for, lengths,
         )  # fmt: skip
+        self._share(count, order_all, lambda _: arguments)
         return Batch(
             interests=interests,
             histories=prepared.histories,
@@ -754,15 +782,16 @@ class Recommender:
 
     def _explained(self, batch: Batch) -> tuple[list[int], list[int]]:
         """Codes of the reasons of all slates of a batch, and the rows that they name."""
-        interests, scratch = batch.interests, self._scratch
+        interests = batch.interests
         codes, named = np.empty(len(batch.order), np.int64), np.empty(len(batch.order), np.int32)
-        explain_all(
+        before: tuple[Any, ...] = (
             batch.tables, batch.starts, batch.rows, batch.values, batch.context, batch.boosts, batch.pinned,
             batch.searched, batch.place_starts, batch.order, batch.kept_for, batch.slate_lengths, interests.starts,
             interests.rows, self._counted(batch), interests.queries, interests.compared, interests.own,
             interests.owned, interests.recent_items, self._rising, self._kinds, self._signs, len(KINDS),
-            self._closeness, *self._serving.ranker.parameters(), self._lags, batch.at, scratch.slot, codes, named,
+            self._closeness, *self._serving.ranker.parameters(), self._lags, batch.at,
         )  # fmt: skip
+        self._share(len(batch.slate_lengths), explain_all, lambda own: (*before, own.slot, codes, named))
         return codes.tolist(), named.tolist()
 
     def _counted(self, batch: Batch) -> NDArray[np.float64]:

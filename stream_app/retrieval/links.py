@@ -97,6 +97,13 @@ class Scratch:
         self.sums: NDArray[np.float32] = np.zeros((0, LANES), np.float32)
         self.request = 0
 
+    @property
+    def arrays(
+        self,
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]]:
+        """``slot``, ``link_slot``, ``links``, ``sums`` and ``blocked``."""
+        return self.slot, self.link_slot, self.links, self.sums, self.blocked
+
     def reserve(self, rows: int, links: int) -> None:
         """Make room for ``rows`` rows and ``links`` links of one request; what is blocked stays so."""
         if links > len(self.links):
