@@ -104,8 +104,9 @@ _requests = count(-1, -1)
 """Numbers of requests that no other has: what one has blocked stays so."""
 _LISTS_AT_ONCE = 256
 """Kept neighbours made by one search."""
-_BATCHES = 8
-"""So that some of every kind are timed."""
+_CYCLE = 8
+"""Batches of which some are timed in every way."""
+_WARM = 2
 _AGAIN = 300
 """Calls that are made again, part by part."""
 
@@ -415,8 +416,9 @@ def ranking_figures(
 ) -> dict[str, Any]:
     """Microseconds per event, in all and by stage, over the shop's records.
 
-    Of four batches two are timed by stage and one as a whole, all in one thread, whose processor's time it is. Of the
-    fourth it is the time that passes with a second thread, which takes a part where a core is free. Before,
+    Of eight batches two are timed by stage, then three as a whole, all in one thread, whose processor's time it is. Of
+    the others it is the time that passes with a second thread, which takes a part where a core is free. Some of a kind
+    follow one another, as in a process: timing by stage leaves other things in the processor's caches. Before,
     :func:`rank_everybody` and a tenth of the records: what is made once per item or user is there.
 
     Args:
@@ -436,11 +438,11 @@ def ranking_figures(
     watch = _Stopwatch()
     found, ordered = _Calls(prepare_all, _candidate_calls), _Calls(order_all, _order_calls)
     batches = [shop.records[start : start + batch] for start in range(0, len(shop.records) - batch + 1, batch)]
-    if len(batches) < _BATCHES:
+    if len(batches) < (fewest := _WARM + _CYCLE):
         raise ValueError(
-            f"{len(shop.records)} records are too few to measure batches of {batch}: make at least {_BATCHES * batch}"
+            f"{len(shop.records)} records are too few to measure batches of {batch}: make at least {fewest * batch}"
         )
-    warm = max(2, len(batches) // 10)
+    warm = max(_WARM, len(batches) // 10)
     rank_everybody(shop, stage, batch)
     settle()
     whole: list[float] = []
@@ -450,13 +452,13 @@ def ranking_figures(
         first = number * batch
         if number < warm:
             _process(shop, stage, records, first, _Stopwatch())
-        elif number % 4 == 3:
+        elif (number - warm) % _CYCLE > 4:
             recommender.threads = 2
             began = time.perf_counter()
             _process(shop, stage, records, first, None)
             elapsed.append((time.perf_counter() - began) / len(records))
             recommender.threads = 1
-        elif number % 4 == 1:
+        elif (number - warm) % _CYCLE > 1:
             began = time.thread_time()
             result = _process(shop, stage, records, first, None)
             whole.append((time.thread_time() - began) / len(records))

@@ -135,7 +135,7 @@ def test_the_index_command_takes_several_sizes(tmp_path: Path, capsys: pytest.Ca
         assert "whole numbers from 1 to 5,000,000" in capsys.readouterr().err
 
 
-SMALL = GrowthJob(items=300, users=40, history=8, events=256, batch=32)
+SMALL = GrowthJob(items=300, users=40, history=8, events=256, batch=16)
 
 
 def test_what_a_shop_costs_is_said_by_group_and_by_part() -> None:
