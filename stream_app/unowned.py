@@ -3,7 +3,7 @@
 Compiled code counts references as Python does, by instructions that no other processor may come between and that wait
 for everything written before, and asks for memory as C does. Every tuple of arrays that is passed on, and every row of
 an array that is looked at in a loop, counts twice. For each slate that was 880 counts and 200 requests for memory, a
-seventh of its time (measured). Arrays that own nothing are not counted::
+tenth of its time (measured). Arrays that own nothing are not counted::
 
     @compiled
     def outermost(tables: Tables, rows: NDArray[np.int32]) -> None:

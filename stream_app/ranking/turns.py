@@ -5,11 +5,11 @@ advance: from a common counter each takes a few requests at a time, until there 
 because its core has other work, costs nothing, and what is computed does not depend on who computed it.
 
     turns = new_turns()
-    HELPER.lend(turns, look, turns, ..., scratch_of_helper)     # if it has nothing to do
-    look(turns, ..., own_scratch)                               # while (first := take(turns, count)) >= 0: ...
-    wait(turns, count)                                          # for what the helper has begun
+    HELPER.lend(turns, look, turns, ..., scratch_of_helper)  # if it has nothing to do
+    look(turns, ..., own_scratch)  # takes, computes, and is done, until there are none
+    finish(turns, count)  # waits for what the helper has begun
 
-Measured: see docs/decisions/0028.
+A batch takes a fifth less time (docs/decisions/0028-compiled-calls-count-nothing.md).
 """
 
 from __future__ import annotations

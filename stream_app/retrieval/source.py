@@ -6,8 +6,9 @@ A new source is one file with one compiled function like these::
     def newest(context: Context, wanted: int, found: NDArray[np.int32]) -> int: ...
 
 It fills ``found`` (int32, room for ``wanted`` or more) with distinct rows that may be recommended to this user now,
-best first, and returns how many there are; helpers are below. What a loop reads of the context is taken out before it:
-every look into it counts references. The function gets its line and its name in :mod:`stream_app.retrieval.sources`.
+best first, and returns how many there are; helpers are below. What a loop reads of the context is taken out before it.
+Arrays for the call alone are taken from the stack (``stream_app.unowned``). The function gets its line and its name in
+:mod:`stream_app.retrieval.sources`.
 
 What the user had to do with before is ``again``'s alone: it lies nearest to every interest, and would take the places
 of what it leads to.
