@@ -571,6 +571,7 @@ class Recommender:
             HELPER.lend(turns, function, turns, *arguments(of_helper))
         function(turns, *arguments(self._scratch))
         if not finish(turns, count):
+            self._scratch_of_helper = Scratch()  # What it left there is not known.
             raise TailraceError("a part of a batch failed in the second thread; the log says why")
 
     def _located(self, requests: Sequence[RankRequest], histories: Sequence[History]) -> list[Located]:

@@ -210,7 +210,7 @@ def test_growth_is_measured_along_every_axis(
     monkeypatch.setattr(growth, "_STATES", 50)
     file = tmp_path / "figures.json"
     command = ["bench", "growth", "--items", "300", "--users", "20,40", "--history", "4", "--events", "256"]
-    assert main([*command, "--batch", "32", "--redis-users", "100,2000", "--json", str(file)]) == 0
+    assert main([*command, "--batch", "16", "--redis-users", "100,2000", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     assert "which stages grow" in printed
     lines = json.loads(file.read_text())
