@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types as numba_types
 from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -49,10 +50,10 @@ _LINE = 64
 
 def _has_dot_products() -> bool:
     """Whether the processor that is compiled for multiplies bytes and adds them up by fours, 64 at once (AVX-512 VNNI,
-    since 2019 in servers)."""
+    since 2019 in servers). As numba sees it, which leaves out what its settings or a wrongly named processor do."""
     if config.CPU_FEATURES is not None:
         return "+avx512vnni" in config.CPU_FEATURES.split(",")
-    return bool(config.CPU_NAME is None and binding.get_host_cpu_features().get("avx512vnni"))
+    return config.CPU_NAME is None and "+avx512vnni" in get_host_cpu_features().split(",")
 
 
 _DOT_PRODUCTS = _has_dot_products()

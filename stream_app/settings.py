@@ -360,7 +360,7 @@ class RetrievalSettings(_Group):
         2,
         ge=1,
         le=2,
-        description="That look for the candidates of a batch; the second takes a part where it has a core.",
+        description="That rank a batch of eight users or more; the second takes a part where it has a core.",
     )
 
 

@@ -30,7 +30,7 @@ types: Any = numba_types
 
 STACK_BYTES = 32_768
 """What one array may take of the stack; a larger one gets memory as any other. Some thirty are there at once, and a
-thread has 2 MiB or more."""
+thread has 2 MiB or more, unless ``ulimit -s`` says less."""
 _ALIGN = 64
 
 

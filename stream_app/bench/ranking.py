@@ -104,9 +104,9 @@ _requests = count(-1, -1)
 """Numbers of requests that no other has: what one has blocked stays so."""
 _LISTS_AT_ONCE = 256
 """Kept neighbours made by one search."""
-_CYCLE = 8
-"""Batches of which some are timed in every way."""
-_WARM = 2
+_CYCLE, _WARM = 8, 2
+FEWEST_BATCHES = _WARM + _CYCLE
+"""Of which some are timed in every way."""
 _AGAIN = 300
 """Calls that are made again, part by part."""
 
@@ -438,9 +438,10 @@ def ranking_figures(
     watch = _Stopwatch()
     found, ordered = _Calls(prepare_all, _candidate_calls), _Calls(order_all, _order_calls)
     batches = [shop.records[start : start + batch] for start in range(0, len(shop.records) - batch + 1, batch)]
-    if len(batches) < (fewest := _WARM + _CYCLE):
+    if len(batches) < FEWEST_BATCHES:
+        fewest = FEWEST_BATCHES * batch
         raise ValueError(
-            f"{len(shop.records)} records are too few to measure batches of {batch}: make at least {fewest * batch}"
+            f"{len(shop.records)} records are too few to measure batches of {batch}: make at least {fewest}"
         )
     warm = max(_WARM, len(batches) // 10)
     rank_everybody(shop, stage, batch)

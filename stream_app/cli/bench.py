@@ -46,8 +46,7 @@ def ranking(items: int, users: int, events: int, batch: int, seed: int, json_fil
     from stream_app.settings import load_settings
     from stream_app.warm_up import warm_up
 
-    if events < 4 * batch:
-        raise click.UsageError(f"--events {events} are too few for --batch {batch}: at least {4 * batch}")
+    _enough(events, batch)
     writable(json_file)
     settings = load_settings()
     console = errors()
@@ -74,6 +73,14 @@ def ranking(items: int, users: int, events: int, batch: int, seed: int, json_fil
     table.add_row("with two threads", f"{elapsed:.1f}", "", "the time that passes, where a core is free")
     output().print(table)
     write_lines(json_file, [figures])
+
+
+def _enough(events: int, batch: int) -> None:
+    from stream_app.bench.ranking import FEWEST_BATCHES
+
+    fewest = FEWEST_BATCHES * batch
+    if events < fewest:
+        raise click.UsageError(f"--events {events} are too few for --batch {batch}: at least {fewest}")
 
 
 @bench.command()
@@ -130,8 +137,7 @@ def growth(
     from stream_app.cli.evaluate import advancing, open_progress, writable
     from stream_app.settings import load_settings
 
-    if events < 4 * batch:
-        raise click.UsageError(f"--events {events} are too few for --batch {batch}: at least {4 * batch}")
+    _enough(events, batch)
     given = {"items": (items, 100, 5_000_000), "users": (users, 10, 1_000_000), "history": (history, 1, 1_000)}
     axes = {
         name: [int(size) for size in numbers(f"--{name}", text, least=least, most=most, whole=True)]

@@ -36,7 +36,7 @@ from stream_app.ranking.features import (
 )
 from stream_app.ranking.reasons import CODES, KINDS, evidence_signs, kind_columns, phrase
 from stream_app.ranking.slate import NEW, TAIL, SlateRules, pinned_places, reserved_places
-from stream_app.ranking.turns import HELPER, finish, new_turns
+from stream_app.ranking.turns import HELPER, end, finish, new_turns
 from stream_app.retrieval.interests import (
     FAST,
     SLOW,
@@ -506,6 +506,8 @@ class Recommender:
         rows = max(serving.catalogue.rows, serving.signals.rows)
         links = min(rows, self._settings.retrieval.recent_items * serving.signals.longest)
         self._scratch.reserve(rows, links)
+        if self.threads > 1:
+            self._scratch_of_helper.reserve(rows, links)
         return tables
 
     def _prepare(self, requests: Sequence[RankRequest], tables: Tables, now: float) -> _Prepared:
@@ -565,14 +567,20 @@ class Recommender:
             arguments: all but the first, with the scratch arrays of a thread.
         """
         turns = new_turns()
-        if self.threads > 1 and count >= _WORTH_SHARING:
-            of_helper = self._scratch_of_helper
-            of_helper.reserve(len(self._scratch.slot), len(self._scratch.links))
-            HELPER.lend(turns, function, turns, *arguments(of_helper))
-        function(turns, *arguments(self._scratch))
-        if not finish(turns, count):
-            self._scratch_of_helper = Scratch()  # What it left there is not known.
-            raise TailraceError("a part of a batch failed in the second thread; the log says why")
+        try:
+            if self.threads > 1 and count >= _WORTH_SHARING:
+                HELPER.lend(turns, function, turns, *arguments(self._scratch_of_helper))
+            function(turns, *arguments(self._scratch))
+            if not finish(turns, count):
+                raise TailraceError("a part of a batch failed in the second thread; the log says why")
+        except BaseException:
+            # The helper must not go on with what changes from now on, and what was left in these arrays is not known.
+            end(turns)
+            HELPER.wait()
+            request = self._scratch.request
+            self._scratch, self._scratch_of_helper = Scratch(), Scratch()
+            self._scratch.request = request
+            raise
 
     def _located(self, requests: Sequence[RankRequest], histories: Sequence[History]) -> list[Located]:
         """The histories by row; kept with the states, whose next event is ranked soon."""

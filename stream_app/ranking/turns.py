@@ -9,11 +9,12 @@ because its core has other work, costs nothing, and what is computed does not de
     look(turns, ..., own_scratch)  # takes, computes, and is done, until there are none
     finish(turns, count)  # waits for what the helper has begun
 
-A batch takes a fifth less time (docs/decisions/0028-compiled-calls-count-nothing.md).
+A batch takes a tenth to a fifth less time (docs/decisions/0028-compiled-calls-count-nothing.md).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -30,13 +31,14 @@ from numpy.typing import NDArray
 from stream_app.compiled import compiled
 from stream_app.logs import get_logger
 
-__all__ = ["AT_ONCE", "HELPER", "Helper", "done", "finish", "new_turns", "take"]
+__all__ = ["AT_ONCE", "HELPER", "Helper", "done", "end", "finish", "new_turns", "take"]
 
 _log = get_logger(__name__)
 types: Any = numba_types
 
 AT_ONCE = 4
 """Requests that are taken at once: what is read for all of them is read once, and the last ones waited for are few."""
+_NEVER = 1 << 62
 _NEXT, _DONE, _FAILED, _SIZE = 0, 8, 16, 24
 """Places of the counters, each in a line of the cache of its own."""
 
@@ -92,40 +94,62 @@ def finish(turns: NDArray[np.int64], count: int) -> bool:
     return True
 
 
+def end(turns: NDArray[np.int64]) -> None:
+    """Leave nothing to be taken any more."""
+    turns[_NEXT] = _NEVER
+
+
 class Helper:
-    """A thread that computes along, one batch at a time. It ends with the process."""
+    """A thread that computes along, one batch at a time. It ends with the process.
+
+    Attributes:
+        cores: that this process may run on, when it was made. What a container may use of them is not looked at: where
+            that is one, ``retrieval.threads`` should be.
+    """
 
     def __init__(self) -> None:
+        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._renew()
+        os.register_at_fork(after_in_child=self._renew)  # threads do not survive a fork
+
+    def _renew(self) -> None:
         self._work: SimpleQueue[tuple[NDArray[np.int64], Callable[..., object], tuple[Any, ...]]] = SimpleQueue()
         self._busy = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-    @property
-    def there(self) -> bool:
-        """Whether there is a core for it."""
-        return self._cores > 1
 
     def lend(self, turns: NDArray[np.int64], function: Callable[..., object], *args: Any) -> bool:
         """Have ``function(*args)`` called there as well, unless there is no core for it or it is at another one still;
         whether it will be. ``function`` takes ``turns`` as long as there are any, and what it needs is not to be
         changed until :func:`finish` returns."""
-        if not self.there or not self._busy.acquire(blocking=False):
+        if self.cores < 2 or not self._busy.acquire(blocking=False):
             return False
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="ranking-helper", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="ranking-helper", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads
+                _log.warning("no second thread, batches are computed in one", error=str(error))
+                self.cores = 1
+                self._busy.release()
+                return False
+            self._thread = thread
         self._work.put((turns, function, args))
         return True
+
+    def wait(self) -> None:
+        """Until nothing of what was lent is computed any more."""
+        with self._busy:
+            pass
 
     def _run(self) -> None:
         while True:
             turns, function, args = self._work.get()
             try:
                 function(*args)
-            except Exception:
+            except BaseException:
                 turns[_FAILED] = 1
-                _log.exception("a part of a batch failed")
+                with contextlib.suppress(Exception):
+                    _log.exception("a part of a batch failed")
             finally:
                 # What was lent is not held until the next batch.
                 del turns, function, args

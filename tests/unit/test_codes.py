@@ -101,11 +101,20 @@ def test_rows_are_taken_and_kept_when_there_is_more_room() -> None:
     assert len(codes.steps) == 10
 
 
-@pytest.mark.parametrize("features", ["", "+avx2,+fma"])
-def test_products_are_the_same_on_a_processor_with_fewer_instructions(tmp_path: Path, features: str) -> None:
+@pytest.mark.parametrize(
+    "compiled_for",
+    [
+        {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
+        {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+avx2,+fma"},
+        {"NUMBA_ENABLE_AVX": "0"},
+    ],
+)
+def test_products_are_the_same_on_a_processor_with_fewer_instructions(
+    tmp_path: Path, compiled_for: dict[str, str]
+) -> None:
     """In a process that compiles for one; without the instructions that this processor may have."""
     tests = [f"{__file__}::{name}" for name in globals() if name.startswith("test_") and "fewer" not in name]
-    environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    environment = {**compiled_for, "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False
