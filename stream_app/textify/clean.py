@@ -10,7 +10,7 @@ import re
 import unicodedata
 from html import unescape
 
-__all__ = ["clean", "clip"]
+__all__ = ["clean", "clip", "shortened"]
 
 # Elements whose content is not prose, then comments, declarations and tags.
 _MARKUP = re.compile(
@@ -32,6 +32,8 @@ _INVISIBLE = re.compile(
     "[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ud800-\udfff\ue000-\uf8ff\ufeff\ufff9-\ufffb]+"
 )
 _WHITESPACE = re.compile(r"\s+")
+_LONGEST_WORD = 256
+"""Text without spaces for so long (Chinese, Japanese) is cut where it is."""
 _FEED_ESCAPES = 2
 """Shop feeds are often escaped twice: markup as entities inside markup."""
 
@@ -59,6 +61,15 @@ def clip(text: str, max_chars: int) -> str:
         return text
     cut = text[: max_chars + 1].rfind(" ")
     return text[: cut if cut > max_chars * 2 // 3 else max_chars].rstrip()
+
+
+def shortened(text: str, max_chars: int) -> str:
+    """The beginning of a long text, before it is cleaned: at most ``max_chars`` characters, and no part of a word or
+    number that goes on. Half an address or a telephone number would not be known for one."""
+    if len(text) <= max_chars:
+        return text
+    cut = max(text.rfind(space, 0, max_chars + 1) for space in (" ", "\n", "\t", ">"))
+    return text[: cut + 1 if cut >= max_chars - _LONGEST_WORD else max_chars]
 
 
 def _replacement(match: re.Match[str]) -> str:
