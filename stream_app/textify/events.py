@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from schemas.messages import Interaction
-from stream_app.textify.clean import clean, clip, shortened
+from stream_app.textify.clean import clip, shortened
 from stream_app.textify.items import label_names
-from stream_app.textify.masking import mask
+from stream_app.textify.plain import plain
 
 __all__ = ["event_text", "said"]
 
@@ -17,9 +17,9 @@ _MARKUP_ALLOWANCE = 8
 
 
 def event_text(text: str, *, max_chars: int) -> str:
-    """``text`` cleaned, without personal data (:mod:`stream_app.textify.masking`) and cut to at most ``max_chars``
-    characters, beginning kept; may be empty."""
-    return clip(mask(clean(shortened(text, max_chars * _MARKUP_ALLOWANCE))), max_chars)
+    """``text`` made plain (:func:`stream_app.textify.plain.plain`) and cut to at most ``max_chars`` characters, the
+    beginning kept; may be empty."""
+    return clip(plain(shortened(text, max_chars * _MARKUP_ALLOWANCE)), max_chars)
 
 
 def said(event: Interaction, *, max_chars: int) -> str:

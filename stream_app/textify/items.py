@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 from schemas.messages import Item
-from stream_app.textify.clean import clean, clip, shortened
-from stream_app.textify.masking import mask
+from stream_app.textify.clean import clip, shortened
+from stream_app.textify.plain import plain
 
 __all__ = ["item_text", "label_names"]
 
@@ -33,14 +33,14 @@ def item_text(item: Item) -> str:
     """What the encoder reads of ``item``: one line, at most about 1,200 characters.
 
     Equal items give equal text. Empty only when no part of the item holds a visible character. What sellers write of
-    themselves, addresses and numbers, is masked (:mod:`stream_app.textify.masking`).
+    themselves, and to the model, is not in it (:func:`stream_app.textify.plain.plain`).
     """
     title = _title(item.title)
     said = _Said(title)
-    parts = [title, said.new(clip(mask(clean(item.brand or "")), BRAND_CHARS))]
+    parts = [title, said.new(clip(plain(item.brand or ""), BRAND_CHARS))]
     parts += [_join(filter(None, map(said.new, label_names(labels)))) for labels in (item.categories, item.tags)]
     description = shortened(item.description or "", DESCRIPTION_CHARS * _MARKUP_ALLOWANCE)
-    parts.append(said.new(clip(mask(clean(description)), DESCRIPTION_CHARS)))
+    parts.append(said.new(clip(plain(description), DESCRIPTION_CHARS)))
     return ". ".join(filter(None, (part.rstrip(" .,;:") for part in parts)))
 
 
@@ -69,14 +69,14 @@ def _title(raw: str) -> str:
 
     Models that tell case apart read capitals letter by letter; one word stays as it is, it may be an acronym.
     """
-    title = clip(mask(clean(raw)), TITLE_CHARS)
+    title = clip(plain(raw), TITLE_CHARS)
     return title.capitalize() if " " in title and title.isupper() else title
 
 
 def label_names(labels: Iterable[str]) -> Iterator[str]:
     """The names in ``labels``, paths ("Home > Kitchen") and slugs ("home_decor") opened up."""
     for label in labels:
-        for name in mask(clean(label)).translate(_LABEL_SEPARATORS).split(","):
+        for name in plain(label).translate(_LABEL_SEPARATORS).split(","):
             yield " ".join(name.split())
 
 
