@@ -577,9 +577,8 @@ class Recommender:
             # The helper must not go on with what changes from now on, and what was left in these arrays is not known.
             end(turns)
             HELPER.wait()
-            request = self._scratch.request
-            self._scratch, self._scratch_of_helper = Scratch(), Scratch()
-            self._scratch.request = request
+            self._scratch.clean()
+            self._scratch_of_helper.clean()
             raise
 
     def _located(self, requests: Sequence[RankRequest], histories: Sequence[History]) -> list[Located]:

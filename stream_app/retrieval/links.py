@@ -104,6 +104,11 @@ class Scratch:
         """``slot``, ``link_slot``, ``links``, ``sums`` and ``blocked``."""
         return self.slot, self.link_slot, self.links, self.sums, self.blocked
 
+    def clean(self) -> None:
+        """As between uses, whatever a use that failed has left; the room stays."""
+        self.slot[:] = self.link_slot[:] = -1
+        self.blocked[:] = 0
+
     def reserve(self, rows: int, links: int) -> None:
         """Make room for ``rows`` rows and ``links`` links of one request; what is blocked stays so."""
         if links > len(self.links):

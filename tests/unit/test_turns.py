@@ -190,6 +190,7 @@ def test_a_batch_of_which_a_part_fails_fails_and_the_next_is_as_ever(
         ended.append(helps)
 
     HELPER.wait()
+    before = recommender.rank(_requests(shop))
     with monkeypatch.context() as broken:
         broken.setattr(module, "prepare_all", failing)
         with pytest.raises((TailraceError, ArithmeticError), match="made up" if fails == "own" else "second thread"):
@@ -198,6 +199,8 @@ def test_a_batch_of_which_a_part_fails_fails_and_the_next_is_as_ever(
         assert HELPER._busy.acquire(blocking=False)
         HELPER._busy.release()
     assert ended == [fails == "own"]
+    # What was ranked before is explained when it is asked for, and needs the room that there was.
+    assert [recommender.slate_items(ranking) for ranking in before] == [slate for slate, _, _ in expected]
     rankings = recommender.rank(_requests(shop))
     assert [recommender.slate_items(ranking) for ranking in rankings] == [slate for slate, _, _ in expected]
 
