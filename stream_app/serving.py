@@ -322,6 +322,10 @@ class ServingState:
         self.counters["bases"] += 1
         return True
 
+    def forget_basis(self, space: str) -> None:
+        """The basis of a space that is kept no longer is gone; the one in force stays."""
+        self._bases.pop(space, None)
+
     def apply_factors(self, item_id: str, factors: ItemFactors | None) -> bool:
         """A row of ``item-factors.v1``; None says that the learner dropped it. False when it is not for us.
 

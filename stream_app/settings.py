@@ -333,6 +333,13 @@ class SpaceSettings(_Group):
     check_interval_s: float = Field(
         1.0, gt=0, le=3_600, description="Whether that is so is looked at this often (seconds)."
     )
+    build_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of the time that encoder processes of a space that is not served may compute, as while it "
+        "is built beside the served one.",
+    )
 
 
 class RetrievalSettings(_Group):

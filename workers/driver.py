@@ -73,6 +73,7 @@ class Driver:
         ready: asyncio.Event,
     ) -> None:
         self.child: EncoderChild | None = None
+        self.share = 1.0
         self._index = index
         self._settings = settings
         self._space = space

@@ -84,6 +84,16 @@ class EncoderPool:
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
+    def share(self) -> float:
+        """Share of the time the processes may compute for the catalogue, above 0 to 1."""
+        return self._drivers[0].share
+
+    @share.setter
+    def share(self, share: float) -> None:
+        for driver in self._drivers:
+            driver.share = share
+
+    @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of the processes that are ready, by index."""
         return tuple(driver.child.pid for driver in self._drivers if driver.child)

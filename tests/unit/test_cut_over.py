@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from schemas.arrays import pack_float32
 from schemas.messages import Item, ItemVector, VectorSpace
-from stream_app.bench.shop import clustered, made_up_past, served
 from stream_app.bench.shop import ShopPlan as Plan
+from stream_app.bench.shop import clustered, made_up_past, served
 from stream_app.factors.basis import FactorBasis, carry_basis, fit_basis
 from stream_app.ranking.recommender import RankRequest, Recommender
 from stream_app.serving import ServingState

@@ -59,7 +59,7 @@ def test_a_space_is_named_by_its_name_its_number_or_a_beginning() -> None:
     control = built("new/256")
     assert find_space(control, "1") is find_space(control, "new") is find_space(control, "new/256")
     for wrong in ("", "2", "newer"):
-        with pytest.raises(SpaceError, match="none of the spaces: 0 .old/384., 1 .new/256."):
+        with pytest.raises(SpaceError, match=r"none of the spaces: 0 .old/384., 1 .new/256."):
             find_space(control, wrong)
     with pytest.raises(SpaceError, match="several"):
         find_space(built("new/a", "new/b"), "new")
