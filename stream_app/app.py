@@ -32,7 +32,7 @@ from stream_app.memory import settle
 from stream_app.metrics import Metrics, serve_metrics
 from stream_app.ranking.recommender import Recommender
 from stream_app.replicas.replica import Replica
-from stream_app.replicas.spaces import SpaceWatch
+from stream_app.replicas.spaces import SpaceWatch, control_record
 from stream_app.settings import Settings
 from stream_app.spaces.control import first_control, served_space
 from stream_app.stores.users import REDIS_TRANSIENT, UserStore, connect_redis
@@ -132,7 +132,14 @@ class Tailrace:
         await watch.start()
         self._stack.push_async_callback(watch.stop)
         if watch.control.serving != model.space:
-            _log.warning("another space is served than that of encoder.model", served=watch.control.serving)
+            _log.warning(
+                "encoder.model is not what is served; change that with: tailrace spaces",
+                served=watch.control.serving,
+                setting=settings.encoder.model,
+            )
+        if "catalogue" in self.roles and not watch.recorded:
+            # From now on a changed setting alone changes nothing: vectors of two models would be in one topic.
+            await publisher.publish([control_record(settings, watch.control)])
         self.encoders = encoders = Encoders(settings, redis)
         self._stack.push_async_callback(encoders.close)
         if needs_redis:

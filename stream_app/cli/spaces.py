@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stream_app.settings import Settings
     from stream_app.space_operations import Progress
 
-__all__ = ["spaces"]
+__all__ = ["setting_change", "spaces"]
 
 _READY_WITHIN_S = 120.0
 """How long a whole space is waited for to be fitted and to get a basis."""
@@ -84,7 +84,7 @@ def build(model: str | None, changes: tuple[str, ...], wait: bool) -> int:
     from stream_app.space_operations import build_space
 
     encoder: dict[str, Any] = {} if model is None else {"model": model}
-    encoder |= dict(_change(change) for change in changes)
+    encoder |= dict(setting_change(change) for change in changes)
     if not encoder:
         raise click.UsageError("say what is to be different: --model, or --set NAME=VALUE")
     settings = load_settings()
@@ -188,7 +188,7 @@ def retire(space: str) -> None:
     click.echo(f"retired: {gone.number} ({gone.space})")
 
 
-def _change(text: str) -> tuple[str, str | int | float | bool]:
+def setting_change(text: str) -> tuple[str, str | int | float | bool]:
     """A name and a value of the kind it looks like."""
     import json
 

@@ -17,7 +17,7 @@ from stream_app.logs import get_logger
 from stream_app.settings import Settings
 from stream_app.topics import Topics
 
-__all__ = ["SpaceWatch", "read_control", "write_control"]
+__all__ = ["SpaceWatch", "control_record", "read_control", "write_control"]
 
 _log = get_logger(__name__)
 
@@ -50,7 +50,7 @@ async def write_control(
         SpaceError: when somebody else changed the spaces meanwhile; what was written last holds.
     """
     topic = Topics(settings).space_control
-    await publisher.publish([OutRecord(topic, SPACES_KEY.encode(), encode(control), partition=0)])
+    await publisher.publish([control_record(settings, control)])
     between: SpaceControl | None = None
     async for record in read_to_end(settings, topic):
         found = _decoded(record, first)
@@ -64,6 +64,11 @@ async def write_control(
             f"somebody else changed the spaces at the same time (version {between.version}); look at what holds now "
             "and repeat what is missing: tailrace spaces list"
         )
+
+
+def control_record(settings: Settings, control: SpaceControl) -> OutRecord:
+    """The record that says so."""
+    return OutRecord(Topics(settings).space_control, SPACES_KEY.encode(), encode(control), partition=0)
 
 
 def _decoded(record: ConsumerRecord, first: SpaceControl) -> SpaceControl | None:
@@ -84,11 +89,13 @@ class SpaceWatch:
 
     Attributes:
         control: what holds, as far as was read.
+        recorded: whether a record says so; else it is ``first``.
         failed: completes with what ended the reading.
     """
 
     def __init__(self, settings: Settings, first: SpaceControl) -> None:
         self.control = first
+        self.recorded = False
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._settings = settings
         self._first = first
@@ -128,7 +135,9 @@ class SpaceWatch:
             async for records, caught_up in polls:
                 control = self.control
                 for record in records:
-                    control = _decoded(record, self._first) or control
+                    found = _decoded(record, self._first)
+                    if found is not None:
+                        control, self.recorded = found, record.value is not None
                 if control != self.control:
                     async with self._changed:
                         self.control = control
