@@ -18,7 +18,7 @@ from stream_app.textify.fields import value_of
 from stream_app.textify.masking import Masks
 from stream_app.textify.parts import Part
 from stream_app.textify.templates import Language
-from stream_app.textify.tokens import Tokens, estimated_tokens, within
+from stream_app.textify.tokens import Piece, Tokens, estimated_tokens, within
 
 __all__ = ["Said", "item_parts", "listed", "render_item"]
 
@@ -57,13 +57,14 @@ def render_item(
     return within(parts, language.sentence, max_tokens, ends=language.ends, count=count)
 
 
-def item_parts(item: Item, language: Language, domain: str, *, masks: Masks | None = None) -> list[str]:
-    """The parts of :func:`render_item` that say something."""
+def item_parts(item: Item, language: Language, domain: str, *, masks: Masks | None = None) -> list[Piece]:
+    """The parts of :func:`render_item` that say something; one that is cut keeps more than its first words."""
     said = Said()
     parts = [
-        _part(item, part, language, said, masks).rstrip(language.ends) for part in language.templates[domain].parts
+        Piece(_part(item, part, language, said, masks).rstrip(language.ends), len(part.words[0]))
+        for part in language.templates[domain].parts
     ]
-    return list(filter(None, parts))
+    return [part for part in parts if part.text]
 
 
 def _part(item: Item, part: Part, language: Language, said: Said, masks: Masks | None) -> str:

@@ -17,7 +17,7 @@ from stream_app.textify.fields import item_title, label_names
 from stream_app.textify.items import listed
 from stream_app.textify.masking import Masks
 from stream_app.textify.templates import Language
-from stream_app.textify.tokens import Tokens, estimated_tokens, within
+from stream_app.textify.tokens import Piece, Tokens, estimated_tokens, within
 
 __all__ = ["portrait"]
 
@@ -50,16 +50,18 @@ def portrait(
         count: how many tokens a text has.
     """
     told = _profile(user, items, language, masks)
-    parts = (part.rstrip(language.ends) for part in _parts(told, behaviours, language))
-    return within(filter(None, parts), language.sentence, max_tokens, ends=language.ends, count=count)
+    parts = (part for part in _parts(told, behaviours, language) if part.text)
+    return within(parts, language.sentence, max_tokens, ends=language.ends, count=count)
 
 
-def _parts(told: Callable[[str], str], behaviours: Sequence[str], language: Language) -> Iterator[str]:
+def _parts(told: Callable[[str], str], behaviours: Sequence[str], language: Language) -> Iterator[Piece]:
     for part in language.profile:
         if part.names == (_BEHAVIOURS,):
-            yield from behaviours
+            for behaviour in behaviours:
+                text = behaviour.rstrip(language.ends)
+                yield Piece(text, len(text))  # What was done, but not with what, says nothing.
         elif all(values := [told(name) for name in part.names]):
-            yield part.filled(values)
+            yield Piece(part.filled(values).rstrip(language.ends), len(part.words[0]))
 
 
 def _profile(

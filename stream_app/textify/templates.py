@@ -1,8 +1,8 @@
 """The words around what is known of items and users: one TOML file per language, read and checked at start.
 
-Shipped are ``templates/en.toml`` and ``templates/zh.toml``. A folder adds languages (``da.toml``) and changes those that
-are there: its tables are laid over the shipped ones key by key, lists and words take the place of what was there. A
-file that is not right ends the start with its name, the key, and what is allowed.
+Shipped are ``templates/en.toml`` and ``templates/zh.toml``. A folder adds languages (``da.toml``) and changes those
+that are there: its tables are laid over the shipped ones key by key, lists and words take the place of what was there.
+A file that is not right ends the start with its name, the key, and what is allowed.
 """
 
 from __future__ import annotations

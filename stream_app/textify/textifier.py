@@ -17,7 +17,7 @@ from stream_app.textify.masking import MASKS, Masks, pattern_mask
 from stream_app.textify.portraits import portrait
 from stream_app.textify.profiles import profile_texts
 from stream_app.textify.templates import Language, load_languages, lookup
-from stream_app.textify.tokens import Tokens, estimated_tokens
+from stream_app.textify.tokens import Piece, Tokens, estimated_tokens
 
 if TYPE_CHECKING:
     from stream_app.settings import TextifySettings
@@ -86,7 +86,7 @@ class Textifier:
         language, domain = self.template_of(item)
         return render_item(item, language, domain, masks=self.masks, max_tokens=self.max_tokens, count=self._count)
 
-    def item_parts(self, item: Item) -> list[str]:
+    def item_parts(self, item: Item) -> list[Piece]:
         """The parts of an item's text, before the budget."""
         language, domain = self.template_of(item)
         return item_parts(item, language, domain, masks=self.masks)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-__all__ = ["Tokens", "estimated_tokens", "within"]
+__all__ = ["Piece", "Tokens", "estimated_tokens", "within"]
 
 Tokens = Callable[[str], int]
 """From a text to how many tokens it has. A longer text never has fewer."""
@@ -24,6 +25,13 @@ _PIECES = re.compile(
 _LATIN_CHARS = 6
 """Of a word, one token each: 5 % more than WordPiece makes of Online Retail and of our documents."""
 _BREAK = re.compile("\\s+|(?<=[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff])")
+
+
+class Piece(NamedTuple):
+    """A part of a text. Where it is cut more than ``least`` characters of it stay, or none: "By" alone says nothing."""
+
+    text: str
+    least: int = 0
 
 
 def estimated_tokens(text: str) -> int:
@@ -40,7 +48,7 @@ def estimated_tokens(text: str) -> int:
     return count + (letters + 1) // 2
 
 
-def within(parts: Iterable[str], sentence: str, max_tokens: int, *, ends: str = "", count: Tokens) -> str:
+def within(parts: Iterable[Piece], sentence: str, max_tokens: int, *, ends: str = "", count: Tokens) -> str:
     """``parts`` one after the other until the budget is used; the last one ends with a whole word.
 
     Args:
@@ -54,26 +62,26 @@ def within(parts: Iterable[str], sentence: str, max_tokens: int, *, ends: str = 
         a text of at most ``max_tokens`` tokens, as ``count`` has it.
     """
     if not max_tokens:
-        return sentence.join(parts)
+        return sentence.join(part.text for part in parts)
     text = ""
     for part in parts:
         before = f"{text}{sentence}" if text else ""
-        if count(before + part) > max_tokens:
+        if count(before + part.text) > max_tokens:
             kept = _beginning(part, before, max_tokens, count).rstrip(f"{ends} ")
-            return before + kept if kept else text
-        text = before + part
+            return before + kept if len(kept) > part.least else text
+        text = before + part.text
     return text
 
 
-def _beginning(part: str, before: str, most: int, count: Tokens) -> str:
-    """The whole words of ``part`` that fit behind ``before``. Where there would be no text at all, as much of the first
+def _beginning(part: Piece, before: str, most: int, count: Tokens) -> str:
+    """The whole words of a part that fit behind ``before``. Where there would be no text at all, as much of the first
     word as fits: Thai has none between spaces that would."""
 
     def needed(place: int) -> int:
-        return count(before + part[:place])
+        return count(before + part.text[:place])
 
-    words = [match.start() for match in _BREAK.finditer(part)]
+    words = [match.start() for match in _BREAK.finditer(part.text)]
     fits = bisect_right(words, most, key=needed)
     if fits:
-        return part[: words[fits - 1]]
-    return "" if before else part[: bisect_right(range(len(part)), most, key=needed) - 1]
+        return part.text[: words[fits - 1]]
+    return "" if before else part.text[: bisect_right(range(1, len(part.text)), most, key=needed)]
