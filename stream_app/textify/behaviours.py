@@ -60,7 +60,7 @@ def behaviour_text(
         KeyError: when the language has no such domain.
     """
     phrases = language.behaviours
-    title = item_title(behaviour.item.title, masks) if behaviour.item is not None else ""
+    title = item_title(behaviour.item.title, masks, unshout=language.unshout) if behaviour.item is not None else ""
     title = clip(title, WORDS_CHARS)
     text = event_text(behaviour.text, max_chars=WORDS_CHARS, masks=masks)
     if title and text:

@@ -33,7 +33,7 @@ _LABEL_SEPARATORS = str.maketrans({"_": " ", ">": ",", "|": ","})
 
 
 def value_of(
-    item: Item, name: str, attributes: Mapping[str, Sequence[str]], masks: Masks | None
+    item: Item, name: str, attributes: Mapping[str, Sequence[str]], *, masks: Masks | None = None, unshout: bool = True
 ) -> str | Iterable[str]:
     """What ``item`` says of ``name``: words (perhaps none), or names.
 
@@ -41,21 +41,25 @@ def value_of(
         name: one of :data:`FIELDS` or of ``attributes``.
         attributes: by name, the places to look at (attributes or fields); the first that says something counts.
         masks: what is masked, see :func:`stream_app.textify.masking.mask`.
+        unshout: whether a title all in capitals becomes a sentence.
 
     Names are made when they are asked for; empty ones among those of a field are left in.
     """
     if name in FIELDS:
-        return _field(item, name, masks)
+        return _field(item, name, masks, unshout)
     for place in attributes[name]:
-        value = _field(item, place, masks) if place in FIELDS else _attribute(item.attributes.get(place), masks)
+        if place in FIELDS:
+            value = _field(item, place, masks, unshout)
+        else:
+            value = _attribute(item.attributes.get(place), masks)
         if value := value if isinstance(value, str) else list(filter(None, value)):
             return value
     return ""
 
 
-def _field(item: Item, name: str, masks: Masks | None) -> str | Iterable[str]:
+def _field(item: Item, name: str, masks: Masks | None, unshout: bool) -> str | Iterable[str]:
     if name == "title":
-        return item_title(item.title, masks)
+        return item_title(item.title, masks, unshout=unshout)
     if name == "brand":
         return clip(plain(item.brand or "", masks), BRAND_CHARS)
     if name == "description":
@@ -64,13 +68,13 @@ def _field(item: Item, name: str, masks: Masks | None) -> str | Iterable[str]:
     return label_names(item.categories if name == "categories" else item.tags, masks)
 
 
-def item_title(raw: str, masks: Masks | None = None) -> str:
-    """The title, shouting undone: all capitals of several words becomes a sentence.
+def item_title(raw: str, masks: Masks | None = None, *, unshout: bool = True) -> str:
+    """The title; where ``unshout`` says so all capitals of several words becomes a sentence.
 
     Models that tell case apart read capitals letter by letter; one word stays as it is, it may be an acronym.
     """
     title = clip(plain(raw, masks), TITLE_CHARS)
-    return title.capitalize() if " " in title and title.isupper() else title
+    return title.capitalize() if unshout and " " in title and title.isupper() else title
 
 
 def label_names(labels: Iterable[str], masks: Masks | None = None) -> Iterator[str]:

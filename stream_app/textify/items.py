@@ -71,7 +71,7 @@ def _part(item: Item, part: Part, language: Language, said: Said, masks: Masks |
     """A part in words; nothing when one of its placeholders has nothing to say, or nothing new."""
     before, values = said.words, []
     for name in part.names:
-        value = value_of(item, name, language.attributes, masks)
+        value = value_of(item, name, language.attributes, masks=masks, unshout=language.unshout)
         if isinstance(value, str):
             values.append(said.new(value))
         else:

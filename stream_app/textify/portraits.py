@@ -82,7 +82,7 @@ def _profile(
         if name == "blocked":
             return names((*user.blocked_categories, *user.blocked_brands))
         liked = (items[item_id] for item_id in user.liked_items if item_id in items)
-        titles = (clip(item_title(item.title, masks), TITLE_CHARS) for item in liked)
+        titles = (clip(item_title(item.title, masks, unshout=language.unshout), TITLE_CHARS) for item in liked)
         return listed(dict.fromkeys(filter(None, titles)), language.listing)
 
     return told

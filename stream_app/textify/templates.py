@@ -80,6 +80,7 @@ class Language:
         tag: its BCP 47 tag in lower case, the name of its file.
         sentence, listing: what stands between two parts, and between two names of a list.
         ends: characters taken off the end of a part.
+        unshout: whether a title all in capitals becomes a sentence.
         attributes: for each placeholder that is no field, where its value is looked for.
         templates: by domain.
         behaviours: phrases for what users did.
@@ -90,6 +91,7 @@ class Language:
     sentence: str
     listing: str
     ends: str
+    unshout: bool
     attributes: Mapping[str, tuple[str, ...]]
     templates: Mapping[str, Template]
     behaviours: Behaviours
@@ -189,6 +191,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     sentence: str
     listing: str
     ends: str = ""
+    unshout: bool = False
     attributes: dict[str, list[str]] = {}
     domains: dict[str, _Domain]
     behaviours: _Behaviours
@@ -210,6 +213,7 @@ def _language(tag: str, file: str, table: Mapping[str, Any]) -> Language:
         sentence=given.sentence,
         listing=given.listing,
         ends=given.ends,
+        unshout=given.unshout,
         attributes=attributes,
         templates={
             domain: Template(
