@@ -521,7 +521,7 @@ class TextifySettings(_Group):
         "books, or one of your own.",
     )
     masks: dict[str, str] = Field(
-        default_factory=dict,
+        {},
         max_length=64,
         description="Names and regular expressions: in every text what matches is replaced by the name in brackets, "
         "after e-mail addresses, telephone and card numbers are.",

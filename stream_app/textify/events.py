@@ -15,6 +15,8 @@ __all__ = ["event_text", "said"]
 
 _MARKUP_ALLOWANCE = 8
 """Raw characters looked at per character kept, so that a megabyte of text costs as little as a page."""
+_MOST_NAMES = 64
+"""Categories of a context that are looked at; as many as an item has at most."""
 
 
 def event_text(text: str, *, max_chars: int, masks: Masks | None = None) -> str:
@@ -30,13 +32,14 @@ def said(event: Interaction, *, max_chars: int, masks: Masks | None = None) -> s
         return event_text(event.text, max_chars=max_chars, masks=masks)
     if event.item_id is not None or event.items or not event.context:
         return ""
-    return event_text(_context(event.context, masks), max_chars=max_chars, masks=masks)
+    return event_text(_context(event.context, max_chars, masks), max_chars=max_chars, masks=masks)
 
 
-def _context(context: Mapping[str, Any], masks: Masks | None) -> str:
+def _context(context: Mapping[str, Any], max_chars: int, masks: Masks | None) -> str:
     """Context is anything a producer likes; what is not of the expected kind says nothing."""
     query, category = context.get("query"), context.get("category")
     if isinstance(query, str) and query.strip():
         return query
     names = [category] if isinstance(category, str) else category if isinstance(category, list) else []
-    return ", ".join(filter(None, label_names((name for name in names if isinstance(name, str)), masks)))
+    words = (shortened(name, max_chars * _MARKUP_ALLOWANCE) for name in names[:_MOST_NAMES] if isinstance(name, str))
+    return ", ".join(filter(None, label_names(words, masks)))

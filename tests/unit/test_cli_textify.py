@@ -43,7 +43,7 @@ def test_text_template_cuts_and_masks_are_shown(
         "  not read, beyond encoder.max_tokens:  [email], [email]",
         "  cut, beyond textify.max_tokens: , warm and [case] blue",
         "  masked: case 1, email 2",
-        "song  (music, zh, about 9 tokens)",
+        "song  (music, zh, about 8 tokens)",
         "  Mug。演唱：Ann",
     ]
     assert shown[8] == "  (nothing: it has no visible text)"
