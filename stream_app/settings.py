@@ -537,9 +537,10 @@ class TextifySettings(_Group):
     @field_validator("templates")
     @classmethod
     def _readable(cls, value: Path | None) -> Path | None:
-        value = value and value.expanduser()
-        load_languages(value)
-        return value
+        if value is None:
+            return None
+        load_languages(value.expanduser())
+        return value.expanduser().resolve()  # Processes that we start may be elsewhere.
 
     @field_validator("language")
     @classmethod

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from schemas.messages import Interaction, Item, User
 from stream_app.textify.behaviours import Behaviour, behaviour_text
-from stream_app.textify.events import event_text, said
+from stream_app.textify.events import said
 from stream_app.textify.items import item_parts, render_item
 from stream_app.textify.masking import MASKS, Masks, pattern_mask
 from stream_app.textify.portraits import portrait
@@ -99,10 +99,6 @@ class Textifier:
     def said(self, event: Interaction, *, max_chars: int) -> str:
         """What an event says in words, see :func:`stream_app.textify.events.said`."""
         return said(event, max_chars=max_chars, masks=self.masks)
-
-    def text(self, text: str, *, max_chars: int) -> str:
-        """Free text, see :func:`stream_app.textify.events.event_text`."""
-        return event_text(text, max_chars=max_chars, masks=self.masks)
 
     def profile(self, user: User, *, max_chars: int) -> tuple[str, ...]:
         """What of a profile is embedded, see :func:`stream_app.textify.profiles.profile_texts`."""

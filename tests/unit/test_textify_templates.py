@@ -317,6 +317,7 @@ class TestSettings:
         settings = load_settings(
             textify={"templates": tmp_path, "domain": "cars", "max_tokens": 4, "masks": {"plate": r"[A-Z]{2} \d{5}"}}
         )
+        assert settings.textify.templates == tmp_path.resolve()
         made = Textifier.of(settings.textify)
         assert made.item(item(title="AB 12345", brand="Volta")) == "[plate]"
         assert Textifier.of(load_settings().textify).item(item(title="car AB 12345")) == "car AB 12345"
