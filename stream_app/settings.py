@@ -35,6 +35,9 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from stream_app.errors import SettingsError
+from stream_app.textify.masking import pattern_mask
+from stream_app.textify.templates import load_languages
+from stream_app.textify.textifier import checked_domain, checked_language
 
 __all__ = [
     "DEFAULT_EVENT_TYPES",
@@ -505,6 +508,74 @@ class SlateSettings(_Group):
     language: Literal["en", "zh"] = Field("en", description="Language of reasons.")
 
 
+class TextifySettings(_Group):
+    """What models read of items and of what users say; docs/textify.md."""
+
+    templates: Path | None = Field(
+        None,
+        description="Folder of template files (da.toml, zh.toml) that add languages, or change those that are shipped.",
+    )
+    language: str = Field(
+        "en",
+        min_length=2,
+        max_length=35,
+        description="Templates of items that name no language there are templates for (BCP 47 tag).",
+    )
+    domain: str = Field(
+        "shop",
+        max_length=64,
+        description="Templates of items whose attributes name no domain: shop, news, video, music, games, courses, "
+        "books, or one of your own.",
+    )
+    masks: dict[str, str] = Field(
+        {},
+        max_length=64,
+        description="Names and regular expressions: in every text what matches is replaced by the name in brackets, "
+        "after e-mail addresses, telephone and card numbers are.",
+    )
+    max_tokens: int = Field(
+        0,
+        ge=0,
+        le=8_192,
+        description="Budget of an item's text, which takes parts in order of importance (tokens, estimated); 0: none, "
+        "all parts go to the encoder, which cuts at encoder.max_tokens.",
+    )
+
+    @field_validator("templates")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is None:
+            return None
+        load_languages(value.expanduser())
+        return value.expanduser().resolve()  # Processes that we start may be elsewhere.
+
+    @field_validator("language")
+    @classmethod
+    def _spoken(cls, value: str, info: ValidationInfo) -> str:
+        if "templates" in info.data:
+            checked_language(value, load_languages(info.data["templates"]))
+        return value
+
+    @field_validator("domain")
+    @classmethod
+    def _described(cls, value: str, info: ValidationInfo) -> str:
+        if "templates" in info.data and "language" in info.data:
+            checked_domain(value, checked_language(info.data["language"], load_languages(info.data["templates"])))
+        return value
+
+    @field_validator("masks")
+    @classmethod
+    def _patterns(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, pattern in value.items():
+            if not _MASK_NAME.fullmatch(name):
+                raise ValueError(f"mask {name!r}: a name is 1 to 32 letters, digits, - and _")
+            pattern_mask(name, pattern)
+        return value
+
+
+_MASK_NAME = re.compile(r"[\w-]{1,32}")
+
+
 class EncoderSettings(_Group):
     """The encoder pool."""
 
@@ -634,6 +705,7 @@ class Settings(BaseSettings):
     factors: FactorSettings = Field(default_factory=FactorSettings)
     ranker: RankerSettings = Field(default_factory=RankerSettings)
     slate: SlateSettings = Field(default_factory=SlateSettings)
+    textify: TextifySettings = Field(default_factory=TextifySettings)
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     replica: ReplicaSettings = Field(default_factory=ReplicaSettings)

@@ -17,7 +17,7 @@ from stream_app.delivery.records import InRecord
 from stream_app.errors import EncodeError, InvalidMessage
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
-from stream_app.textify import item_text, text_hash
+from stream_app.textify import Textifier, text_hash
 from workers.pool import EncoderPool, Priority
 
 __all__ = ["CatalogueAgent"]
@@ -59,6 +59,7 @@ class CatalogueAgent(Agent):
         self.pool = pool
         self._number = number
         self._vectors_topic = self.topics.vectors_of(number)
+        self._textifier = Textifier.of(settings.textify)
 
     @property
     def group(self) -> str:
@@ -100,7 +101,7 @@ class CatalogueAgent(Agent):
             if item is None
         ]
         items = [(record, item) for record, item in latest.values() if item is not None]
-        texts = [item_text(item) for _, item in items]
+        texts = [self._textifier.item(item) for _, item in items]
         # One poisonous text costs the others nothing: each has an outcome of its own.
         outcomes = await pool.encode_each(texts, Priority.CATALOGUE) if pool is not None and texts else []
         for (record, item), text, vector in zip(items, texts, outcomes, strict=True):

@@ -44,7 +44,7 @@ from stream_app.replicas.replica import ItemChange
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.stores.users import UserStore
-from stream_app.textify import said
+from stream_app.textify import Textifier
 from stream_app.users.nearby import NearbyUsers, Newest, best_first
 from stream_app.users.profiles import profile_of
 from stream_app.users.showing import Showing
@@ -149,6 +149,7 @@ class InteractionsAgent(Agent):
         self._stage = stage
         self._serving = serving
         self._pool = pool
+        self._textifier = Textifier.of(settings.textify)
         self._oldest = datetime.fromisoformat(settings.events.oldest).timestamp()
         self._item_partitions = settings.topics.partitions
         self._busy = asyncio.Lock()
@@ -578,7 +579,7 @@ class InteractionsAgent(Agent):
 
     def _decode_profile(self, record: InRecord) -> SourcedProfile:
         user_id, user = decode_user(record.key, record.value, record.headers)
-        profile = None if user is None else profile_of(user, self.settings.users)
+        profile = None if user is None else profile_of(user, self.settings.users, self._textifier)
         return SourcedProfile(user_id, profile, record.partition, record.offset, record.timestamp_s)
 
     def _decode(self, record: InRecord, now: float) -> SourcedEvent:
@@ -824,7 +825,7 @@ class InteractionsAgent(Agent):
         texts = {entry.text for state in states.values() for entry in state.history if entry.text}
         texts.update(text for state in states.values() if state.profile is not None for text in state.profile.texts)
         texts.update(more)
-        texts.update(said(sourced.event, max_chars=kept) for sourced in events)
+        texts.update(self._textifier.said(sourced.event, max_chars=kept) for sourced in events)
         texts.discard("")
         return await self._encoded(texts)
 

@@ -25,8 +25,7 @@ from stream_app.evaluation.report import Run, report
 from stream_app.evaluation.vectors import default_cache, text_vectors
 from stream_app.memory import settle
 from stream_app.settings import Settings
-from stream_app.textify import said
-from stream_app.textify.items import item_text
+from stream_app.textify import Textifier
 from stream_app.warm_up import warm_up
 
 __all__ = ["Encoded", "encode_log", "evaluate_log"]
@@ -64,13 +63,14 @@ def encode_log(
 
     Args:
         log: the data.
-        settings: the encoder, and how much of an event's text is kept.
+        settings: the encoder, the templates, and how much of an event's text is kept.
         cache: folder for vectors; None: one in the system's folder for temporary files.
         on_progress: told how many texts are encoded, and of how many.
     """
-    of_items = {item.item_id: item_text(item) for item in log.items if item.item_id not in log.without_text}
+    textifier = Textifier.of(settings.textify)
+    of_items = {item.item_id: textifier.item(item) for item in log.items if item.item_id not in log.without_text}
     kept = settings.users.text_history_chars
-    of_events = {said(event, max_chars=kept) for event in log.interactions} - {""}
+    of_events = {textifier.said(event, max_chars=kept) for event in log.interactions} - {""}
     if not of_items and not of_events:
         return Encoded()
     space, vectors = text_vectors(
