@@ -140,13 +140,13 @@ async def test_who_starts_after_the_cut_over_starts_in_the_new_space(settings: S
     async with live(settings) as pipeline:
         await pipeline.indexed(ITEMS)
         assert served(pipeline).startswith(space.space)
-        slate = await pipeline.slate_after("u0", await pipeline.event("u0", "i7"))
+        slate = await pipeline.slate_after("v", await pipeline.event("v", "i7"))
         assert slate.versions.space == served(pipeline)
         assert slate.items
     # From its snapshot.
     async with live(settings) as pipeline:
         assert served(pipeline).startswith(space.space)
-        slate = await pipeline.slate_after("u0", await pipeline.event("u0", "i8"))
+        slate = await pipeline.slate_after("w", await pipeline.event("w", "i8"))
         assert slate.items
     # The first space goes: the catalogue is checked as before, and vectors are made in the other one alone.
     await retire_space(settings, "0")
