@@ -1,0 +1,125 @@
+"""Bytes to a picture, with bounds on everything: what people upload is not trusted. Only this module imports Pillow.
+
+Called in an encoder process, never in one that holds state: whatever a decoder does wrong ends that process alone.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from enum import IntEnum
+from io import BytesIO
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+__all__ = ["MAX_RATIO", "Reason", "Unusable", "decode_picture"]
+
+MAX_RATIO = 32
+"""A picture longer than so many times its width is none: models see squares, and bringing the short side of a strip to
+their size would make the long one huge."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+
+# The bound is ours, checked before any pixel is decoded; Pillow's own warns first and depends on a global.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class Reason(IntEnum):
+    """Why an item's image is not used. The numbers go over the socket (:mod:`workers.picture_requests`)."""
+
+    ELSEWHERE = 1
+    """It is at an address; nothing is fetched."""
+    OUTSIDE = 2
+    """Its path leads out of the folder of images."""
+    MISSING = 3
+    """There is no such file, or it cannot be read."""
+    TOO_LARGE = 4
+    """The file has more bytes than the settings allow."""
+    TOO_MANY_PIXELS = 5
+    """The picture has more pixels than the settings allow."""
+    STRIP = 6
+    """It is longer than :data:`MAX_RATIO` times its width, or wider than so many times its height."""
+    FORMAT = 7
+    """It is no JPEG, PNG, WebP or GIF."""
+    DAMAGED = 8
+    """It begins as a picture and cannot be decoded."""
+    CHANGED = 9
+    """The file changed between two readings."""
+    POISON = 10
+    """It ended every encoder process that tried it."""
+
+
+class Unusable(Exception):  # noqa: N818 - as the errors of the tree: named for what it says
+    """No picture: ``reason`` says why."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.name.lower())
+        self.reason = reason
+
+
+def decode_picture(content: bytes, *, max_pixels: int) -> Image.Image:
+    """The picture as people see it: RGB, turned as its EXIF orientation says, on white where it is transparent; the
+    first frame of a moving one.
+
+    Args:
+        content: a JPEG, PNG, WebP or GIF file.
+        max_pixels: width times height, at most.
+
+    Raises:
+        Unusable: when it is none, is damaged or cut off, or is larger than allowed.
+    """
+    # Pillow's WebP reader takes memory for the whole picture when it opens it, before anybody can look at the size.
+    _check_size(_webp_size(content), max_pixels)
+    try:
+        image = Image.open(BytesIO(content), formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise Unusable(Reason.FORMAT) from None
+    except Exception as error:  # decoders raise whatever comes to pass: struct.error, SyntaxError, EOFError
+        raise Unusable(Reason.DAMAGED) from error
+    _check_size(image.size, max_pixels)
+    try:
+        image.load()
+        return _on_white(_upright(image))
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise Unusable(Reason.DAMAGED) from error
+
+
+def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
+    if size is None:
+        return
+    width, height = size
+    if width < 1 or height < 1:
+        raise Unusable(Reason.DAMAGED)
+    if width * height > max_pixels:
+        raise Unusable(Reason.TOO_MANY_PIXELS)
+    if max(size) > MAX_RATIO * min(size):
+        raise Unusable(Reason.STRIP)
+
+
+def _webp_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height as a WebP file's first chunk says (RFC 9649, section 2); None for anything else."""
+    head = content[:30]
+    if len(head) < 30 or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return None
+    if head[12:16] == b"VP8X":
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+    if head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    with suppress(Exception):  # a picture with odd EXIF data is still a picture
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    shown = image.convert("RGBA")
+    ground = Image.new("RGBA", shown.size, "white")
+    ground.alpha_composite(shown)
+    return ground.convert("RGB")
