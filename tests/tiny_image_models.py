@@ -91,21 +91,16 @@ def _tokenizer(folder: Path) -> dict[str, int]:
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "<begin>", "<unknown>", "<end>", *string.ascii_letters, " "]
+    special = {"pad_token": "<pad>", "bos_token": "<begin>", "unk_token": "<unknown>", "eos_token": "<end>"}
+    words = [*special.values(), *string.ascii_letters, " "]
     vocabulary = {word: number for number, word in enumerate(words)}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unknown>"))
+    tokenizer = Tokenizer(WordLevel(vocabulary, special["unk_token"]))
     tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
     tokenizer.post_processor = TemplateProcessing(
         single="<begin> $A <end>", special_tokens=[("<begin>", 1), ("<end>", 3)]
     )
     folder.mkdir(parents=True)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<begin>",
-        eos_token="<end>",
-        unk_token="<unknown>",
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     return vocabulary
 
 

@@ -1,9 +1,9 @@
 """Which model makes vectors of images, and which vector space it spans, found from the model's files alone.
 
-A model is a folder as transformers saves CLIP (Radford et al. 2021, arXiv 2103.00020) or SigLIP (Zhai et al. 2023, arXiv
-2303.15343; SigLIP 2 of fixed resolution calls itself ``siglip`` too): ``config.json``, ``preprocessor_config.json``, a
-tokenizer and ``*.safetensors``. Texts and images have vectors of one space. Nothing is ever downloaded and no code from
-the folder is run.
+A model is a folder as transformers saves CLIP (Radford et al. 2021, arXiv 2103.00020) or SigLIP (Zhai et al. 2023,
+arXiv 2303.15343; SigLIP 2 of fixed resolution calls itself ``siglip`` too): ``config.json``,
+``preprocessor_config.json``, a tokenizer and ``*.safetensors``. Texts and images have vectors of one space. Nothing is
+ever downloaded and no code from the folder is run.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from transformers.utils import logging as transformers_logging
 from stream_app.errors import SettingsError
 from workers.image_models import ImageModelInfo
 from workers.models import Precision
-from workers.picture_requests import read_picture, refusal, requested_text
-from workers.pictures import Unusable, decode_picture
+from workers.picture_requests import Unusable, read_picture, refusal, requested_text
+from workers.pictures import decode_picture
 
 # Importing it also sets the environment that keeps transformers off the network and its threads asleep.
 from workers.transformer import _TORCH_TYPES, _out_of_memory, _pick_device, _pick_precision
@@ -192,7 +192,7 @@ class ImageEncoder:
         if highest >= rows:
             raise _refused(
                 info,
-                f"the tokenizer has tokens up to {highest}, the model embeddings for {rows}; they do not belong together",
+                f"the tokenizer has tokens up to {highest}, the model embeddings for {rows}; they are not of one model",
             )
         try:
             pixels = self._pixels(Image.new("RGB", (2 * info.side, info.side), "gray"))
@@ -228,7 +228,8 @@ def _load(info: ImageModelInfo, what: str, load: Callable[[], Any]) -> Any:
         return load()
     except Exception as error:  # a folder may be wrong in ways that transformers does not foresee
         raise _refused(
-            info, f"its {what} cannot be loaded ({error}); save the whole processor of the model there, or fetch it again"
+            info,
+            f"its {what} cannot be loaded ({error}); save the whole processor of the model there, or fetch it again",
         ) from error
 
 
@@ -244,7 +245,9 @@ def _load_weights(info: ImageModelInfo, dtype: torch.dtype, device: torch.device
         )
         model.eval().to(device)
     except Exception as error:  # as above; a lack of memory, too, is for people to act on
-        raise _refused(info, f"the model cannot be loaded on {device}: {error}; fetch it again or free memory") from error
+        raise _refused(
+            info, f"the model cannot be loaded on {device}: {error}; fetch it again or free memory"
+        ) from error
     # transformers would fill these with random numbers.
     wrong = sorted(str(one) for one in (*report["missing_keys"], *report["mismatched_keys"]))
     if wrong:

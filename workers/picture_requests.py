@@ -1,9 +1,9 @@
 """What is asked of an image model's process, as the strings that the pool knows how to queue, cache and try again.
 
-``text``: a text. ``file``: a picture below the folder of images, with the digest of its bytes, so that what is cached is
-of these bytes and no others. ``data``: a picture in the string itself.
+``text``: a text. ``file``: a picture below the folder of images, with the digest of its bytes, so that what is cached
+is of these bytes and no others. ``data``: a picture in the string itself.
 
-An answer is a row of numbers, a unit vector. A row for a picture that is none (:class:`~workers.pictures.Reason`) holds
+An answer is a row of numbers, a unit vector. A row for a picture that is none (:class:`Reason`) holds
 minus ten and the reason's number in its first place and zeros else, which no unit vector does.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from binascii import Error as Base64Error
+from enum import IntEnum
 from hashlib import blake2b
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -20,10 +21,11 @@ import numpy as np
 import pybase64
 from numpy.typing import NDArray
 
-from workers.pictures import Reason, Unusable
-
 __all__ = [
+    "MAX_RATIO",
     "MOST_CHARS",
+    "Reason",
+    "Unusable",
     "ask_for_data",
     "ask_for_file",
     "ask_for_text",
@@ -37,8 +39,44 @@ __all__ = [
 
 MOST_CHARS = 8_192
 """Longer requests are cut; the longest image_url of an item has 4,096 characters."""
+MAX_RATIO = 32
+"""A picture longer than so many times its width is none: models see squares, and bringing the short side of a strip to
+their size would make the long one huge."""
 _TEXT, _FILE, _DATA = "text\n", "file\n", "data\n"
 _OFFSET = 10.0
+
+
+class Reason(IntEnum):
+    """Why an item's image is not used. The numbers go over the socket."""
+
+    ELSEWHERE = 1
+    """It is at an address; nothing is fetched."""
+    OUTSIDE = 2
+    """Its path leads out of the folder of images."""
+    MISSING = 3
+    """There is no such file, or it cannot be read."""
+    TOO_LARGE = 4
+    """The file has more bytes than the settings allow."""
+    TOO_MANY_PIXELS = 5
+    """The picture has more pixels than the settings allow."""
+    STRIP = 6
+    """It is longer than :data:`MAX_RATIO` times its width, or wider than so many times its height."""
+    FORMAT = 7
+    """It is no JPEG, PNG, WebP or GIF."""
+    DAMAGED = 8
+    """It begins as a picture and cannot be decoded."""
+    CHANGED = 9
+    """The file changed between two readings."""
+    POISON = 10
+    """It ended every encoder process that tried it."""
+
+
+class Unusable(Exception):
+    """No picture: ``reason`` says why."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.name.lower())
+        self.reason = reason
 
 
 def ask_for_text(text: str) -> str:

@@ -6,54 +6,18 @@ Called in an encoder process, never in one that holds state: whatever a decoder 
 from __future__ import annotations
 
 from contextlib import suppress
-from enum import IntEnum
 from io import BytesIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["MAX_RATIO", "Reason", "Unusable", "decode_picture"]
+from workers.picture_requests import MAX_RATIO, Reason, Unusable
 
-MAX_RATIO = 32
-"""A picture longer than so many times its width is none: models see squares, and bringing the short side of a strip to
-their size would make the long one huge."""
+__all__ = ["decode_picture"]
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 
 # The bound is ours, checked before any pixel is decoded; Pillow's own warns first and depends on a global.
 Image.MAX_IMAGE_PIXELS = None
-
-
-class Reason(IntEnum):
-    """Why an item's image is not used. The numbers go over the socket (:mod:`workers.picture_requests`)."""
-
-    ELSEWHERE = 1
-    """It is at an address; nothing is fetched."""
-    OUTSIDE = 2
-    """Its path leads out of the folder of images."""
-    MISSING = 3
-    """There is no such file, or it cannot be read."""
-    TOO_LARGE = 4
-    """The file has more bytes than the settings allow."""
-    TOO_MANY_PIXELS = 5
-    """The picture has more pixels than the settings allow."""
-    STRIP = 6
-    """It is longer than :data:`MAX_RATIO` times its width, or wider than so many times its height."""
-    FORMAT = 7
-    """It is no JPEG, PNG, WebP or GIF."""
-    DAMAGED = 8
-    """It begins as a picture and cannot be decoded."""
-    CHANGED = 9
-    """The file changed between two readings."""
-    POISON = 10
-    """It ended every encoder process that tried it."""
-
-
-class Unusable(Exception):  # noqa: N818 - as the errors of the tree: named for what it says
-    """No picture: ``reason`` says why."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.name.lower())
-        self.reason = reason
 
 
 def decode_picture(content: bytes, *, max_pixels: int) -> Image.Image:

@@ -18,7 +18,7 @@ from stream_app.settings import EncoderSettings
 from stream_app.textify import text_hash
 from workers.child import DEFAULT_COMMAND
 from workers.driver import Driver, PoolStats
-from workers.models import describe_model
+from workers.models import ModelInfo, describe_model
 from workers.waiting import Priority, Ticket, WaitingTexts, same_error
 
 __all__ = ["EncoderPool", "PoolStats", "Priority", "VectorCache"]
@@ -46,7 +46,8 @@ class EncoderPool:
     """Encoder processes behind one coroutine.
 
     Use from one event loop. ``settings`` are the encoder's. ``cache`` is asked before a process is. ``command`` starts
-    a process; it gets ``--fd`` and ``--parent`` appended and speaks :mod:`workers.frames`.
+    a process; it gets ``--fd`` and ``--parent`` appended and speaks :mod:`workers.frames`. ``info`` is of the model in
+    the settings, where it is not one of texts.
 
     Raises:
         SettingsError: at once, when the model in the settings cannot be used.
@@ -58,9 +59,10 @@ class EncoderPool:
         *,
         cache: VectorCache | None = None,
         command: Sequence[str] = DEFAULT_COMMAND,
+        info: ModelInfo | None = None,
     ) -> None:
         self._cache = cache
-        info = describe_model(settings.model)
+        info = info or describe_model(settings.model)
         self.space = info.space
         self.dimensions = info.dimensions
         self.stats = PoolStats()

@@ -4,13 +4,13 @@ Late fusion by weighted concatenation: of unit vectors ``t`` (text) and ``v`` (i
 
     fused = [ sqrt(1 - w) * t,  sqrt(w) * v ]        cosine of two = (1 - w) * cos(t, t') + w * cos(v, v')
 
-so one index of one space searches both, and the cosine is the weighted sum that late fusion ranks by (Snoek et al. 2005,
-doi 10.1145/1101149.1101236). What has no image has its text alone, ``[t, 0]``: no number is invented for what is not
-there. Its cosine with what has one is ``sqrt(1 - w) * cos(t, t')``.
+so one index of one space searches both, and the cosine is the weighted sum that late fusion ranks by (Snoek et al.
+2005, doi 10.1145/1101149.1101236). What has no image has its text alone, ``[t, 0]``: no number is invented for what is
+not there. Its cosine with what has one is ``sqrt(1 - w) * cos(t, t')``.
 
-Why not the image model's vector of the *text* in that place: vectors of texts and of images lie in two narrow cones apart
-(Liang et al. 2022, "Mind the Gap", arXiv 2203.02053), so items without an image would be near to each other, and to every
-search, because they have none, whatever they are.
+Why not the image model's vector of the *text* in that place: vectors of texts and of images lie in two narrow cones
+apart (Liang et al. 2022, "Mind the Gap", arXiv 2203.02053), so items without an image would be near to each other, and
+to every search, because they have none, whatever they are.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class LearnedWeight:
     Attributes:
         weight: of the image, 0 to 1.
         comparisons: of an item taken and one that was not, that it was learned from.
-        by_text, by_image, fused: share of comparisons in which the item taken is nearer: by the text alone, by the image
-            alone, by both with ``weight``. A half is chance.
+        by_text, by_image, fused: share of comparisons in which the item taken is nearer: by the text alone, by the
+            image alone, by both with ``weight``. A half is chance.
     """
 
     weight: float
@@ -94,9 +94,9 @@ def learn_weight(
     """The weight under which items that were taken together are nearer than items at random.
 
     Logistic regression on pairs, as in Bayesian personalised ranking (Rendle et al. 2009, arXiv 1205.2618): of the pair
-    (a, b) and a random item c, the two features are what the text's and the image's cosine with a are larger for b than
-    for c; with coefficients ``p`` and ``q``, both at least 0, the weight is ``q / (p + q)``. The loss is convex, so there
-    is one answer and no grid. How sure the cosines are (their scale) is learned along with it and left out.
+    (a, b) and a random item c, the two features are by how much the text's and the image's cosine with a is larger for
+    b than for c; with coefficients ``p`` and ``q``, both at least 0, the weight is ``q / (p + q)``. The loss is convex,
+    so there is one answer and no grid. How sure the cosines are (their scale) is learned along with it and left out.
 
     Args:
         text: float32 [n, text dimensions], unit length, of items that all have an image.
