@@ -132,13 +132,16 @@ def read_bounded(path: Path, *, max_bytes: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except (OSError, ValueError):
         raise Unusable(Reason.MISSING) from None
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
+    try:
+        # Asked of what is open, not of the path: between the two it could be exchanged.
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise Unusable(Reason.MISSING)
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             content = file.read(max_bytes + 1)
-        except OSError:
-            raise Unusable(Reason.MISSING) from None
+    except OSError:
+        raise Unusable(Reason.MISSING) from None
+    finally:
+        os.close(descriptor)
     if len(content) > max_bytes:
         raise Unusable(Reason.TOO_LARGE)
     return content

@@ -1,6 +1,7 @@
-"""Bytes to a picture, with bounds on everything: what people upload is not trusted. Only this module imports Pillow.
+"""Bytes to a picture, with bounds on everything: what people upload is not trusted.
 
-Called in an encoder process, never in one that holds state: whatever a decoder does wrong ends that process alone.
+Pillow decodes, in an encoder process and never in one that holds state: whatever a decoder does wrong ends that
+process alone.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255 instead of scaling them
+        return image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L").convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     shown = image.convert("RGBA")
