@@ -636,8 +636,8 @@ class EncoderSettings(_Group):
         50_000_000,
         ge=1_024,
         le=200_000_000,
-        description="An image of more is not used (pixels, width times height); each takes 3 to 8 bytes of memory while "
-        "it is decoded.",
+        description="An image of more is not used (pixels, width times height); each takes 3 to 8 bytes of memory "
+        "while it is decoded.",
     )
 
     @field_validator("image_weight")
