@@ -139,6 +139,45 @@ def compare(space: str, count: int, show: int, as_json: bool) -> None:
         output().print(pair)
 
 
+@spaces.command("image-weight")
+@click.argument("space")
+@click.option("--items", "count", type=click.IntRange(10, 100_000), default=20_000, show_default=True, help="Sample.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def image_weight(space: str, count: int, as_json: bool) -> None:
+    """Learn what images should count, from a space that was built with them and from what people take together.
+
+    Nothing is changed: build a space with the weight it says, and compare the two.
+    """
+    from stream_app.cli.console import output, run, to_json
+    from stream_app.images.weight import weight_of_images
+    from stream_app.settings import load_settings
+
+    settings = load_settings()
+    target = _find(settings, space)
+    learned, built = run(weight_of_images(settings, target, count=count))
+    if as_json:
+        click.echo(to_json({"learned": learned, "built_with": built}))
+        return
+    from rich.table import Table
+
+    table = Table(
+        title=f"{learned.comparisons:,} comparisons of an item taken and one that was not", title_justify="left"
+    )
+    table.add_column("by")
+    table.add_column("the item taken is nearer", justify="right")
+    table.add_row("text alone", f"{learned.by_text:.4f}")
+    table.add_row("image alone", f"{learned.by_image:.4f}")
+    table.add_row(f"both, image_weight = {learned.weight:.2f}", f"{learned.fused:.4f}")
+    output().print(table)
+    output().print(f"built with image_weight = {built:g}; build anew with: {_rebuild(target, learned.weight)}")
+
+
+def _rebuild(space: ModelSpace, weight: float) -> str:
+    """The command that builds the space with another weight of images."""
+    changes = space.encoder | {"image_weight": round(min(max(weight, 0.01), 0.99), 2)}
+    return " ".join(["tailrace spaces build", *(f"--set {name}={value}" for name, value in changes.items())])
+
+
 @spaces.command()
 @click.argument("space")
 @click.option("--force", is_flag=True, help="Although items are missing, or it is not fitted.")
