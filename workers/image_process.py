@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from workers.frames import Configure
 from workers.process import Encoder
@@ -20,23 +21,35 @@ from workers.process import main as run
 __all__ = ["command", "main"]
 
 
-def command(*, folder: Path | None, max_bytes: int, max_pixels: int) -> Sequence[str]:
-    """What starts such a process. Pictures are files below ``folder``, of so many bytes and pixels at most."""
+class Load(Protocol):
+    """Makes the encoder of a process."""
+
+    def __call__(self, configure: Configure, *, folder: Path | None, max_bytes: int, max_pixels: int) -> Encoder:
+        """Of these pictures, with these bounds."""
+        ...
+
+
+def command(module: str, *, folder: Path | None, max_bytes: int, max_pixels: int) -> Sequence[str]:
+    """What starts such a process, one that runs ``module``.
+
+    Pictures are files below ``folder``, of so many bytes and pixels at most.
+    """
     limits = ("--max-bytes", str(max_bytes), "--max-pixels", str(max_pixels))
     return (
-        *(sys.executable, "-m", "workers.image_process", *limits),
+        *(sys.executable, "-m", module, *limits),
         *(() if folder is None else ("--folder", str(folder))),
     )
 
 
-def main() -> None:
-    """Run an encoder process; the arguments of :mod:`workers.process` and those of :func:`command`."""
+def main(load: Load | None = None) -> None:
+    """Run an encoder process; the arguments are those of :mod:`workers.process` and of :func:`command`. ``load`` makes
+    the encoder (default: the model)."""
     parser = argparse.ArgumentParser(prog="python -m workers.image_process", allow_abbrev=False, add_help=False)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--max-bytes", type=int, required=True)
     parser.add_argument("--max-pixels", type=int, required=True)
     own, sys.argv[1:] = parser.parse_known_args()
-    run(partial(_load, folder=own.folder, max_bytes=own.max_bytes, max_pixels=own.max_pixels))
+    run(partial(load or _load, folder=own.folder, max_bytes=own.max_bytes, max_pixels=own.max_pixels))
 
 
 def _load(configure: Configure, *, folder: Path | None, max_bytes: int, max_pixels: int) -> Encoder:

@@ -1,7 +1,7 @@
 """Two encoder pools as one: texts by the text model, images and the same texts by the image model, fused.
 
-What goes wrong with an image (it is not there, no picture, too large, ended its process) costs the item its image half
-and nothing else; it is counted by reason.
+What goes wrong with an image (it is not there, no picture, too large, ended its process) costs the item its image and
+nothing else: in its place the image model reads the text, as where there is no image, and it is counted by reason.
 """
 
 from __future__ import annotations
@@ -68,8 +68,14 @@ def image_source(settings: EncoderSettings) -> ImageSource:
     )
 
 
-def image_pool(settings: EncoderSettings, source: ImageSource, *, cache: VectorCache | None = None) -> EncoderPool:
-    """The processes of the image model; not started.
+def image_pool(
+    settings: EncoderSettings,
+    source: ImageSource,
+    *,
+    cache: VectorCache | None = None,
+    module: str = "workers.image_process",
+) -> EncoderPool:
+    """The processes of the image model; not started. ``module`` is what they run.
 
     Raises:
         SettingsError: when the model cannot be used.
@@ -83,7 +89,12 @@ def image_pool(settings: EncoderSettings, source: ImageSource, *, cache: VectorC
             space=info.space, dimensions=info.dimensions, folder=info.folder, max_tokens=most, pooling="cls"
         ),
         cache=None if cache is None else VectorsOnly(cache),
-        command=command(folder=source.folder, max_bytes=settings.image_max_bytes, max_pixels=settings.image_max_pixels),
+        command=command(
+            module,
+            folder=source.folder,
+            max_bytes=settings.image_max_bytes,
+            max_pixels=settings.image_max_pixels,
+        ),
     )
 
 
@@ -199,7 +210,8 @@ class FusedPool:
     async def encode_items(
         self, texts: Sequence[str], image_urls: Sequence[str | None]
     ) -> list[NDArray[np.float32] | EncodeError]:
-        """The vectors of items: of their texts, and of their images where there are such; in the order given.
+        """The vectors of items: of their texts, and of their images where there are such (of their texts again where
+        there are none); in the order given.
 
         Each item has its own outcome: float32 [dimensions], unit length, or why its *text* has no vector. Counts what
         became of the images (:attr:`outcomes`).
@@ -207,46 +219,55 @@ class FusedPool:
         Raises:
             Unavailable, SettingsError: when one of the pools is closed or could not start a process.
         """
-        read, seen = await asyncio.gather(
-            self.text.encode_each(texts, Priority.CATALOGUE), self._encode_images(image_urls)
+        read, (seen, reasons) = await asyncio.gather(
+            self.text.encode_each(texts, Priority.CATALOGUE), self._see(texts, image_urls)
         )
-        reasons = [one.name.lower() for one in seen if isinstance(one, Reason)]
-        used = sum(isinstance(one, np.ndarray) for one in seen)
-        self.outcomes.update(reasons)
-        self.outcomes.update({USED: used, NONE: len(seen) - used - len(reasons)})
-        if reasons and self._clock() >= self._log_at:
-            self._log_at = self._clock() + LOG_INTERVAL_S
-            example = next(url for url, one in zip(image_urls, seen, strict=True) if isinstance(one, Reason))
-            _log.warning(
-                "images not used",
-                reasons=dict(Counter(reasons)),
-                example=(example or "")[:200],
-                effect="these items are embedded by their text alone; docs/images.md",
-                since_start={name: count for name, count in self.outcomes.items() if name not in (USED, NONE)},
-            )
+        self._count(image_urls, reasons)
         return self._fused(read, seen)
 
-    async def _encode_images(self, image_urls: Sequence[str | None]) -> list[NDArray[np.float32] | Reason | None]:
-        """Of each: its vector, why there is none, or None where there is no image."""
-        outcomes: list[NDArray[np.float32] | Reason | None] = [None] * len(image_urls)
+    async def _see(
+        self, texts: Sequence[str], image_urls: Sequence[str | None]
+    ) -> tuple[list[NDArray[np.float32] | EncodeError], dict[int, Reason]]:
+        """The image model's vector of each item, of its image or else its text; and by row why an image is not used."""
+        seen: dict[int, NDArray[np.float32] | EncodeError] = {}
+        reasons: dict[int, Reason] = {}
         wanted = {row: url for row, url in enumerate(image_urls) if url}
         for _ in range(_TRIES):
-            requests: dict[int, str] = {}
-            for row, asked in zip(wanted, await asyncio.to_thread(self._requests, list(wanted.values())), strict=True):
-                if isinstance(asked, Reason):
-                    outcomes[row] = asked
-                else:
-                    requests[row] = asked
-            if not requests:
-                break
+            found = await asyncio.to_thread(self._requests, list(wanted.values()))
+            asked = dict(zip(wanted, found, strict=True))
+            reasons |= {row: request for row, request in asked.items() if isinstance(request, Reason)}
+            requests = {row: request for row, request in asked.items() if not isinstance(request, Reason)}
             rows = await self.images.encode_each(list(requests.values()), Priority.CATALOGUE)
             for row, vector in zip(requests, rows, strict=True):
-                if isinstance(vector, EncodeError):
-                    outcomes[row] = Reason.POISON
+                reason = Reason.POISON if isinstance(vector, EncodeError) else reason_of(vector)
+                if reason is None:
+                    seen[row] = vector
+                    reasons.pop(row, None)
                 else:
-                    outcomes[row] = reason_of(vector) or vector
-            wanted = {row: url for row, url in wanted.items() if outcomes[row] is Reason.CHANGED}
-        return outcomes
+                    reasons[row] = reason
+            wanted = {row: url for row, url in wanted.items() if reasons.get(row) is Reason.CHANGED}
+            if not wanted:
+                break
+        left = [row for row in range(len(texts)) if row not in seen]
+        rows = await self.images.encode_each([ask_for_text(texts[row]) for row in left], Priority.CATALOGUE)
+        seen |= dict(zip(left, rows, strict=True))
+        return [seen[row] for row in range(len(texts))], reasons
+
+    def _count(self, image_urls: Sequence[str | None], reasons: Mapping[int, Reason]) -> None:
+        names = [reason.name.lower() for reason in reasons.values()]
+        none = sum(not url for url in image_urls)
+        self.outcomes.update(names)
+        self.outcomes.update({USED: len(image_urls) - none - len(names), NONE: none})
+        if not names or self._clock() < self._log_at:
+            return
+        self._log_at = self._clock() + LOG_INTERVAL_S
+        _log.warning(
+            "images not used",
+            reasons=dict(Counter(names)),
+            example=(image_urls[next(iter(reasons))] or "")[:200],
+            effect="the image model reads the texts of these items instead; docs/images.md",
+            since_start={name: count for name, count in self.outcomes.items() if name not in (USED, NONE)},
+        )
 
     def _requests(self, image_urls: Sequence[str]) -> list[str | Reason]:
         requests: list[str | Reason] = []
@@ -258,9 +279,7 @@ class FusedPool:
         return requests
 
     def _fused(
-        self,
-        read: Sequence[NDArray[np.float32] | EncodeError],
-        seen: Sequence[NDArray[np.float32] | EncodeError | Reason | None],
+        self, read: Sequence[NDArray[np.float32] | EncodeError], seen: Sequence[NDArray[np.float32] | EncodeError]
     ) -> list[NDArray[np.float32] | EncodeError]:
         outcomes: list[NDArray[np.float32] | EncodeError] = []
         nothing = np.zeros(self.images.dimensions, np.float32)
@@ -268,8 +287,8 @@ class FusedPool:
             if isinstance(text, EncodeError):
                 outcomes.append(text)
                 continue
-            there = isinstance(image, np.ndarray)
-            half = image if isinstance(image, np.ndarray) else nothing
+            there = not isinstance(image, EncodeError)
+            half = nothing if isinstance(image, EncodeError) else image
             outcomes.append(fuse(text[None], half[None], np.array([there]), self._weight)[0])
         return outcomes
 

@@ -13,15 +13,26 @@ from schemas.arrays import unpack_float32
 from schemas.decode import decode_item_vector
 from schemas.messages import ItemVector, ModelSpace
 from stream_app.delivery.reading import read_to_end
+from stream_app.errors import SpaceError
+from stream_app.images.fusion import WEIGHTS
 from stream_app.images.pool import FusedPool
+from stream_app.images.weight import LearnedWeight, weight_of_images
 from stream_app.settings import Settings
-from stream_app.space_operations import build_space, cut_over_to, follow_build, hindrances, roll_back_space
+from stream_app.space_operations import (
+    build_space,
+    cut_over_to,
+    follow_build,
+    hindrances,
+    present_control,
+    roll_back_space,
+)
+from stream_app.spaces.control import served_space
 from stream_app.topics import Topics
 from tests.integration.pipeline import Live, live
 from tests.tiny_image_models import picture, tiny_clip
 from tests.waiting import eventually
 
-ITEMS = 12
+ITEMS = 60
 TEXT = 384
 DIMENSIONS = TEXT + 24
 
@@ -84,15 +95,33 @@ async def test_a_space_of_text_and_image_is_built_served_and_left(
         assert {one.dimensions for one in found.values()} == {DIMENSIONS}
         for item_id, message in plain.items():
             fused, text = unpack_float32(found[item_id].vector), unpack_float32(message.vector)
-            has_image = item_id not in (f"i{ITEMS - 2}", f"i{ITEMS - 1}")
-            scale = np.sqrt(0.75) if has_image else 1.0
-            np.testing.assert_allclose(fused[:TEXT], scale * text, atol=1e-5)
-            assert np.linalg.norm(fused[TEXT:]) == pytest.approx(0.5 if has_image else 0.0, abs=1e-5)
+            np.testing.assert_allclose(fused[:TEXT], np.sqrt(0.75) * text, atol=1e-5)
+            assert np.linalg.norm(fused[TEXT:]) == pytest.approx(0.5, abs=1e-5)
         metrics = pipeline.tailrace.metrics.registry
         await eventually(
             lambda: metrics.get_sample_value("tailrace_item_images_total", {"outcome": "damaged"}) == 1,
             what="the count",
         )
+
+        # What images should count, from what people take together.
+        for number in range(24):
+            place = await pipeline.event(f"t{number % 3}", f"i{number % 3 * 10 + number // 3}")
+        await pipeline.slate_after("t2", place)
+
+        async def learned() -> LearnedWeight | None:
+            try:
+                return await weight_of_images(settings, space, count=1_000)
+            except SpaceError as error:
+                assert "taken together" in str(error)
+                return None
+
+        weight = await eventually(learned, timeout_s=60, interval_s=0.2, what="items taken together")
+        assert (weight.items, weight.built_with) == (ITEMS, 0.25)
+        assert weight.taken_items > 0
+        assert [one for one, _ in weight.recalls] == list(WEIGHTS)
+        assert weight.weight in WEIGHTS
+        with pytest.raises(SpaceError, match="of texts alone"):
+            await weight_of_images(settings, served_space((await present_control(settings))[0]), count=1_000)
 
         await cut_over_to(settings, space.space)
         await eventually(lambda: served(pipeline).startswith(space.space), timeout_s=60, what="the cut-over")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +24,7 @@ from stream_app.settings import EncoderSettings, load_settings
 from stream_app.stores.embedding_cache import EmbeddingCache
 from tests.tiny_image_models import picture, tiny_clip, tiny_siglip
 from tests.unit.encoder_process import vector_of
+from tests.unit.picture_process import picture_vector, text_vector
 from workers.faults import ENVIRONMENT
 from workers.image_models import describe_image_model
 from workers.models import describe_model
@@ -32,8 +35,8 @@ pytestmark = pytest.mark.model
 
 COMMAND = (sys.executable, "-m", "tests.unit.encoder_process")
 WEIGHT = 0.3
-TEXT = 384
-"""Numbers of a text vector."""
+TEXT, IMAGE = 384, 24
+"""Numbers of a text's and of an image's vector."""
 
 
 @pytest.fixture(name="model", scope="module")
@@ -57,12 +60,14 @@ def settings_of(model: Path, folder: Path | None, **changes: Any) -> EncoderSett
 
 
 @asynccontextmanager
-async def running(settings: EncoderSettings, *, source: Any = None, **caches: Any) -> AsyncIterator[FusedPool]:
-    """A fused pool: texts by a process without a model, images by the model."""
+async def running(
+    settings: EncoderSettings, *, source: Any = None, module: str = "tests.unit.picture_process", **caches: Any
+) -> AsyncIterator[FusedPool]:
+    """A fused pool, both of whose processes have no model."""
     where = image_source(settings)
     pool = FusedPool(
         EncoderPool(settings, cache=caches.get("text"), command=COMMAND),
-        image_pool(settings, where, cache=caches.get("images")),
+        image_pool(settings, where, cache=caches.get("images"), module=module),
         space=describe_encoder(settings),
         weight=settings.image_weight,
         source=source or where,
@@ -75,20 +80,16 @@ async def running(settings: EncoderSettings, *, source: Any = None, **caches: An
         await pool.close()
 
 
-def vectors(model: Path, *, images: list[bytes] | None = None, texts: list[str] | None = None) -> NDArray[np.float32]:
-    """What the model computes, in this process."""
-    from workers.images import ImageEncoder
+def image_half(*pictures: bytes) -> NDArray[np.float32]:
+    return np.sqrt(WEIGHT) * np.stack([picture_vector(one, IMAGE) for one in pictures])
 
-    encoder = ImageEncoder(
-        describe_image_model(str(model)),
-        folder=None,
-        max_bytes=10**6,
-        max_pixels=10**6,
-        device="cpu",
-        precision="float32",
-    )
-    found: NDArray[np.float32] = encoder.encode_texts(texts) if texts is not None else encoder.encode_images(images)
-    return found
+
+def tower_half(*texts: str) -> NDArray[np.float32]:
+    return np.sqrt(WEIGHT) * np.stack([text_vector(one, IMAGE) for one in texts])
+
+
+def text_half(*texts: str) -> NDArray[np.float32]:
+    return np.sqrt(1.0 - WEIGHT) * np.stack([vector_of(one) for one in texts])
 
 
 async def test_items_and_what_people_say_are_of_both_models(model: Path, folder: Path) -> None:
@@ -100,16 +101,29 @@ async def test_items_and_what_people_say_are_of_both_models(model: Path, folder:
         assert pool.outcomes == {"used": 2, "none": 1}
     assert items.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(items, axis=1), 1.0, atol=1e-5)
-    read, seen = (
-        np.stack([vector_of(text) for text in texts]),
-        vectors(model, images=[picture(seed=0), picture(seed=1)]),
+    np.testing.assert_allclose(items[:, :TEXT], text_half(*texts), atol=1e-6)
+    np.testing.assert_allclose(items[:2, TEXT:], image_half(picture(seed=0), picture(seed=1)), atol=1e-6)
+    np.testing.assert_allclose(items[2:, TEXT:], tower_half("a thing"), atol=1e-6)
+    np.testing.assert_allclose(queries[:, :TEXT], text_half(*texts), atol=1e-6)
+    np.testing.assert_allclose(queries[:, TEXT:], tower_half(*texts), atol=1e-6)
+
+
+async def test_with_the_model_itself(model: Path, folder: Path) -> None:
+    """The real process of an image model, against the model in this one."""
+    from workers.images import ImageEncoder
+
+    async with running(settings_of(model, folder), module="workers.image_process") as pool:
+        items = np.stack(await pool.encode_items(["a lamp", "a rope"], ["lamp.png", None]))
+    encoder = ImageEncoder(
+        describe_image_model(str(model)),
+        folder=None,
+        max_bytes=10**6,
+        max_pixels=10**6,
+        device="cpu",
+        precision="float32",
     )
-    np.testing.assert_allclose(items[:2, :TEXT], np.sqrt(1.0 - WEIGHT) * read[:2], atol=1e-5)
-    np.testing.assert_allclose(items[:2, TEXT:], np.sqrt(WEIGHT) * seen, atol=1e-5)
-    np.testing.assert_allclose(items[2, :TEXT], read[2], atol=1e-5)
-    assert not items[2, TEXT:].any()
-    np.testing.assert_allclose(queries[:, :TEXT], np.sqrt(1.0 - WEIGHT) * read, atol=1e-5)
-    np.testing.assert_allclose(queries[:, TEXT:], np.sqrt(WEIGHT) * vectors(model, texts=texts), atol=1e-5)
+    expected = np.concatenate([encoder.encode_images([picture(seed=0)]), encoder.encode_texts(["a rope"])])
+    np.testing.assert_allclose(items[:, TEXT:], np.sqrt(WEIGHT) * expected, atol=1e-5)
 
 
 async def test_an_image_that_is_none_costs_its_item_nothing_else_and_is_counted(model: Path, folder: Path) -> None:
@@ -132,10 +146,9 @@ async def test_an_image_that_is_none_costs_its_item_nothing_else_and_is_counted(
             "missing": 1,
             "elsewhere": 1,
         }
-    for text, vector in zip(texts[1:], found[1:], strict=True):
-        assert isinstance(vector, np.ndarray)
-        np.testing.assert_allclose(vector[:TEXT], vector_of(text), atol=1e-6)
-        assert not vector[TEXT:].any()
+    assert all(isinstance(vector, np.ndarray) for vector in found)
+    np.testing.assert_allclose(np.stack(found)[:, :TEXT], text_half(*texts), atol=1e-6)
+    np.testing.assert_allclose(np.stack(found)[1:, TEXT:], tower_half(*texts[1:]), atol=1e-6)
 
 
 async def test_another_picture_under_the_same_name_is_another_vector_although_vectors_are_cached(
@@ -191,7 +204,9 @@ async def test_a_file_that_changes_meanwhile_is_looked_at_once_more(
         (vector,) = await pool.encode_items(["a lamp"], ["lamp.png"])
         assert isinstance(vector, np.ndarray)
         assert pool.outcomes[outcome] == 1
-        assert vector[TEXT:].any() == (outcome == "used")
+        assert pool.outcomes["used"] == (outcome == "used")
+    expected = image_half(picture(color="green")) if outcome == "used" else tower_half("a lamp")
+    np.testing.assert_allclose(vector[TEXT:], expected[0], atol=1e-6)
 
 
 async def test_a_picture_that_ends_processes_costs_its_image_and_others_nothing(
@@ -199,14 +214,28 @@ async def test_a_picture_that_ends_processes_costs_its_image_and_others_nothing(
 ) -> None:
     settings = settings_of(model, folder)
     poison = image_source(settings).request("rope.png")
-    monkeypatch.setenv(ENVIRONMENT, f'{{"exit_on": {poison!r}}}'.replace("'", '"'))
+    monkeypatch.setenv(ENVIRONMENT, json.dumps({"exit_on": poison}))
     async with running(settings) as pool:
         found = await pool.encode_items(["a lamp", "a rope", "a cup"], ["lamp.png", "rope.png", "cup.png"])
         assert all(isinstance(vector, np.ndarray) for vector in found)
         assert pool.outcomes == {"used": 2, "none": 0, "poison": 1}
-        assert [bool(vector[TEXT:].any()) for vector in found] == [True, False, True]
         assert pool.images.stats.poison_texts == 1
         assert pool.text.stats.restarts == 0
+    np.testing.assert_allclose(found[0][TEXT:], image_half(picture(seed=0))[0], atol=1e-6)
+    np.testing.assert_allclose(found[1][TEXT:], tower_half("a rope")[0], atol=1e-6)
+
+
+async def test_a_text_that_only_the_image_model_cannot_read_is_the_text_model_s_alone(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, json.dumps({"exit_on": ask_for_text("odd")}))
+    async with running(settings_of(model, folder)) as pool:
+        (vector,) = await pool.encode_each(["odd"], Priority.EVENT)
+        (item,) = await pool.encode_items(["odd"], [None])
+    for one in (vector, item):
+        assert isinstance(one, np.ndarray)
+        np.testing.assert_allclose(one[:TEXT], vector_of("odd"), atol=1e-6)
+        assert not one[TEXT:].any()
 
 
 async def test_a_text_that_ends_processes_is_the_outcome_of_its_item(
@@ -228,15 +257,13 @@ async def test_refusals_are_not_kept() -> None:
 
 
 async def test_a_request_that_is_long_reaches_the_model_whole(model: Path) -> None:
-    import base64
-
     content = picture(seed=3, size=(16, 16), kind="PNG")
     uri = "data:image/png;" + "x=" + "y" * 3_000 + ";base64," + base64.b64encode(content).decode()
     async with running(settings_of(model, None)) as pool:
         (vector,) = await pool.encode_items(["a lamp"], [uri])
         assert pool.outcomes["used"] == 1
         (query,) = await pool.images.encode_each([ask_for_text("x" * 20_000)], Priority.QUERY)
-    np.testing.assert_allclose(vector[TEXT:], np.sqrt(WEIGHT) * vectors(model, images=[content])[0], atol=1e-5)
+    np.testing.assert_allclose(vector[TEXT:], image_half(content)[0], atol=1e-6)
     assert isinstance(query, np.ndarray)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stream_app.images.fusion import fuse, learn_weight, split
+from stream_app.images.fusion import fuse, recall_by_weight, split
 
 weights = st.floats(0.0, 1.0)
 seeds = st.integers(0, 2**32 - 1)
@@ -68,77 +68,58 @@ def test_of_one_side_alone_the_other_does_not_come_back(weight: float) -> None:
         split(fuse(unit(0, 2, 3), unit(1, 2, 3), np.ones(2, bool), weight), 3, weight)
 
 
-def groups(seed: int, noise: float, *, items: int = 200, kinds: int = 10) -> NDArray[np.float32]:
-    """Vectors of which those with the same number modulo ``kinds`` are alike, the more so the less ``noise``."""
+KINDS = 20
+ITEMS = 200
+TAKEN = {item: [(item + KINDS) % ITEMS, (item + 2 * KINDS) % ITEMS] for item in range(ITEMS)}
+
+
+def kinds(seed: int, noise: float) -> NDArray[np.float32]:
+    """Vectors of which those that are taken together are alike, the more so the less ``noise``."""
     rng = np.random.default_rng(seed)
-    vectors = rng.normal(size=(kinds, 16))[np.arange(items) % kinds] + noise * rng.normal(size=(items, 16))
+    vectors = rng.normal(size=(KINDS, 16))[np.arange(ITEMS) % KINDS] + noise * rng.normal(size=(ITEMS, 16))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def taken(items: int = 200, kinds: int = 10) -> NDArray[np.int64]:
-    return np.array([(item, (item + kinds) % items) for item in range(items)], np.int64)
+def recalls(text: NDArray[np.float32], image: NDArray[np.float32], *, whiten: bool) -> dict[float, float]:
+    return dict(recall_by_weight(text, image, np.ones(len(text), bool), TAKEN, near=10, whiten=whiten))
 
 
-def test_where_the_image_alone_says_what_is_taken_together_it_gets_the_weight() -> None:
-    learned = learn_weight(unit(0, 200, 16), groups(1, 0.5), taken())
-    assert learned.weight > 0.9
-    assert learned.by_image > 0.9
-    assert abs(learned.by_text - 0.5) < 0.05
-    assert learned.comparisons > 3_000
+@pytest.mark.parametrize("whiten", [False, True])
+def test_where_the_image_alone_says_what_is_taken_together_it_gets_the_weight(whiten: bool) -> None:
+    found = recalls(unit(0, ITEMS, 16), kinds(1, 0.5), whiten=whiten)
+    assert max(found, key=lambda weight: found[weight]) >= 0.7
+    assert found[1.0] > 0.9
+    assert found[0.0] < 0.1
 
 
-def test_where_the_text_alone_says_it_the_image_gets_none() -> None:
-    assert learn_weight(groups(1, 0.5), unit(0, 200, 16), taken()).weight < 0.1
+@pytest.mark.parametrize("whiten", [False, True])
+def test_where_the_text_alone_says_it_the_image_gets_little(whiten: bool) -> None:
+    found = recalls(kinds(1, 0.5), unit(0, ITEMS, 16), whiten=whiten)
+    assert max(found, key=lambda weight: found[weight]) <= 0.3
+    assert found[0.0] > 0.9
 
 
-def test_where_both_say_a_part_of_it_both_together_say_more() -> None:
-    learned = learn_weight(groups(1, 1.5), groups(2, 1.5), taken())
-    assert 0.2 < learned.weight < 0.8
-    assert learned.fused > max(learned.by_text, learned.by_image)
-
-
-def test_the_worse_side_gets_the_smaller_weight() -> None:
-    assert learn_weight(groups(1, 1.0), groups(2, 3.0), taken()).weight < 0.4
-    assert learn_weight(groups(1, 3.0), groups(2, 1.0), taken()).weight > 0.6
-
-
-def test_a_side_that_says_the_opposite_gets_nothing() -> None:
-    """Its coefficient would be negative: far in the image, taken together."""
-    image = groups(2, 0.1, kinds=2)
-    pairs = np.array([(item, (item + 1) % 200) for item in range(200)], np.int64)
-    kinds = np.arange(200) // 2 * 2 % 20  # the text says which two belong together
-    text = groups(1, 0.1, items=200, kinds=20)[kinds]
-    learned = learn_weight(text, image, pairs[::2])
-    assert learned.by_image < 0.5
-    assert learned.weight == 0.0
+@pytest.mark.parametrize("whiten", [False, True])
+def test_where_both_say_a_part_of_it_both_together_find_more(whiten: bool) -> None:
+    found = recalls(kinds(1, 1.5), kinds(2, 1.5), whiten=whiten)
+    best = max(found, key=lambda weight: found[weight])
+    assert 0.2 < best < 0.8
+    assert found[best] > 1.2 * max(found[0.0], found[1.0])
 
 
 @given(seed=seeds, noise=st.floats(0.1, 5.0))
-def test_exchanging_the_sides_exchanges_the_weight(seed: int, noise: float) -> None:
-    one, other, pairs = groups(seed, noise, items=60), groups(seed + 1, 1.0, items=60), taken(60)
-    learned, exchanged = learn_weight(one, other, pairs), learn_weight(other, one, pairs)
-    assert learned.weight == pytest.approx(1.0 - exchanged.weight, abs=1e-4)
-    assert (learned.by_text, learned.by_image) == (exchanged.by_image, exchanged.by_text)
+def test_exchanging_the_sides_exchanges_the_weights(seed: int, noise: float) -> None:
+    one, other = kinds(seed, noise), kinds(seed + 1, 1.0)
+    found, exchanged = recalls(one, other, whiten=False), recalls(other, one, whiten=False)
+    for weight in (0.0, 0.25, 0.5, 0.75, 1.0):
+        assert found[weight] == pytest.approx(exchanged[1.0 - weight], abs=0.02)
 
 
-def test_it_is_the_least_loss_of_all_weights_and_scales() -> None:
-    """Against a plain grid over both coefficients."""
-    from stream_app.images.fusion import _coefficients, _loss
-
-    rng = np.random.default_rng(3)
-    features = rng.normal([0.3, 0.1], [0.5, 0.4], size=(2_000, 2))
-    found = _loss(features, _coefficients(features))
-    grid = [_loss(features, np.array([p, q])) for p in np.linspace(0, 6, 61) for q in np.linspace(0, 6, 61)]
-    assert found <= min(grid) + 1e-12
+def test_nothing_taken_together_teaches_nothing() -> None:
+    with pytest.raises(ValueError, match="nothing was taken together"):
+        recall_by_weight(unit(0, 20, 4), unit(1, 20, 4), np.ones(20, bool), {}, near=5)
 
 
-def test_chance_alone_teaches_nothing() -> None:
-    text = np.repeat(unit(0, 1, 8), 50, axis=0)
-    with pytest.raises(ValueError, match="neither text nor image"):
-        learn_weight(text, text, taken(50))
-
-
-@pytest.mark.parametrize("items", [0, 2])
-def test_too_few_items_are_refused(items: int) -> None:
-    with pytest.raises(ValueError, match="nothing can be learned"):
-        learn_weight(unit(0, items, 4), unit(1, items, 4), np.array([(0, 1)], np.int64))
+def test_too_few_items_are_refused() -> None:
+    with pytest.raises(ValueError, match="5 neighbours among 5 items"):
+        recall_by_weight(unit(0, 5, 4), unit(1, 5, 4), np.ones(5, bool), {0: [1]}, near=5)
