@@ -1,8 +1,8 @@
 """An image model's process without a model: ``python -m tests.unit.picture_process``, for tests of the fused pool.
 
 It is the real process (``workers.image_process``) around an encoder that is ready in a fraction of a second. Pictures
-are read and decoded within the bounds it is given; the vector of a text or of a picture is drawn from a generator seeded
-with it, so a test can compute what it has to be.
+are read and decoded within the bounds it is given. The vector of a text or of a picture is drawn from a generator
+seeded with it, so a test can compute what it has to be.
 """
 
 from __future__ import annotations
