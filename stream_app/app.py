@@ -113,7 +113,7 @@ class Tailrace:
             await until_it_works(
                 redis.ping, what="Redis", transient=REDIS_TRANSIENT, settings=settings.delivery, metrics=metrics
             )
-            model = describe_model(settings.encoder.model)
+            model = describe_model(settings.encoder)
             cache = EmbeddingCache(
                 redis,
                 prefix=settings.topics.prefix,
@@ -157,12 +157,12 @@ class Tailrace:
         if role == "items":
             return ItemsAgent(settings, publisher, metrics)
         if role == "ranker":
-            model = describe_model(settings.encoder.model)
+            model = describe_model(settings.encoder)
             return RankerAgent(settings, publisher, metrics, space=model.space, dimensions=model.dimensions)
         assert pool is not None  # noqa: S101 - made for these roles
         if role == "catalogue":
             return CatalogueAgent(settings, publisher, metrics, pool)
-        model = describe_model(settings.encoder.model)
+        model = describe_model(settings.encoder)
         self.replica = replica = Replica(settings, metrics, space=model.space, dimensions=model.dimensions)
         await replica.start()
         self._stack.push_async_callback(replica.stop)
