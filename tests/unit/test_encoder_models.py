@@ -23,7 +23,9 @@ from stream_app.settings import EncoderSettings
 from tests.checkpoints import SIZE, add_dense, make_bert, make_qwen3, write_json
 from workers.head import pool
 from workers.models import describe_model, load_model
+from workers.pool import EncoderPool, Priority
 from workers.process import Encoder
+from workers.texts import TextKind
 
 pytestmark = pytest.mark.model
 
@@ -208,6 +210,7 @@ def test_fewer_dimensions_are_the_first_ones_at_unit_length_and_another_space(ma
 
 # Prefixes.
 
+KINDS: dict[TextKind, str] = {"query": "q: ", "document": "d: "}
 PROMPTS = {"query": "Instruct: find it\nQuery:", "document": ""}
 
 
@@ -302,6 +305,38 @@ def test_a_model_in_the_hugging_face_cache_is_found_by_its_name(cache: Path, mad
 def test_a_model_that_is_nowhere_is_refused_with_what_to_do(cache: Path, name: str, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         describe_model(name)
+
+
+# The whole way, through a process.
+
+
+async def test_what_the_settings_say_reaches_the_process(made: Path) -> None:
+    chosen = EncoderSettings(
+        model=str(made / "left"), pooling="mean", dimensions=8, query_prefix="q: ", document_prefix="d: ", device="cpu"
+    )
+    settings = chosen.model_copy(update={"precision": "float32", "max_tokens": 32})
+    encoder_pool = EncoderPool(settings)
+    await encoder_pool.start()
+    try:
+        # A process with another vector space would be refused; the vectors say the rest.
+        for kind, prefix in KINDS.items():
+            vectors = await encoder_pool.encode(["mug", "lamp"], Priority.QUERY, kind=kind)
+            expected = plainly(made / "left", [f"{prefix}mug", f"{prefix}lamp"], "mean")[:, :8]
+            expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+            np.testing.assert_allclose(vectors, expected, atol=2e-6)
+    finally:
+        await encoder_pool.close()
+
+
+async def test_what_only_loading_shows_ends_the_pool_with_the_reason(bert: Path) -> None:
+    cut_off(bert)
+    encoder_pool = EncoderPool(EncoderSettings(model=str(bert), device="cpu"))
+    await encoder_pool.start()
+    try:
+        with pytest.raises(SettingsError, match="cut off or damaged"):
+            await encoder_pool.ready()
+    finally:
+        await encoder_pool.close()
 
 
 # Folders that are wrong. Those seen from the small files are refused before torch is imported.

@@ -24,7 +24,7 @@ from stream_app.stores.embedding_cache import EmbeddingCache
 from tests.unit.encoder_process import vector_of
 from tests.waiting import eventually, eventually_sync
 from workers import faults
-from workers.pool import EncoderPool, Priority
+from workers.pool import CHARS_PER_TOKEN, EncoderPool, Priority
 
 COMMAND = (sys.executable, "-m", "tests.unit.encoder_process")
 
@@ -266,10 +266,23 @@ async def test_what_is_cached_is_not_encoded_again() -> None:
         assert (pool.stats.cache_hits, pool.stats.cache_misses) == (2, 3)
 
 
+async def test_queries_and_documents_have_prefixes_of_their_own_in_front_of_the_cache() -> None:
+    cache = memory_cache()
+    async with running(cache=cache, query_prefix="find: ", document_prefix="item: ", max_tokens=8) as pool:
+        assert_vectors(await pool.encode(["mug"], Priority.CATALOGUE), ["item: mug"])
+        assert_vectors(await pool.encode(["mug"], Priority.QUERY, kind="query"), ["find: mug"])
+        (again,) = await pool.encode_each(["mug"], Priority.QUERY, kind="query")
+        assert_vectors(np.stack([again]), ["find: mug"])  # type: ignore[list-item]
+        assert (pool.stats.cache_hits, pool.stats.cache_misses) == (1, 2)
+        long = "x" * 1_000
+        cut = long[: CHARS_PER_TOKEN * 8]
+        assert_vectors(await pool.encode([long], Priority.QUERY, kind="query"), [f"find: {cut}"])
+
+
 PARENT = """
 import asyncio, sys
 from stream_app.settings import EncoderSettings
-from workers.pool import EncoderPool, Priority
+from workers.pool import CHARS_PER_TOKEN, EncoderPool, Priority
 
 async def main():
     pool = EncoderPool(EncoderSettings(), command=(sys.executable, "-m", "tests.unit.encoder_process"))
