@@ -12,12 +12,14 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import psutil
 import pytest
 
+from stream_app.agents.interactions import InteractionsAgent
 from stream_app.errors import PoisonText, SettingsError, Unavailable
 from stream_app.settings import EncoderSettings
 from stream_app.stores.embedding_cache import EmbeddingCache
@@ -277,6 +279,13 @@ async def test_queries_and_documents_have_prefixes_of_their_own_in_front_of_the_
         long = "x" * 1_000
         cut = long[: CHARS_PER_TOKEN * 8]
         assert_vectors(await pool.encode([long], Priority.QUERY, kind="query"), [f"find: {cut}"])
+
+
+async def test_what_users_say_is_embedded_as_queries() -> None:
+    async with running(query_prefix="find: ", document_prefix="item: ") as pool:
+        agent = cast(InteractionsAgent, SimpleNamespace(_pool=pool))  # all that the method needs of an agent
+        vectors = await InteractionsAgent._encoded(agent, {"mug"})
+        assert_vectors(np.stack([vectors["mug"]]), ["find: mug"])
 
 
 PARENT = """

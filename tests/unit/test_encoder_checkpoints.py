@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
+from schemas.messages import Interaction, Item
 from stream_app.errors import SettingsError
-from stream_app.settings import EncoderSettings
+from stream_app.evaluation.files import Log
+from stream_app.evaluation.run import encode_log
+from stream_app.settings import EncoderSettings, Settings
+from stream_app.textify.items import item_text
 from tests.checkpoints import SIZE, add_dense, make_bert, make_qwen3, write_json
 from workers.head import pool
 from workers.models import describe_model, load_model
@@ -328,6 +333,16 @@ async def test_what_the_settings_say_reaches_the_process(made: Path) -> None:
         await encoder_pool.close()
 
 
+def test_an_evaluation_encodes_items_and_what_users_say_as_live_processes_do(made: Path, tmp_path: Path) -> None:
+    said = Interaction(event_id="1", user_id="u", type="search", text="mug", occurred_at=datetime.now(UTC))
+    log = Log(name="t", items=[Item(item_id="a", title="Blue mug")], interactions=[said])
+    chosen = {"model": str(made / "mean"), "query_prefix": "q: ", "document_prefix": "d: ", "precision": "float32"}
+    encoded = encode_log(log, Settings(encoder=EncoderSettings(**chosen, device="cpu")), cache=tmp_path)
+    item, text = plainly(made / "mean", ["d: " + item_text(log.items[0]), "q: mug"], "mean", max_tokens=64)
+    np.testing.assert_allclose(encoded.items["a"], item, atol=2e-6)
+    np.testing.assert_allclose(encoded.texts["mug"], text, atol=2e-6)
+
+
 async def test_what_only_loading_shows_ends_the_pool_with_the_reason(bert: Path) -> None:
     cut_off(bert)
     encoder_pool = EncoderPool(EncoderSettings(model=str(bert), device="cpu"))
@@ -403,6 +418,30 @@ def test_a_folder_that_is_wrong_is_refused_from_its_small_files(
     change(bert)
     with pytest.raises(SettingsError, match=said):
         describe_model(str(bert))
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, 64),
+        ({"model_type": "xlm-roberta", "pad_token_id": 1}, 62),  # positions are counted from 2 on
+        ({"max_position_embeddings": 16}, 16),
+        ({"max_position_embeddings": None}, 64),  # the tokenizer's
+    ],
+)
+def test_the_token_limit_is_the_least_of_those_the_folder_names(
+    bert: Path, limits: dict[str, object], expected: int
+) -> None:
+    change_json("config.json", **limits)(bert)
+    assert describe_model(str(bert)).max_tokens == expected
+
+
+def test_texts_are_made_lower_case_where_the_folder_says_so(qwen3: Path) -> None:
+    before = describe_model(str(qwen3)).space
+    change_json("sentence_bert_config.json", do_lower_case=True)(qwen3)
+    encoder = load(qwen3)
+    np.testing.assert_allclose(encoder.encode(["MUG"]), plainly(qwen3, ["mug"], "last"), atol=2e-6)
+    assert encoder.space != before
 
 
 def test_a_decoder_that_does_not_say_its_pooling_needs_the_setting(qwen3: Path) -> None:
