@@ -144,10 +144,10 @@ def load_model(
 ) -> Encoder:
     """The model, loaded and tried once; imports torch (seconds, hundreds of MB), so call it in an encoder process.
 
-    ``threads`` 0 leaves torch's default (all cores); the multilingual model always takes one, and no torch. ``batch`` is the most texts computed at once. ``index`` spreads
-    several processes over several GPUs where ``device`` names none. ``max_tokens`` counts special tokens, not the
-    prefix: it never takes room from the text. The texts the encoder gets begin with their prefix
-    (:meth:`ModelInfo.prefix`) already.
+    ``threads`` 0 leaves torch's default (all cores); the multilingual model always takes one, and no torch. ``batch``
+    is the most texts computed at once. ``index`` spreads several processes over several GPUs where ``device`` names
+    none. ``max_tokens`` counts special tokens, not the prefix: it never takes room from the text. The texts the encoder
+    gets begin with their prefix (:meth:`ModelInfo.prefix`) already.
 
     Raises:
         SettingsError: when the model or the device cannot be used.
