@@ -127,7 +127,7 @@ class Tailrace:
             await until_it_works(
                 redis.ping, what="Redis", transient=REDIS_TRANSIENT, settings=settings.delivery, metrics=metrics
             )
-        model = describe_model(settings.encoder.model)
+        model = describe_model(settings.encoder)
         self._watch_spaces = watch = SpaceWatch(settings, first_control(model.space, model.dimensions))
         await watch.start()
         self._stack.push_async_callback(watch.stop)

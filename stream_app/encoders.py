@@ -65,7 +65,7 @@ class Encoders:
         if held is not None:
             return held
         settings = encoder_settings(self._settings, space)
-        model = describe_model(settings.model)
+        model = describe_model(settings)
         if (model.space, model.dimensions) != (space.space, space.dimensions):
             raise SettingsError(
                 f"encoder.model = {settings.model!r} spans {model.space} here, and the space was built with "

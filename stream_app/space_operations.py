@@ -94,7 +94,7 @@ async def present_control(settings: Settings) -> tuple[SpaceControl, int]:
 
 
 def _first(settings: Settings) -> SpaceControl:
-    model = describe_model(settings.encoder.model)
+    model = describe_model(settings.encoder)
     return first_control(model.space, model.dimensions)
 
 
@@ -109,7 +109,7 @@ async def build_space(settings: Settings, encoder: Mapping[str, str | int | floa
     wanted = encoder_settings(
         settings, ModelSpace(space="that is to be built", dimensions=1, number=0, encoder=dict(encoder))
     )
-    model = describe_model(wanted.model)
+    model = describe_model(wanted)
     changed = with_space(control, model.space, model.dimensions, encoder, at=_now())
     space = find_space(changed, model.space)
     await create_vectors_topic(settings, space.number)

@@ -110,6 +110,10 @@ class Driver:
             self._command,
             Configure(
                 model=settings.model,
+                pooling=settings.pooling,
+                dimensions=settings.dimensions,
+                query_prefix=settings.query_prefix,
+                document_prefix=settings.document_prefix,
                 device=settings.device,
                 precision=settings.precision,
                 max_tokens=settings.max_tokens,

@@ -47,6 +47,10 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     """The parent's first frame. Fields as in the settings of the encoder; ``index`` counts processes from 0."""
 
     model: str
+    pooling: Literal["auto", "mean", "cls", "last"] = "auto"
+    dimensions: int = 0
+    query_prefix: str | None = None
+    document_prefix: str | None = None
     device: str
     precision: Literal["auto", "float32", "bfloat16", "float16"]
     max_tokens: int

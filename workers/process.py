@@ -120,7 +120,7 @@ def _load(configure: Configure) -> Encoder:
             os.environ[variable] = str(configure.threads)
     setproctitle.setproctitle(f"tailrace-encoder {configure.index} (loading {configure.model})")
     encoder = load_model(
-        configure.model,
+        configure,
         device=configure.device,
         precision=configure.precision,
         max_tokens=configure.max_tokens,

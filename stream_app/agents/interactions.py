@@ -830,7 +830,10 @@ class InteractionsAgent(Agent):
         return await self._encoded(texts)
 
     async def _encoded(self, texts: set[str]) -> dict[str, NDArray[np.float32]]:
-        """Embeddings by text; what cannot be had in time is left out."""
+        """Embeddings by text; what cannot be had in time is left out.
+
+        Whatever a user says is a query: it is there to find items.
+        """
         if not texts:
             return {}
         wanted = sorted(texts)
@@ -838,7 +841,7 @@ class InteractionsAgent(Agent):
             await self._pool.start()
         try:
             async with asyncio.timeout(_EVENT_TEXT_WAIT_S):
-                outcomes = await self._pool.encode_each(wanted, Priority.EVENT)
+                outcomes = await self._pool.encode_each(wanted, Priority.EVENT, kind="query")
         except (TimeoutError, TailraceError) as error:
             _log.warning("texts of events left out", texts=len(wanted), error=f"{type(error).__name__}: {error}")
             return {}

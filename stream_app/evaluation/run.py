@@ -27,6 +27,7 @@ from stream_app.memory import settle
 from stream_app.settings import Settings
 from stream_app.textify import Textifier
 from stream_app.warm_up import warm_up
+from workers.models import describe_model
 
 __all__ = ["Encoded", "encode_log", "evaluate_log"]
 
@@ -73,8 +74,11 @@ def encode_log(
     of_events = {textifier.said(event, max_chars=kept) for event in log.interactions} - {""}
     if not of_items and not of_events:
         return Encoded()
+    model = describe_model(settings.encoder)
+    of_items = {item_id: model.prefix("document") + text for item_id, text in of_items.items()}
+    asked = {text: model.prefix("query") + text for text in sorted(of_events)}
     space, vectors = text_vectors(
-        chain(of_items.values(), sorted(of_events)),
+        chain(of_items.values(), asked.values()),
         settings.encoder,
         cache=cache or default_cache(),
         on_progress=on_progress,
@@ -82,7 +86,7 @@ def encode_log(
     return Encoded(
         space=space,
         items={item_id: vectors[text] for item_id, text in of_items.items()},
-        texts={text: vectors[text] for text in of_events},
+        texts={text: vectors[prefixed] for text, prefixed in asked.items()},
     )
 
 

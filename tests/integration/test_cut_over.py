@@ -26,8 +26,8 @@ from stream_app.space_operations import (
     roll_back_space,
 )
 from stream_app.topics import Topics
+from tests.checkpoints import make_bert
 from tests.integration.pipeline import Live, live
-from tests.tiny_models import tiny_bert
 from tests.waiting import eventually
 
 WORDS = ("lamp", "rope", "cup", "novel", "drill", "violin", "tent", "bread", "scarf", "clock")
@@ -42,7 +42,7 @@ def _settings(settings: Settings) -> Settings:
 
 @pytest.fixture(name="other", scope="module")
 def _other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bert(tmp_path_factory.mktemp("models") / "other")
+    return make_bert(tmp_path_factory.mktemp("models") / "other")
 
 
 def served(pipeline: Live) -> str:

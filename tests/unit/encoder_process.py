@@ -54,7 +54,7 @@ class SeededEncoder:
 def load(configure: Configure) -> Encoder:
     if configure.device == "cuda:7":
         raise SettingsError("encoder.device = 'cuda:7': there is no such device")
-    return with_faults(SeededEncoder(describe_model(configure.model).space))
+    return with_faults(SeededEncoder(describe_model(configure).space))
 
 
 if __name__ == "__main__":
