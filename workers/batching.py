@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-__all__ = ["like_length", "split_by_length"]
+__all__ = ["estimated_tokens", "like_length", "split_by_length"]
+
+_BYTES_PER_TOKEN = 4
+_SPECIAL_TOKENS = 2
+
+
+def estimated_tokens(utf8_bytes: int, most: int) -> int:
+    """About how many tokens a text of ``utf8_bytes`` has for a model that reads at most ``most`` of them.
+
+    Only the encoder process tokenizes; a batch is chosen before. Four bytes a token fits English titles, and scripts
+    of three bytes a character, whose tokens are a character or two.
+    """
+    return min(most, utf8_bytes // _BYTES_PER_TOKEN + _SPECIAL_TOKENS)
 
 
 def split_by_length(lengths: Sequence[int], *, rows: int) -> Iterator[list[int]]:
@@ -23,13 +35,25 @@ def split_by_length(lengths: Sequence[int], *, rows: int) -> Iterator[list[int]]
         yield batch
 
 
-def like_length(lengths: Sequence[int], count: int) -> list[int]:
-    """The indices of ``count`` texts of like length, the first text among them, in ascending order of index.
+def like_length(lengths: Sequence[int], count: int, tokens: int) -> list[int]:
+    """The indices of texts of like length, the first text among them, in ascending order of index.
 
-    The first is the one that waits longest: it is always taken, so no text waits for ever for company of its length.
+    At most ``count`` texts, and at most ``tokens`` tokens with padding (each text counts as long as the longest); the
+    first text is taken whatever its length. It is the one that waits longest, so no text waits for ever for company of
+    its length. From there the texts nearest in length are added one by one.
     """
-    if len(lengths) <= count:
-        return list(range(len(lengths)))
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    start = min(max(order.index(0) - count // 2, 0), len(order) - count)
-    return sorted(order[start : start + count])
+    low = high = order.index(0)
+    for size in range(2, min(count, len(order)) + 1):
+        longest = lengths[order[high]]
+        takes_shorter = low > 0 and size * longest <= tokens
+        takes_longer = high + 1 < len(order) and size * lengths[order[high + 1]] <= tokens
+        if takes_shorter and takes_longer:
+            takes_longer = lengths[order[high + 1]] - lengths[0] < lengths[0] - lengths[order[low - 1]]
+        if takes_longer:
+            high += 1
+        elif takes_shorter:
+            low -= 1
+        else:
+            break
+    return sorted(order[low : high + 1])

@@ -7,6 +7,7 @@ Gurevych 2019, doi 10.18653/v1/D19-1410).
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,13 +37,15 @@ _TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16":
 
 
 class TransformerEncoder:
-    """A loaded model. Not for use from several threads at once.
+    """A loaded model. Several threads may encode at a time.
 
     Attributes:
         space: the vector space, from the model's files.
         dimensions: length of a vector.
         device: where it runs, for example ``cpu`` or ``cuda:0``.
         precision: what it computes in: ``float32``, ``bfloat16`` or ``float16``. Pooling is always float32.
+        tokens_read: tokens of all texts so far.
+        tokens_computed: the same with padding.
     """
 
     def __init__(
@@ -68,6 +71,10 @@ class TransformerEncoder:
         self._pooling = info.pooling
         self._max_tokens = min(max_tokens, info.max_tokens)
         self._batch = batch
+        self.tokens_read = 0
+        self.tokens_computed = 0
+        # The tokenizer refuses two calls at a time; it takes a hundredth of what the model does.
+        self._tokenizing = threading.Lock()
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 info.folder, local_files_only=True, trust_remote_code=False, use_fast=True
@@ -101,10 +108,15 @@ class TransformerEncoder:
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         if not texts:
             return vectors
-        tokens = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)
+        with self._tokenizing:
+            tokens = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)
         lengths = [len(ids) for ids in tokens["input_ids"]]
+        parts = list(split_by_length(lengths, rows=self._batch))
+        with self._tokenizing:
+            self.tokens_read += sum(lengths)
+            self.tokens_computed += sum(len(rows) * lengths[rows[-1]] for rows in parts)
         try:
-            for rows in split_by_length(lengths, rows=self._batch):
+            for rows in parts:
                 part = {name: [column[row] for row in rows] for name, column in tokens.items()}
                 vectors[rows] = self._forward(part)
         except RuntimeError as error:
