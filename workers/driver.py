@@ -293,11 +293,12 @@ class Driver:
 
     def _after_death(self, batch: Batch) -> None:
         """The batch was with a process that died: try again, as a whole, text by text, or not at all."""
-        batch.deaths += not batch.beside_others
+        batch.deaths += 1
+        batch.deaths_alone += not batch.beside_others
         batch.suspect = True
         if len(batch.tickets) > 1:
             self._waiting.put_back(batch.split(1) if batch.deaths >= DEATHS_BEFORE_SPLIT else [batch])
-        elif batch.deaths < DEATHS_ALONE:
+        elif batch.deaths_alone < DEATHS_ALONE:
             self._waiting.put_back([batch])
         else:
             (ticket,) = batch.tickets
@@ -308,7 +309,7 @@ class Driver:
                 ticket,
                 PoisonText(
                     f"the text {ticket.text_hash} ({len(ticket.text)} characters, begins {shown!r}) ended "
-                    f"{batch.deaths} encoder processes, alone"
+                    f"{batch.deaths_alone} encoder processes, alone"
                 ),
             )
 

@@ -57,13 +57,14 @@ class Ticket:
 class Batch:
     """Texts encoded together. ``deaths`` counts the processes that ended while they had it.
 
-    A ``suspect`` was with a process that ended. It has a process for itself from then on, for deaths ``beside_others``
-    are not counted: any of them may have been the cause.
+    A ``suspect`` was with a process that ended. It has a process for itself from then on: of a death ``beside_others``
+    any of them may have been the cause, so only ``deaths_alone`` speak against a text.
     """
 
     tickets: list[Ticket]
     priority: Priority
     deaths: int = 0
+    deaths_alone: int = 0
     suspect: bool = False
     beside_others: bool = False
 
