@@ -31,7 +31,7 @@ from workers.frames import Configure
 from workers.lanes import lanes_for
 from workers.waiting import Batch, Priority, WaitingTexts
 
-__all__ = ["Driver", "PoolStats"]
+__all__ = ["Driver", "PoolStats", "fair_threads"]
 
 _log = get_logger(__name__)
 
@@ -136,7 +136,7 @@ class Driver:
         self._ready = ready
         self._free = free
         self._device: str | None = None
-        self._lanes, self._threads = lanes_for(settings.device, settings.threads or _fair_threads(settings.processes))
+        self._lanes, self._threads = lanes_for(settings.device, settings.threads or fair_threads(settings.processes))
 
     async def run(self) -> None:
         """Start processes and feed them until cancelled; then the process is ended.
@@ -318,7 +318,7 @@ def _backoff_s(failures: int) -> float:
     return min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2.0 ** (failures - 1)) if failures else 0.0
 
 
-def _fair_threads(processes: int) -> int:
+def fair_threads(processes: int) -> int:
     """The processor's cores, shared out among the processes of the pool."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // processes)
