@@ -526,8 +526,8 @@ class EncoderSettings(_Group):
         0,
         ge=0,
         le=1_048_576,
-        description="Tokens per batch at most, padding included, by an estimate; a longer text is a batch by itself "
-        "(count). 0: 512 on the processor, where larger ones are hardly faster, 16,384 on a GPU.",
+        description="Tokens computed at once at most, padding included; a longer text is computed by itself (count). "
+        "0: 512 on the processor, where more are hardly faster, 16,384 on a GPU.",
     )
     max_tokens: int = Field(128, ge=8, le=8_192, description="Longer texts are cut (tokens).")
     queue: int = Field(1_024, ge=1, le=1_000_000, description="Texts waiting at most; then callers wait (count).")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-__all__ = ["estimated_tokens", "like_length", "split_by_length"]
+__all__ = ["estimated_tokens", "like_length", "split_by_length", "tokens_at_once"]
 
 _BYTES_PER_TOKEN = 4
 _SPECIAL_TOKENS = 2
+_TOKENS_CPU = 512
+"""32 titles of 16 tokens. Twice as many are 5 % faster and take twice as long (a core each, MiniLM: 36 and 68 ms)."""
+_TOKENS_GPU = 16_384
 
 
 def estimated_tokens(utf8_bytes: int, most: int) -> int:
@@ -19,15 +22,22 @@ def estimated_tokens(utf8_bytes: int, most: int) -> int:
     return min(most, utf8_bytes // _BYTES_PER_TOKEN + _SPECIAL_TOKENS)
 
 
-def split_by_length(lengths: Sequence[int], *, rows: int) -> Iterator[list[int]]:
-    """Indices of ``lengths`` (tokens), shortest first, in batches of at most ``rows``.
+def tokens_at_once(device: str) -> int:
+    """How many tokens, padding included, are best computed at once on a device of this type."""
+    return _TOKENS_GPU if device.startswith("cuda") else _TOKENS_CPU
 
-    A batch ends early when a text is more than twice and 16 tokens longer than the batch's first: the padding would
-    cost more than another call does.
+
+def split_by_length(lengths: Sequence[int], *, rows: int, tokens: int) -> Iterator[list[int]]:
+    """Indices of ``lengths`` (tokens), shortest first, in batches of at most ``rows`` texts and ``tokens`` tokens.
+
+    Padding counts: a batch has as many tokens as its texts times the longest; a single longer text is a batch. A batch
+    ends early when a text is more than twice and 16 tokens longer than the batch's first: the padding would cost more
+    than another call does.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) >= rows or lengths[index] > 2 * lengths[batch[0]] + 16):
+        full = len(batch) >= rows or (len(batch) + 1) * lengths[index] > tokens
+        if batch and (full or lengths[index] > 2 * lengths[batch[0]] + 16):
             yield batch
             batch = []
         batch.append(index)

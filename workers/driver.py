@@ -26,6 +26,7 @@ from typing import Any
 from stream_app.errors import PoisonText, SettingsError, Unavailable
 from stream_app.logs import get_logger
 from stream_app.settings import EncoderSettings
+from workers.batching import tokens_at_once
 from workers.child import ChildDied, EncoderChild
 from workers.frames import Configure
 from workers.lanes import lanes_for
@@ -41,9 +42,9 @@ START_ATTEMPTS = 3
 """Tries of the very first start before giving up. Once a process was ready, starts are tried for ever."""
 BACKOFF_MIN_S = 0.25
 BACKOFF_MAX_S = 30.0
-TOKENS_OF_A_BATCH_CPU = 512
-"""32 titles of 16 tokens. Twice as many are 5 % faster and take twice as long (a core each, MiniLM: 36 and 68 ms)."""
-TOKENS_OF_A_BATCH_GPU = 16_384
+_CATALOGUE_TOKENS = 4
+"""A batch of the catalogue has so many times the tokens that are computed at once: here lengths are estimates, and the
+process, which counts, finds texts of equal length among them. An urgent one has them once: more go to another lane."""
 _AHEAD = 1
 _URGENT = (Priority.QUERY, Priority.EVENT)
 _SHOWN_CHARS = 80
@@ -172,6 +173,7 @@ class Driver:
                 lanes=self._lanes,
                 threads=self._threads,
                 batch=settings.batch,
+                batch_tokens=settings.batch_tokens,
                 nice=settings.nice,
                 index=self._index,
             ),
@@ -198,7 +200,8 @@ class Driver:
         self._device = ready.device
         self.child = child
         self._ready.set()
-        use = _Use(child, most=self._settings.batch, tokens=self._tokens_of_a_batch(ready.device))
+        tokens = self._settings.batch_tokens or tokens_at_once(ready.device)
+        use = _Use(child, most=self._settings.batch, tokens=tokens)
         try:
             while True:
                 while (batch := self._next_batch(use)) is not None:
@@ -239,7 +242,7 @@ class Driver:
         elif use.others >= lanes + _AHEAD or self._free:
             # One more lies ready in the process, unless another process could begin with it at once.
             return None
-        return self._waiting.take(use.most, use.tokens, (Priority.CATALOGUE,))
+        return self._waiting.take(use.most, _CATALOGUE_TOKENS * use.tokens, (Priority.CATALOGUE,))
 
     async def _something_happens(self, use: _Use) -> None:
         """Until a text comes, a batch is done, or the process ends.
@@ -251,11 +254,6 @@ class Driver:
         await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         for task in [task for task in use.running if task.done()]:
             use.end(task)
-
-    def _tokens_of_a_batch(self, device: str) -> int:
-        if self._settings.batch_tokens:
-            return self._settings.batch_tokens
-        return TOKENS_OF_A_BATCH_GPU if device.startswith("cuda") else TOKENS_OF_A_BATCH_CPU
 
     async def _encode(self, use: _Use, batch: Batch) -> None:
         """Have the process encode ``batch``. Too large for the device, it waits again in parts."""

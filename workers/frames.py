@@ -56,6 +56,7 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     lanes: int
     threads: int
     batch: int
+    batch_tokens: int
     nice: int
     index: int
 

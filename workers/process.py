@@ -150,6 +150,8 @@ def _load(configure: Configure) -> Encoder:
         batch=configure.batch,
         index=configure.index,
     )
+    if configure.batch_tokens:
+        encoder.batch_tokens = configure.batch_tokens
     setproctitle.setproctitle(f"tailrace-encoder {configure.index} {configure.model} {encoder.device}")
     return with_faults(encoder)
 

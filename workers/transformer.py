@@ -27,7 +27,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from stream_app.errors import SettingsError
-from workers.batching import split_by_length
+from workers.batching import split_by_length, tokens_at_once
 from workers.models import ModelInfo, Precision
 
 __all__ = ["TransformerEncoder", "cpu_has_bfloat16"]
@@ -44,6 +44,7 @@ class TransformerEncoder:
         dimensions: length of a vector.
         device: where it runs, for example ``cpu`` or ``cuda:0``.
         precision: what it computes in: ``float32``, ``bfloat16`` or ``float16``. Pooling is always float32.
+        batch_tokens: the most tokens, padding included, that are computed at once; may be set.
         tokens_read: tokens of all texts so far.
         tokens_computed: the same with padding.
     """
@@ -71,6 +72,7 @@ class TransformerEncoder:
         self._pooling = info.pooling
         self._max_tokens = min(max_tokens, info.max_tokens)
         self._batch = batch
+        self.batch_tokens = tokens_at_once(self._device.type)
         self.tokens_read = 0
         self.tokens_computed = 0
         # The tokenizer refuses two calls at a time; it takes a hundredth of what the model does.
@@ -111,7 +113,7 @@ class TransformerEncoder:
         with self._tokenizing:
             tokens = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)
         lengths = [len(ids) for ids in tokens["input_ids"]]
-        parts = list(split_by_length(lengths, rows=self._batch))
+        parts = list(split_by_length(lengths, rows=self._batch, tokens=self.batch_tokens))
         with self._tokenizing:
             self.tokens_read += sum(lengths)
             self.tokens_computed += sum(len(rows) * lengths[rows[-1]] for rows in parts)

@@ -797,7 +797,7 @@ class InteractionsAgent(Agent):
         return await self._encoded(texts)
 
     async def _encoded(self, texts: set[str]) -> dict[str, NDArray[np.float32]]:
-        """Embeddings by text. What is not embedded by ``encoder.deadline_s`` is left out: it counts from the next event."""
+        """Embeddings by text; what is not embedded by ``encoder.deadline_s`` is left out, and counts the next time."""
         if not texts:
             return {}
         wanted = sorted(texts)

@@ -12,11 +12,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
+import psutil
 from aiokafka import AIOKafkaConsumer
 from numpy.typing import NDArray
 
@@ -164,8 +166,10 @@ async def end_to_end_figures(
         on_progress: as for :func:`pool_figures`.
 
     Returns:
-        ``items_per_s`` from the first item sent to the last vector read, ``first_ms`` until the first; then the same
-        items with another price: ``repriced_per_s``, and ``repriced_texts``, the texts embedded for them.
+        ``items_per_s`` from the first item sent to the last vector read, ``first_ms`` until the first vector,
+        ``embedded_texts``, ``cpu_ms_per_item`` (of the process and its encoders; what else runs on the machine does not
+        change it much); then the same items with another price: ``repriced_per_s``, and ``repriced_texts``, the texts
+        embedded for them.
 
     Raises:
         TailraceError: when the broker, Redis or the process is not there any more, or a vector does not come.
@@ -190,14 +194,21 @@ async def end_to_end_figures(
                     took = []
                     for price, what in ((9.5, "items embedded"), (8.5, "items with another price")):
                         before = await worker.metric(_EMBEDDED_TEXTS) or 0.0
-                        began = time.perf_counter()
+                        began, busy = time.perf_counter(), _cpu_seconds(worker)
                         seen.first_at = None
                         sending = asyncio.create_task(_sent(ours, made_up_items(base, titles, price=price)))
                         done = await seen.until(titles, worker, lambda n, what=what: on_progress(what, n, titles))
                         await sending
                         await asyncio.sleep(1.5)  # the process counts once a second
                         texts = (await worker.metric(_EMBEDDED_TEXTS) or 0.0) - before
-                        took.append((titles / (done - began), 1e3 * ((seen.first_at or done) - began), int(texts)))
+                        took.append(
+                            _Way(
+                                per_s=titles / (done - began),
+                                first_ms=1e3 * ((seen.first_at or done) - began),
+                                texts=int(texts),
+                                cpu_ms=1e3 * (_cpu_seconds(worker) - busy) / titles,
+                            )
+                        )
             finally:
                 await worker.stop()
     return {
@@ -205,11 +216,12 @@ async def end_to_end_figures(
         "what": "end to end",
         "broker": broker,
         "items": titles,
-        "items_per_s": round(took[0][0]),
-        "first_ms": round(took[0][1]),
-        "embedded_texts": took[0][2],
-        "repriced_per_s": round(took[1][0]),
-        "repriced_texts": took[1][2],
+        "items_per_s": round(took[0].per_s),
+        "first_ms": round(took[0].first_ms),
+        "embedded_texts": took[0].texts,
+        "cpu_ms_per_item": round(took[0].cpu_ms, 2),
+        "repriced_per_s": round(took[1].per_s),
+        "repriced_texts": took[1].texts,
     }
 
 
@@ -309,6 +321,22 @@ async def _sent(settings: Settings, items: Sequence[Item]) -> int:
         for item in items:
             await sending.send(topics.items, item.item_id, encode(item))
     return len(items)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Of all items once from topic to topic."""
+
+    per_s: float
+    first_ms: float
+    texts: int
+    cpu_ms: float
+
+
+def _cpu_seconds(worker: WorkerProcess) -> float:
+    process = psutil.Process(worker.pid)
+    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return sum(time.user + time.system for time in times)
 
 
 class _Seen:

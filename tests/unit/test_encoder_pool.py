@@ -178,7 +178,7 @@ async def test_the_next_batch_of_the_catalogue_is_with_the_process_before_it_is_
 async def test_batches_are_bounded_by_tokens() -> None:
     async with running(batch_tokens=30) as pool:
         texts = [f"{number:06}" for number in range(100)]  # 3 tokens each, by the estimate
-        assert_vectors(await pool.encode(texts, Priority.CATALOGUE), texts)
+        assert_vectors(await pool.encode(texts, Priority.EVENT), texts)
         assert max(pool.stats.batch_sizes) == 10
 
 

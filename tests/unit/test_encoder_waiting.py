@@ -16,12 +16,15 @@ from workers.waiting import Priority, Ticket, WaitingTexts
 VECTOR = np.zeros(1, dtype=np.float32)
 
 
-@given(st.lists(st.integers(1, 500), max_size=200), st.integers(1, 64))
-def test_split_by_length_covers_every_text_once_in_batches_of_like_length(lengths: list[int], rows: int) -> None:
-    batches = list(split_by_length(lengths, rows=rows))
+@given(st.lists(st.integers(1, 500), max_size=200), st.integers(1, 64), st.integers(1, 20_000))
+def test_split_by_length_covers_every_text_once_in_batches_of_like_length(
+    lengths: list[int], rows: int, tokens: int
+) -> None:
+    batches = list(split_by_length(lengths, rows=rows, tokens=tokens))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert 1 <= len(batch) <= rows
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= tokens
         assert max(lengths[i] for i in batch) <= 2 * min(lengths[i] for i in batch) + 16
 
 
