@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from redis.asyncio import Redis
@@ -23,6 +22,7 @@ from stream_app.agents.ranker import RankerAgent
 from stream_app.delivery.admin import create_topics
 from stream_app.delivery.publisher import Publisher
 from stream_app.delivery.retry import until_it_works
+from stream_app.encoder_metrics import watch_pool
 from stream_app.errors import TailraceError, Unavailable
 from stream_app.logs import get_logger
 from stream_app.memory import settle
@@ -35,7 +35,7 @@ from stream_app.stores.users import REDIS_TRANSIENT, UserStore, connect_redis
 from stream_app.users.stage import UserStage
 from stream_app.warm_up import warm_up
 from workers.models import describe_model
-from workers.pool import EncoderPool, PoolStats
+from workers.pool import EncoderPool
 
 __all__ = ["ROLES", "Role", "Tailrace", "stop_on_signals"]
 
@@ -132,7 +132,9 @@ class Tailrace:
         self.ready.set()
         metrics.ready.set(1)
         if pool is not None:
-            measuring = asyncio.create_task(_measure_pool(pool, metrics))
+            catalogue = next((agent for agent in self.agents if agent.role == "catalogue"), None)
+            watch = watch_pool(pool, metrics, catalogue.unfinished if catalogue is not None else None)
+            measuring = asyncio.create_task(watch)
             self._stack.callback(measuring.cancel)
         await self._watch()
 
@@ -236,20 +238,6 @@ async def _warm_up(settings: Settings) -> None:
         _log.info("warmed up", seconds=round(await done, 2))
     except Exception:
         _log.warning("not warmed up: functions are compiled when events need them", exc_info=True)
-
-
-async def _measure_pool(pool: EncoderPool, metrics: Metrics) -> None:
-    """The pool's counts, as metrics, once a second."""
-    counted = PoolStats()
-    while True:
-        stats = pool.stats
-        metrics.encoder_queue.set(pool.queue_length)
-        metrics.encoder_texts.inc(stats.texts_encoded - counted.texts_encoded)
-        metrics.encoder_cache.labels("hit").inc(stats.cache_hits - counted.cache_hits)
-        metrics.encoder_cache.labels("miss").inc(stats.cache_misses - counted.cache_misses)
-        metrics.encoder_restarts.inc(stats.restarts - counted.restarts)
-        counted = replace(stats)
-        await asyncio.sleep(1.0)
 
 
 def _close_server(server: object) -> None:
