@@ -18,13 +18,15 @@ import numpy as np
 import psutil
 import pytest
 
+from stream_app.encoder_metrics import count_pool
 from stream_app.errors import PoisonText, SettingsError, TooLate, Unavailable
+from stream_app.metrics import Metrics
 from stream_app.settings import EncoderSettings
 from stream_app.stores.embedding_cache import EmbeddingCache
 from tests.unit.encoder_process import LOST_DEVICE, vector_of
 from tests.waiting import eventually, eventually_sync
 from workers import faults
-from workers.pool import EncoderPool, Priority
+from workers.pool import EncoderPool, PoolStats, Priority
 
 COMMAND = (sys.executable, "-m", "tests.unit.encoder_process")
 
@@ -234,13 +236,25 @@ async def test_the_line_never_grows_beyond_its_bound_while_a_slow_process_falls_
         assert 4 <= longest <= 8
 
 
-async def test_counts_are_kept_by_priority_and_by_process() -> None:
+async def test_counts_are_kept_by_process_and_served_as_metrics_once_each() -> None:
     async with running() as pool:
         await pool.encode(["a", "b"], Priority.CATALOGUE)
         assert set(pool.stats.seconds_encoding) == {0}
         assert pool.stats.seconds_encoding[0] > 0.0
         # The test's encoder counts a token for each character, and pads to the longest text.
         assert 2 <= pool.stats.tokens_read <= pool.stats.tokens_computed
+        metrics = Metrics()
+        counted = count_pool(pool, metrics, PoolStats())
+        await pool.encode(["c"], Priority.EVENT)
+        count_pool(pool, metrics, counted)
+        sample = metrics.registry.get_sample_value
+        assert sample("tailrace_encoder_texts_total") == 3
+        assert sample("tailrace_encoder_batches_total") == pool.stats.batches
+        assert sample("tailrace_encoder_tokens_total", {"kind": "read"}) == pool.stats.tokens_read
+        assert sample("tailrace_encoder_seconds_total", {"process": "0"}) == pytest.approx(
+            pool.stats.seconds_encoding[0]
+        )
+        assert sample("tailrace_encoder_queue", {"priority": "catalogue"}) == 0
 
 
 async def test_a_caller_who_gives_up_takes_its_texts_along_but_not_those_of_others(tmp_path: Path) -> None:
@@ -420,6 +434,7 @@ async def test_what_is_cached_is_not_encoded_again() -> None:
 
 PARENT = """
 import asyncio, sys
+from stream_app.metrics import Metrics
 from stream_app.settings import EncoderSettings
 from workers.pool import EncoderPool, Priority
 
