@@ -6,7 +6,9 @@ one core 899 texts/s, two cores in one batch 1,200; on two cores that other work
 and 570 to 678 with a batch each. And while one thread tokenizes or answers, another computes.
 
 * One thread, beside the others, is for urgent batches only: a query starts at once, however full the catalogue's line
-  is, and shares the cores instead of waiting for a batch to end.
+  is, instead of waiting for a batch to end. And where there are more threads than cores the kernel lets it go first:
+  the others are nicer (on two cores with other work, a query beside a full catalogue: 32 to 36 ms, p99 61 to 70, with
+  equal threads; 10 to 11 ms, p99 19 to 47, with nicer ones).
 * Of the others the first takes the catalogue's batches first, so that no stream of queries starves them; the rest takes
   urgent ones first.
 """
@@ -14,6 +16,7 @@ and 570 to 678 with a batch each. And while one thread tokenizes or answers, ano
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import traceback
 from collections import deque
@@ -25,6 +28,8 @@ __all__ = ["MOST_LANES", "Inbox", "lanes_for", "start_lanes"]
 
 MOST_LANES = 4
 """They share one interpreter, which a batch needs for a tenth of its time; beyond these, each gets more threads."""
+_NICER = 5
+_NICEST = 19
 _LANES_OF_A_GPU = 2
 """One batch is on the card, the next is tokenized."""
 
@@ -73,6 +78,8 @@ def start_lanes(inbox: Inbox, answer: Callable[[Encode], None], *, lanes: int) -
     """
 
     def work(number: int) -> None:
+        if number < lanes:
+            _be_nicer()
         try:
             while True:
                 answer(inbox.take(others=number < lanes, urgent_first=number > 0))
@@ -84,3 +91,11 @@ def start_lanes(inbox: Inbox, answer: Callable[[Encode], None], *, lanes: int) -
 
     for number in range(lanes + 1):
         threading.Thread(target=work, args=(number,), name=f"lane-{number}", daemon=True).start()
+
+
+def _be_nicer() -> None:
+    """Let the calling thread give way to the others of this process. Only Linux has a priority per thread."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        now = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, min(now + _NICER, _NICEST))

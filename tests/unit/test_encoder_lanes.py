@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 
 import pytest
@@ -59,6 +61,26 @@ def test_an_urgent_batch_is_answered_while_every_other_lane_is_at_work() -> None
     assert done.wait(20)
     assert answered == [2]
     go.set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority per thread")
+def test_lanes_of_the_catalogue_give_way_to_the_urgent_one() -> None:
+    inbox = Inbox()
+    done = threading.Event()
+    priorities: dict[bool, int] = {}
+
+    def answer(message: Encode) -> None:
+        priorities[message.urgent] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        if len(priorities) == 2:
+            done.set()
+        else:
+            done.wait(20)  # so that this lane does not take the urgent batch as well
+
+    start_lanes(inbox, answer, lanes=1)
+    inbox.put(batch(0))
+    inbox.put(batch(1, urgent=True))
+    assert done.wait(20)
+    assert priorities[False] == min(priorities[True] + 5, 19)
 
 
 @pytest.mark.parametrize(
