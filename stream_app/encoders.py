@@ -68,8 +68,9 @@ class Encoders:
         model = describe_model(settings)
         if (model.space, model.dimensions) != (space.space, space.dimensions):
             raise SettingsError(
-                f"encoder.model = {settings.model!r} spans {model.space} here, and the space was built with "
-                f"{space.space}; put the same model there on every machine"
+                f"encoder.model = {settings.model!r} spans {model.space} here, and the space was built as "
+                f"{space.space}; put the same model there on every machine, with the same encoder.pooling, dimensions "
+                "and document_prefix"
             )
         cache = EmbeddingCache(
             self._redis,

@@ -610,7 +610,12 @@ class EncoderSettings(_Group):
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     processes: int = Field(1, ge=1, le=64, description="Encoder processes (count).")
-    threads: int = Field(0, ge=0, le=256, description="Threads per encoder process; 0: the cores are shared out.")
+    threads: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Threads per encoder process; 0: the cores are shared out. Up to four compute a batch each.",
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="auto: bfloat16 where the processor has it in hardware, else float32. int8 is not offered: it "
@@ -622,7 +627,14 @@ class EncoderSettings(_Group):
     nice: int = Field(
         5, ge=0, le=19, description="Lowers the priority of the encoder processes below that of events (nice value)."
     )
-    batch: int = Field(32, ge=1, le=4_096, description="Texts per batch (count).")
+    batch: int = Field(256, ge=1, le=4_096, description="Texts per batch at most (count).")
+    batch_tokens: int = Field(
+        0,
+        ge=0,
+        le=1_048_576,
+        description="Tokens computed at once at most, padding included; a longer text is computed by itself (count). "
+        "0: 512 on the processor, where more are hardly faster, 16,384 on a GPU.",
+    )
     max_tokens: int = Field(128, ge=8, le=8_192, description="Longer texts are cut (tokens); a prefix comes on top.")
     queue: int = Field(1_024, ge=1, le=1_000_000, description="Texts waiting at most; then callers wait (count).")
     cache: int = Field(8_192, ge=0, le=10_000_000, description="Embeddings kept in memory per process (count).")
@@ -631,6 +643,13 @@ class EncoderSettings(_Group):
     )
     start_timeout_s: float = Field(
         120.0, gt=0, le=3_600, description="A process not ready by then is an error (seconds)."
+    )
+    deadline_s: float = Field(
+        10.0,
+        gt=0,
+        le=600,
+        description="A text of a query or an event not embedded by then is done without (seconds). Texts of the "
+        "catalogue wait for as long as it takes.",
     )
     batch_timeout_s: float = Field(
         60.0, gt=0, le=3_600, description="A batch not done by then ends its process and is tried again (seconds)."

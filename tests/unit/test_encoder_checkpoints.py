@@ -24,7 +24,7 @@ from stream_app.errors import SettingsError
 from stream_app.evaluation.files import Log
 from stream_app.evaluation.run import encode_log
 from stream_app.settings import EncoderSettings, Settings
-from stream_app.textify.items import item_text
+from stream_app.textify import item_text
 from tests.checkpoints import SIZE, add_dense, make_bert, make_qwen3, write_json
 from workers.head import pool
 from workers.models import describe_model, load_model
