@@ -22,7 +22,7 @@ from stream_app.datasets.online_retail import load_online_retail
 from stream_app.embedded.stack import BrokerKind
 from stream_app.logs import configure_logs
 from stream_app.settings import LogSettings
-from stream_app.textify.items import item_text
+from stream_app.textify import item_text
 from workers.models import Precision
 
 _RESULTS = Path(__file__).with_name("results")

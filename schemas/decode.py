@@ -36,6 +36,7 @@ from schemas.messages import (
     Rule,
     RuleWhere,
     Slate,
+    SpaceControl,
     TrainingExamples,
     Transitions,
     User,
@@ -58,6 +59,7 @@ __all__ = [
     "decode_ranker_weights",
     "decode_rule",
     "decode_slate",
+    "decode_space_control",
     "decode_training_examples",
     "decode_transitions",
     "decode_user",
@@ -109,6 +111,8 @@ _RULE_NEEDS: Final = {
 }
 _RULE_MAY_HAVE: Final = {"pin": {"rank"}, "boost": {"boost"}, "exclude": set(), "cap": {"at_most", "per", "first"}}
 _EVERYTHING: Final = RuleWhere()
+SPACES_KEY: Final = "spaces"
+"""The one key of ``space-control.v1``."""
 
 _slate = msgspec.json.Decoder(Slate)
 _dead_letter = msgspec.json.Decoder(DeadLetter)
@@ -120,6 +124,7 @@ _ranker_weights = msgspec.json.Decoder(RankerWeights)
 _item_factors = msgspec.json.Decoder(ItemFactors)
 _factor_basis = msgspec.json.Decoder(FactorBasis)
 _vector_space = msgspec.json.Decoder(VectorSpace)
+_space_control = msgspec.json.Decoder(SpaceControl)
 _encoder = msgspec.json.Encoder()
 
 
@@ -381,6 +386,27 @@ def decode_vector_space(key: bytes | None, value: bytes | None) -> tuple[str, Ve
         raise _key_mismatch(space, "space", row.space)
     _same_size("mean", len(row.mean), "dimensions as base64", _base64_length(4 * row.dimensions))
     return space, row
+
+
+def decode_space_control(key: bytes | None, value: bytes | None) -> SpaceControl | None:
+    """A record of ``space-control.v1``: None when there is none any more, and the settings' model is served."""
+    name = _key(key, "spaces")
+    if name != SPACES_KEY:
+        raise InvalidMessage("key_mismatch", f"the key is {name!r}; produce the record with key = {SPACES_KEY}")
+    if value is None:
+        return None
+    control = _internal(value, _space_control, "space-control")
+    names = [one.space for one in control.spaces]
+    numbers = [one.number for one in control.spaces]
+    if len(set(names)) < len(names) or len(set(numbers)) < len(numbers):
+        raise InvalidMessage("invalid_field", "spaces: two have one name or number; write it with: tailrace spaces")
+    if control.serving not in names:
+        raise InvalidMessage(
+            "invalid_field", f"serving: {control.serving!r} is none of the spaces; see: tailrace spaces"
+        )
+    if control.next_number <= max(numbers):
+        raise InvalidMessage("invalid_field", f"next_number: {control.next_number} is taken; see: tailrace spaces")
+    return control
 
 
 def decode_transitions(value: bytes | None) -> Transitions:

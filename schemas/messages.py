@@ -22,12 +22,14 @@ __all__ = [
     "ItemFactors",
     "ItemSignals",
     "ItemVector",
+    "ModelSpace",
     "RankerWeights",
     "Reason",
     "Rule",
     "RuleWhere",
     "Slate",
     "SlateItem",
+    "SpaceControl",
     "TrainingExample",
     "TrainingExamples",
     "Transition",
@@ -268,6 +270,32 @@ class VectorSpace(Struct, frozen=True, kw_only=True):
     scales: Annotated[str, Meta(description="Base64 float32 [axes].")]
 
 
+class ModelSpace(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A model's vector space that is kept: every item has a vector of it, or will."""
+
+    space: Annotated[str, Meta(min_length=1, max_length=512, description="As item-vectors name it.")]
+    dimensions: Annotated[int, Meta(ge=1, le=65_536)]
+    number: Annotated[
+        int, Meta(ge=0, description="Its vectors are on item-vectors.v1 (0) or item-vectors.v1.<number>; never reused.")
+    ]
+    encoder: Annotated[
+        dict[str, str | int | float | bool],
+        Meta(max_length=64, description="Settings of the encoder that differ from those of the processes."),
+    ] = {}
+
+
+class SpaceControl(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which vector spaces are kept and which one is served, on ``space-control.v1`` with key = ``spaces``: one record
+    says all of it, so one record cuts over."""
+
+    version: Annotated[int, Meta(ge=1, description="Grows by one with every change.")]
+    serving: Annotated[str, Meta(description="The space that slates are made in.")]
+    spaces: Annotated[list[ModelSpace], Meta(min_length=1, max_length=8)]
+    previous: Annotated[str, Meta(description="Served before; what a rollback goes back to.")] = ""
+    next_number: Annotated[int, Meta(ge=1, description="The number of the next space.")] = 1
+    changed_at: Instant | None = None
+
+
 class Transition(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What one interaction says about items: ``item_id`` was taken after (or with) each of ``previous``; or that it was
     shown (``shown``), which says nothing else.
@@ -338,7 +366,7 @@ class ItemFactors(Struct, frozen=True, kw_only=True):
     null: the item is gone. ``applied`` says through which source offsets they were learned."""
 
     item_id: Identifier
-    space: Annotated[str, Meta(description="Of the basis they started from; those of different spaces do not mix.")]
+    space: Annotated[str, Meta(description="Frame of the basis they started from; different ones do not mix.")]
     context: Annotated[str, Meta(description="Base64 float32, what the item says about a user.")]
     target: Annotated[str, Meta(description="Base64 float32, who takes the item.")]
     bias: float
@@ -346,7 +374,7 @@ class ItemFactors(Struct, frozen=True, kw_only=True):
     applied: Annotated[dict[str, int], Meta(description="Last applied interactions offset per source partition.")]
 
 
-class FactorBasis(Struct, frozen=True, kw_only=True):
+class FactorBasis(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where factors of items start, on ``factor-basis.v1`` with key = ``space``: a projection of encoder vectors."""
 
     space: str
@@ -354,6 +382,13 @@ class FactorBasis(Struct, frozen=True, kw_only=True):
     factors: int
     mean: Annotated[str, Meta(description="Base64 float32 [dimensions].")]
     matrix: Annotated[str, Meta(description="Base64 float32 [dimensions, factors].")]
+    frame: Annotated[
+        str,
+        Meta(
+            description="The space whose basis this one was carried over from: factors that started there and here can "
+            "be compared, and item-factors name it. Empty: this one."
+        ),
+    ] = ""
 
 
 class RankerWeights(Struct, frozen=True, kw_only=True, omit_defaults=True):

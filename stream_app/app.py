@@ -9,28 +9,32 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 from redis.asyncio import Redis
 
+from schemas.messages import ModelSpace
 from stream_app.agents.base import Agent
 from stream_app.agents.catalogue import CatalogueAgent
+from stream_app.agents.catalogue_spaces import CatalogueSpaces
 from stream_app.agents.interactions import InteractionsAgent
 from stream_app.agents.items import ItemsAgent
 from stream_app.agents.ranker import RankerAgent
 from stream_app.delivery.admin import create_topics
 from stream_app.delivery.publisher import Publisher
 from stream_app.delivery.retry import until_it_works
-from stream_app.encoder_metrics import watch_pool
+from stream_app.encoder_metrics import watch_pools
+from stream_app.encoders import Encoders
 from stream_app.errors import TailraceError, Unavailable
 from stream_app.logs import get_logger
 from stream_app.memory import settle
 from stream_app.metrics import Metrics, serve_metrics
 from stream_app.ranking.recommender import Recommender
 from stream_app.replicas.replica import Replica
+from stream_app.replicas.spaces import SpaceWatch, control_record
 from stream_app.settings import Settings
-from stream_app.stores.embedding_cache import EmbeddingCache
+from stream_app.spaces.control import first_control, served_space
 from stream_app.stores.users import REDIS_TRANSIENT, UserStore, connect_redis
 from stream_app.users.stage import UserStage
 from stream_app.warm_up import warm_up
@@ -44,6 +48,7 @@ ROLES: tuple[Role, ...] = ("catalogue", "items", "ranker", "interactions")
 """In the order they are started: what feeds the others first."""
 
 _log = get_logger(__name__)
+_Part = TypeVar("_Part")
 
 
 class Tailrace:
@@ -62,8 +67,18 @@ class Tailrace:
         self.ready = asyncio.Event()
         self.agents: list[Agent] = []
         self.replica: Replica | None = None
-        self.pool: EncoderPool | None = None
+        self.encoders: Encoders | None = None
+        self._watch_spaces: SpaceWatch | None = None
+        self._following: list[asyncio.Task[None]] = []
+        self._dropping: asyncio.Task[None] | None = None
         self._stack = contextlib.AsyncExitStack()
+
+    @property
+    def pool(self) -> EncoderPool | None:
+        """The encoders of the space that is served, as far as this process has any."""
+        if self.encoders is None or self._watch_spaces is None:
+            return None
+        return self.encoders.held(self._watch_spaces.control.serving)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Start, work until ``stop`` is set, stop. Waits for a broker or Redis that is not there yet.
@@ -106,66 +121,97 @@ class Tailrace:
                 metrics=metrics,
             )
         needs_redis = {"catalogue", "interactions"} & set(self.roles)
-        pool = None
         redis = connect_redis(settings)
         self._stack.push_async_callback(redis.aclose)
         if needs_redis:
             await until_it_works(
                 redis.ping, what="Redis", transient=REDIS_TRANSIENT, settings=settings.delivery, metrics=metrics
             )
-            model = describe_model(settings.encoder.model)
-            cache = EmbeddingCache(
-                redis,
-                prefix=settings.topics.prefix,
-                space=model.space,
-                dimensions=model.dimensions,
-                ttl_s=settings.encoder.cache_ttl_s,
-                memory=settings.encoder.cache,
+        model = describe_model(settings.encoder)
+        self._watch_spaces = watch = SpaceWatch(settings, first_control(model.space, model.dimensions))
+        await watch.start()
+        self._stack.push_async_callback(watch.stop)
+        if watch.control.serving != model.space:
+            _log.warning(
+                "encoder.model is not what is served; change that with: tailrace spaces",
+                served=watch.control.serving,
+                setting=settings.encoder.model,
             )
-            self.pool = pool = EncoderPool(settings.encoder, cache=cache)
+        if "catalogue" in self.roles and not watch.recorded:
+            # From now on a changed setting alone changes nothing: vectors of two models would be in one topic.
+            await publisher.publish([control_record(settings, watch.control)])
+        self.encoders = encoders = Encoders(settings, redis)
+        self._stack.push_async_callback(encoders.close)
+        if needs_redis:
+            pool = encoders.pool(served_space(watch.control))
             if settings.encoder.eager or "catalogue" in self.roles:
                 await pool.start()
-            self._stack.push_async_callback(pool.close)
         # Together: joining a consumer group takes a broker up to half a session.
-        await asyncio.gather(*(self._start_role(role, publisher, redis, pool, warming) for role in self.roles))
+        await asyncio.gather(*(self._start_role(role, publisher, redis, watch, warming) for role in self.roles))
         settle()
         self.ready.set()
         metrics.ready.set(1)
-        if pool is not None:
-            catalogue = next((agent for agent in self.agents if agent.role == "catalogue"), None)
-            watch = watch_pool(pool, metrics, catalogue.unfinished if catalogue is not None else None)
-            measuring = asyncio.create_task(watch)
-            self._stack.callback(measuring.cancel)
-        await self._watch()
+        catalogue = next((agent for agent in self.agents if agent.role == "catalogue"), None)
+        remaining = catalogue.unfinished if catalogue is not None else None
+        measuring = asyncio.create_task(watch_pools(lambda: encoders.pools, metrics, remaining))
+        self._stack.callback(measuring.cancel)
+        await self._watch(watch)
 
     async def _start_role(
         self,
         role: Role,
         publisher: Publisher,
         redis: Redis,
-        pool: EncoderPool | None,
+        watch: SpaceWatch,
         warming: asyncio.Task[None] | None,
     ) -> None:
-        agent = await self._agent(role, publisher, redis, pool)
+        agent = await self._agent(role, publisher, redis, watch)
         self._stack.push_async_callback(agent.stop)
         self.agents.append(agent)
         if warming is not None:
             await asyncio.shield(warming)
         await agent.start()
+        following = asyncio.create_task(self._follow_spaces(agent, publisher, watch), name=f"{role}-spaces")
+        self._following.append(following)
+        self._stack.push_async_callback(_cancelled, following)
         _log.info("role started", started=role)
 
-    async def _agent(self, role: Role, publisher: Publisher, redis: Redis, pool: EncoderPool | None) -> Agent:
-        settings, metrics = self.settings, self.metrics
+    async def _follow_spaces(self, agent: Agent, publisher: Publisher, watch: SpaceWatch) -> None:
+        """Tell a role of the spaces that are kept and served, now and when they change."""
+        encoders = self._made(self.encoders)
+        spaces = None
+        if isinstance(agent, CatalogueAgent):
+            spaces = CatalogueSpaces(self.settings, publisher, self.metrics, encoders=encoders, first=agent)
+        try:
+            async for control in watch.changes():
+                if spaces is not None:
+                    await spaces.spaces_changed(control)
+                elif isinstance(agent, RankerAgent):
+                    agent.serve(served_space(control))
+                elif isinstance(agent, InteractionsAgent):
+                    self._made(self.replica).spaces_changed(control)
+        finally:
+            if spaces is not None:
+                await spaces.stop()
+
+    async def _agent(self, role: Role, publisher: Publisher, redis: Redis, watch: SpaceWatch) -> Agent:
+        settings, metrics, encoders = self.settings, self.metrics, self._made(self.encoders)
+        live = served_space(watch.control)
         if role == "items":
             return ItemsAgent(settings, publisher, metrics)
         if role == "ranker":
-            model = describe_model(settings.encoder.model)
-            return RankerAgent(settings, publisher, metrics, space=model.space, dimensions=model.dimensions)
-        assert pool is not None  # noqa: S101 - made for these roles
+            return RankerAgent(
+                settings, publisher, metrics, space=live.space, dimensions=live.dimensions, number=live.number
+            )
         if role == "catalogue":
+            first = [one for one in watch.control.spaces if one.number == 0]
+            pool = encoders.pool(first[0]) if first else None
+            if pool is not None and not pool.started:
+                await pool.start()
             return CatalogueAgent(settings, publisher, metrics, pool)
-        model = describe_model(settings.encoder.model)
-        self.replica = replica = Replica(settings, metrics, space=model.space, dimensions=model.dimensions)
+        self.replica = replica = Replica(
+            settings, metrics, space=live.space, dimensions=live.dimensions, control=watch.control
+        )
         await replica.start()
         self._stack.push_async_callback(replica.stop)
         await self._caught_up(replica)
@@ -177,8 +223,11 @@ class Tailrace:
             users=UserStore(redis, settings, metrics),
             stage=UserStage(settings, serving, Recommender(settings, serving)),
             serving=serving,
-            pool=pool,
+            pool=encoders.pool(replica.live),
         )
+        replica.prepare = self._prepare
+        replica.exclusively = agent.alone
+        replica.on_cut_over = self._on_cut_over(agent)
         replica.on_withdrawn = agent.withdraw
         replica.on_arrived = agent.arrive
         return agent
@@ -194,17 +243,54 @@ class Tailrace:
         finally:
             ready.cancel()
 
-    async def _watch(self) -> None:
+    async def _prepare(self, space: ModelSpace) -> None:
+        """The model is here and, where texts were embedded before, ready to embed more."""
+        encoders, replica = self._made(self.encoders), self._made(self.replica)
+        pool = encoders.pool(space)
+        if encoders.pool(replica.live).started and not pool.started:
+            await pool.start()
+        if pool.started:
+            await pool.ready()
+
+    def _on_cut_over(self, agent: InteractionsAgent) -> Callable[[ModelSpace], None]:
+        encoders, live = self._made(self.encoders), self._made(self.replica).live
+
+        def cut_over(space: ModelSpace) -> None:
+            nonlocal live
+            agent.use(encoders.pool(space))
+            encoders.serve(space.space)
+            if "catalogue" not in self.roles:
+                # Made again should it be served again.
+                self._dropping = asyncio.create_task(encoders.drop(live.space))
+            live = space
+
+        return cut_over
+
+    @staticmethod
+    def _made(part: _Part | None) -> _Part:
+        assert part is not None  # noqa: S101 - made before anything that asks for it
+        return part
+
+    async def _watch(self, watch: SpaceWatch) -> None:
         """Until a part fails."""
-        parts = [agent.failed for agent in self.agents]
+        parts: list[asyncio.Future[None]] = [agent.failed for agent in self.agents]
+        parts += [watch.failed, *self._following]
         if self.replica is not None:
             parts.append(self.replica.failed)
         await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        for part in (watch.failed, *self._following):
+            if part.done() and (error := part.exception()) is not None:
+                raise TailraceError(f"following the vector spaces failed: {type(error).__name__}: {error}") from error
         if self.replica is not None and self.replica.failed.done():
             self.replica.failed.result()
         for agent in self.agents:
             if agent.failed.done() and (error := agent.failed.exception()) is not None:
                 raise TailraceError(f"the {agent.role} role failed: {type(error).__name__}: {error}") from error
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _warm_up(settings: Settings) -> None:

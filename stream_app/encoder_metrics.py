@@ -5,27 +5,35 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from stream_app.embedding_progress import EmbeddingProgress
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
 from workers.pool import EncoderPool, PoolStats, Priority
 
-__all__ = ["count_pool", "watch_pool"]
+__all__ = ["count_pool", "watch_pools"]
 
 _log = get_logger(__name__)
 _EVERY_S = 1.0
 
 
-async def watch_pool(pool: EncoderPool, metrics: Metrics, remaining: Callable[[], int] | None) -> None:
+async def watch_pools(
+    pools: Callable[[], Collection[EncoderPool]], metrics: Metrics, remaining: Callable[[], int] | None
+) -> None:
     """Once a second, for ever: metrics; and a line of the log every few seconds while ``remaining`` says that many
     records of the catalogue are not done yet. None: this process does not embed it."""
-    counted, progress = PoolStats(), EmbeddingProgress()
+    counted: dict[EncoderPool, PoolStats] = {}
+    progress, texts = EmbeddingProgress(), 0
     while True:
-        counted = count_pool(pool, metrics, counted)
+        there = pools()
+        counted = {pool: counted.get(pool, PoolStats()) for pool in there}
+        for priority in Priority:
+            metrics.encoder_queue.labels(priority.name.lower()).set(sum(pool.waiting(priority) for pool in there))
+        for pool, before in list(counted.items()):
+            now = counted[pool] = count_pool(pool, metrics, before)
+            texts += now.texts_encoded + now.cache_hits - before.texts_encoded - before.cache_hits
         if remaining is not None:
-            texts = counted.texts_encoded + counted.cache_hits
             line = progress.report(time.monotonic(), texts=texts, remaining=remaining())
             if line is not None:
                 _log.info(
@@ -40,8 +48,6 @@ async def watch_pool(pool: EncoderPool, metrics: Metrics, remaining: Callable[[]
 def count_pool(pool: EncoderPool, metrics: Metrics, counted: PoolStats) -> PoolStats:
     """Add to ``metrics`` what happened since ``counted``; what is counted now."""
     stats = copy.deepcopy(pool.stats)
-    for priority in Priority:
-        metrics.encoder_queue.labels(priority.name.lower()).set(pool.waiting(priority))
     metrics.encoder_texts.inc(stats.texts_encoded - counted.texts_encoded)
     metrics.encoder_batches.inc(stats.batches - counted.batches)
     read = stats.tokens_read - counted.tokens_read

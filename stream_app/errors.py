@@ -9,6 +9,7 @@ TailraceError
 ├── DatasetError           a data set's file cannot be read; names the file and the line
 ├── EmbeddedStackError     the embedded broker or Redis could not be started
 ├── SnapshotError          a snapshot on disk cannot be used; the replica reads the topics instead
+├── SpaceError             a change of vector spaces that cannot be made
 ├── TopicError             a topic is not there, or the broker refuses to create it
 └── Unavailable            a broker, Redis or encoder is not there at the moment; worth trying again
 """
@@ -23,6 +24,7 @@ __all__ = [
     "PoisonText",
     "SettingsError",
     "SnapshotError",
+    "SpaceError",
     "TailraceError",
     "TooLate",
     "TopicError",
@@ -73,6 +75,10 @@ class EmbeddedStackError(TailraceError):
 
 class SnapshotError(TailraceError):
     """A snapshot on disk cannot be used."""
+
+
+class SpaceError(TailraceError):
+    """A change of vector spaces cannot be made as things are."""
 
 
 class TopicError(TailraceError):

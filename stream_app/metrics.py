@@ -56,6 +56,7 @@ class Metrics:
     encoder_restarts: Counter = field(init=False)
     index_items: Gauge = field(init=False)
     space_version: Gauge = field(init=False)
+    space_number: Gauge = field(init=False)
     index_deleted: Gauge = field(init=False)
     replica_offset_age: Gauge = field(init=False)
     replica_ready: Gauge = field(init=False)
@@ -128,6 +129,7 @@ class Metrics:
         self.encoder_restarts = Counter("tailrace_encoder_restarts", "Encoder processes started again.", registry=r)
         self.index_items = Gauge("tailrace_index_items", "Vectors that can be found.", registry=r)
         self.space_version = Gauge("tailrace_space_version", "Version of the half-whitened space served.", registry=r)
+        self.space_number = Gauge("tailrace_space_number", "Number of the model's space served.", registry=r)
         self.index_deleted = Gauge("tailrace_index_churn", "Vectors deleted or replaced since the build.", registry=r)
         self.replica_offset_age = Gauge(
             "tailrace_replica_age_seconds", "Age of the newest record the replica applied.", registry=r

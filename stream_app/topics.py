@@ -111,6 +111,15 @@ TOPICS: tuple[Topic, ...] = (
         summary="The half-whitened vector space that is served, fitted to the catalogue.",
     ),
     Topic(
+        name="space-control.v1",
+        message=messages.SpaceControl,
+        key="spaces",
+        public=False,
+        compacted=True,
+        partitions=1,
+        summary="Which models' vector spaces are kept, and which one is served.",
+    ),
+    Topic(
         name="transitions.v1",
         message=messages.Transitions,
         key="partition by crc32(item_id)",
@@ -179,6 +188,7 @@ class Topics:
         self.dead_letter = named["dead-letter.v1"]
         self.item_vectors = named["item-vectors.v1"]
         self.spaces = named["spaces.v1"]
+        self.space_control = named["space-control.v1"]
         self.transitions = named["transitions.v1"]
         self.item_signals = named["item-signals.v1"]
         self.training_examples = named["training-examples.v1"]
@@ -188,6 +198,10 @@ class Topics:
 
     def _full(self, topic: Topic) -> str:
         return f"{self.settings.topics.prefix}.{topic.name}"
+
+    def vectors_of(self, number: int) -> str:
+        """Full name of the topic with the vectors of a model's space (``ModelSpace.number``)."""
+        return f"{self.item_vectors}.{number}" if number else self.item_vectors
 
     def partitions(self, topic: Topic) -> int:
         """How many partitions Tailrace creates the topic with."""

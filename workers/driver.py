@@ -128,6 +128,7 @@ class Driver:
         free: set[int],
     ) -> None:
         self.child: EncoderChild | None = None
+        self.share = 1.0
         self._index = index
         self._settings = settings
         self._space = space
@@ -167,6 +168,10 @@ class Driver:
             self._command,
             Configure(
                 model=settings.model,
+                pooling=settings.pooling,
+                dimensions=settings.dimensions,
+                query_prefix=settings.query_prefix,
+                document_prefix=settings.document_prefix,
                 device=settings.device,
                 precision=settings.precision,
                 max_tokens=settings.max_tokens,

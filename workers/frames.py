@@ -50,6 +50,10 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     """
 
     model: str
+    pooling: Literal["auto", "mean", "cls", "last"] = "auto"
+    dimensions: int = 0
+    query_prefix: str | None = None
+    document_prefix: str | None = None
     device: str
     precision: Literal["auto", "float32", "bfloat16", "float16"]
     max_tokens: int

@@ -21,6 +21,7 @@ from workers.batching import estimated_tokens
 from workers.child import DEFAULT_COMMAND
 from workers.driver import Driver, PoolStats
 from workers.models import describe_model
+from workers.texts import TextKind, encodable
 from workers.waiting import Priority, Ticket, WaitingTexts, same_error
 
 __all__ = ["EncoderPool", "PoolStats", "Priority", "VectorCache"]
@@ -62,7 +63,7 @@ class EncoderPool:
         command: Sequence[str] = DEFAULT_COMMAND,
     ) -> None:
         self._cache = cache
-        info = describe_model(settings.model)
+        self._info = info = describe_model(settings)
         self.space = info.space
         self.dimensions = info.dimensions
         self.stats = PoolStats()
@@ -88,6 +89,16 @@ class EncoderPool:
             for index in range(settings.processes)
         ]
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def share(self) -> float:
+        """Share of the time the processes may compute for the catalogue, above 0 to 1."""
+        return self._drivers[0].share
+
+    @share.setter
+    def share(self, share: float) -> None:
+        for driver in self._drivers:
+            driver.share = share
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -131,8 +142,13 @@ class EncoderPool:
         if self._over:
             raise same_error(self._over)
 
-    async def encode(self, texts: Sequence[str], priority: Priority) -> NDArray[np.float32]:
+    async def encode(
+        self, texts: Sequence[str], priority: Priority, *, kind: TextKind = "document"
+    ) -> NDArray[np.float32]:
         """The vectors of ``texts``: float32 [n, dimensions], unit length, in the order given; any text has one.
+
+        ``kind`` decides the prefix, which many models were trained to see: what is found is a document, what finds it
+        a query. A text has a vector of each kind.
 
         Texts of the catalogue wait for as long as it takes, also while processes are restarted; those of queries and
         events until ``encoder.deadline_s`` after the call.
@@ -143,20 +159,24 @@ class EncoderPool:
             Unavailable, SettingsError: when the pool is closed or could not start a process.
         """
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        for row, outcome in enumerate(await self.encode_each(texts, priority)):
+        for row, outcome in enumerate(await self.encode_each(texts, priority, kind=kind)):
             if isinstance(outcome, EncodeError):
                 raise same_error(outcome)
             vectors[row] = outcome
         return vectors
 
-    async def encode_each(self, texts: Sequence[str], priority: Priority) -> list[NDArray[np.float32] | EncodeError]:
+    async def encode_each(
+        self, texts: Sequence[str], priority: Priority, *, kind: TextKind = "document"
+    ) -> list[NDArray[np.float32] | EncodeError]:
         """As :meth:`encode`, but each text has its own outcome: a vector, float32 [dimensions], or the error.
 
         Raises:
             Unavailable, SettingsError: when the pool is closed or could not start a process.
         """
         began = asyncio.get_running_loop().time()
-        prepared = [_sendable(text, self._max_chars) for text in texts]
+        # Before anything else looks at them: to cache, queue and processes a text is what the model reads.
+        prefix = encodable(self._info.prefix(kind))
+        prepared = [prefix + encodable(text, self._max_chars) for text in texts]
         hashes = [text_hash(text) for text in prepared]
         wanted = dict(zip(hashes, prepared, strict=True))
         outcomes: dict[str, NDArray[np.float32] | EncodeError] = {}
@@ -239,8 +259,3 @@ class EncoderPool:
         self._over = self._over or error
         self._waiting.close(self._over)
         self._ready.set()
-
-
-def _sendable(text: str, max_chars: int) -> str:
-    """``text`` as the process gets it: bounded, and without lone surrogates, which UTF-8 cannot carry."""
-    return text[:max_chars].encode("utf-8", "replace").decode("utf-8")

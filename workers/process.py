@@ -142,16 +142,15 @@ def _load(configure: Configure) -> Encoder:
             os.environ[variable] = str(configure.threads)
     setproctitle.setproctitle(f"tailrace-encoder {configure.index} (loading {configure.model})")
     encoder = load_model(
-        configure.model,
+        configure,
         device=configure.device,
         precision=configure.precision,
         max_tokens=configure.max_tokens,
         threads=configure.threads,
         batch=configure.batch,
+        batch_tokens=configure.batch_tokens,
         index=configure.index,
     )
-    if configure.batch_tokens:
-        encoder.batch_tokens = configure.batch_tokens
     setproctitle.setproctitle(f"tailrace-encoder {configure.index} {configure.model} {encoder.device}")
     return with_faults(encoder)
 

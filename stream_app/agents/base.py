@@ -60,6 +60,11 @@ class Agent(ABC):
         """Full name of the topic the agent consumes."""
 
     @property
+    def group(self) -> str:
+        """Name of the consumer group, without prefix: one per role."""
+        return self.role
+
+    @property
     def also(self) -> tuple[str, ...]:
         """Full names of further topics whose events :meth:`handle` gets in between."""
         return ()
@@ -87,7 +92,7 @@ class Agent(ABC):
 
     async def start(self) -> None:
         """Join the consumer group and begin."""
-        app = self._app = faust_app(self.settings, self.role, gathers=self.gathers)
+        app = self._app = faust_app(self.settings, self.group, gathers=self.gathers)
         app.agent(raw_topic(app, self.topic, *self.also), name=f"tailrace.{self.role}", concurrency=1)(
             self._consumer(self.handle, self.most)
         )
@@ -203,11 +208,11 @@ class Agent(ABC):
     async def _consume(self, handle: Callable[[Sequence[Any]], Awaitable[None]], stream: Any, most: int) -> None:
         try:
             async for events in batches(stream, most):
-                self.metrics.events_in.labels(self.role).inc(len(events))
-                self.metrics.batch_events.labels(self.role).observe(len(events))
+                self.metrics.events_in.labels(self.group).inc(len(events))
+                self.metrics.batch_events.labels(self.group).observe(len(events))
                 started = time.perf_counter()
                 await handle(events)
-                self.metrics.batch_seconds.labels(self.role, "all").observe(time.perf_counter() - started)
+                self.metrics.batch_seconds.labels(self.group, "all").observe(time.perf_counter() - started)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -218,5 +223,5 @@ class Agent(ABC):
 
     async def _watch_lag(self) -> None:
         while True:
-            self.metrics.lag.labels(self.role).set(self.lag())
+            self.metrics.lag.labels(self.group).set(self.lag())
             await asyncio.sleep(_LAG_EVERY_S)

@@ -20,7 +20,7 @@ from stream_app.delivery.records import InRecord
 from stream_app.errors import EncodeError, InvalidMessage
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
-from stream_app.textify import item_text, text_hash
+from stream_app.textify import Textifier, text_hash
 from workers.pool import EncoderPool, Priority
 
 __all__ = ["CatalogueAgent"]
@@ -44,14 +44,37 @@ class CatalogueAgent(Agent):
 
     It also reads ``rules.v1``, only to dead-letter what is no rule: rules take effect in the replicas, which leave
     those out in silence.
+
+    Each vector space has an agent and a consumer group of its own. The first (``number`` 0) is there for as long as the
+    role is: what is wrong in the topics is dead-lettered by its group alone, once, whichever spaces there are.
+
+    Args:
+        settings, publisher, metrics: as for every agent.
+        pool: of the space; None: no vectors are wanted of the first space any more.
+        number: of the space (``ModelSpace.number``).
     """
 
     role: ClassVar[str] = "catalogue"
 
-    def __init__(self, settings: Settings, publisher: Publisher, metrics: Metrics, pool: EncoderPool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        publisher: Publisher,
+        metrics: Metrics,
+        pool: EncoderPool | None,
+        *,
+        number: int = 0,
+    ) -> None:
         super().__init__(settings, publisher, metrics)
-        self._pool = pool
+        self.pool = pool
+        self._number = number
+        self._vectors_topic = self.topics.vectors_of(number)
+        self._textifier = Textifier.of(settings.textify)
         self._parts: deque[asyncio.Task[None]] = deque()
+
+    @property
+    def group(self) -> str:
+        return f"{self.role}-{self._number}" if self._number else self.role
 
     @property
     def topic(self) -> str:
@@ -59,7 +82,7 @@ class CatalogueAgent(Agent):
 
     @property
     def also(self) -> tuple[str, ...]:
-        return (self.topics.rules,)
+        return () if self._number else (self.topics.rules,)
 
     @property
     def most(self) -> int:
@@ -108,18 +131,22 @@ class CatalogueAgent(Agent):
                     continue
                 item_id, item = decode_item(record.key, record.value, record.headers)
             except InvalidMessage as error:
-                out.append(self.letter(record, error))
+                if not self._number:
+                    out.append(self.letter(record, error))
             else:
                 latest[item_id] = (record, item)
+        pool = self.pool
+        if pool is None:
+            latest.clear()
         out += [
-            OutRecord(self.topics.item_vectors, item_id.encode(), None)
+            OutRecord(self._vectors_topic, item_id.encode(), None)
             for item_id, (_, item) in latest.items()
             if item is None
         ]
         items = [(record, item) for record, item in latest.values() if item is not None]
-        texts = [item_text(item) for _, item in items]
+        texts = [self._textifier.item(item) for _, item in items]
         # One poisonous text costs the others nothing: each has an outcome of its own.
-        outcomes = await self._pool.encode_each(texts, Priority.CATALOGUE)
+        outcomes = await pool.encode_each(texts, Priority.CATALOGUE) if pool is not None and texts else []
         for (record, item), text, vector in zip(items, texts, outcomes, strict=True):
             if isinstance(vector, EncodeError):
                 problem = InvalidMessage(
@@ -127,16 +154,17 @@ class CatalogueAgent(Agent):
                 )
                 out.append(self.letter(record, problem))
             else:
-                out.append(self._vector(item, text, vector))
+                assert pool is not None  # noqa: S101 - it gave the vector
+                out.append(self._vector(pool.space, item, text, vector))
         return out
 
-    def _vector(self, item: Item, text: str, vector: NDArray[np.float32]) -> OutRecord:
+    def _vector(self, space: str, item: Item, text: str, vector: NDArray[np.float32]) -> OutRecord:
         message = ItemVector(
             item_id=item.item_id,
-            space=self._pool.space,
+            space=space,
             text_hash=text_hash(text),
             dimensions=len(vector),
             vector=pack_float32(vector),
             text=text,
         )
-        return OutRecord(self.topics.item_vectors, item.item_id.encode(), encode(message))
+        return OutRecord(self._vectors_topic, item.item_id.encode(), encode(message))

@@ -44,7 +44,7 @@ from stream_app.replicas.replica import ItemChange
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.stores.users import UserStore
-from stream_app.textify import said
+from stream_app.textify import Textifier
 from stream_app.users.nearby import NearbyUsers, Newest, best_first
 from stream_app.users.profiles import profile_of
 from stream_app.users.showing import Showing
@@ -147,6 +147,7 @@ class InteractionsAgent(Agent):
         self._stage = stage
         self._serving = serving
         self._pool = pool
+        self._textifier = Textifier.of(settings.textify)
         self._oldest = datetime.fromisoformat(settings.events.oldest).timestamp()
         self._item_partitions = settings.topics.partitions
         self._busy = asyncio.Lock()
@@ -161,6 +162,7 @@ class InteractionsAgent(Agent):
         self._arrivals: Newest[str, ItemChange] = Newest(limit=settings.cold.items_waiting)
         self._arrival = asyncio.Event()
         self._moved = asyncio.Event()
+        self._asked: dict[str, tuple[int, bool]] = {}
         self.standing_reads = 0
         self._feature_names = list(feature_names(settings.items))
 
@@ -205,7 +207,36 @@ class InteractionsAgent(Agent):
                 await self.publisher.publish([record])
                 asked = space.version
                 _log.info("space fitted", version=space.version, items=space.items)
+            if 0 in self.assignment():
+                await self._ready_others()
             await asyncio.sleep(self.settings.spaces.check_interval_s)
+
+    async def _ready_others(self) -> None:
+        """What a space that is kept beside the served one needs before it can be served: a fit, and a basis."""
+        serving = self._serving
+        # What was asked for comes back through the replica; until then it is not asked for again.
+        self._asked = {name: asked for name, asked in self._asked.items() if name in serving.beside}
+        for name, kept in list(serving.beside.items()):
+            records = []
+            version, carried = self._asked.get(name, (0, False))
+            if serving.space_due(name) and version <= kept.served.version:
+                space = await asyncio.to_thread(serving.fit_space(name))
+                if space is not None:
+                    records.append(OutRecord(self.topics.spaces, name.encode(), encode(space)))
+                    version = space.version
+            if serving.basis_due(name) and not carried:
+                basis = await asyncio.to_thread(serving.carry_basis(name))
+                records.append(OutRecord(self.topics.factor_basis, name.encode(), encode(basis)))
+                carried = True
+            self._asked[name] = version, carried
+            if records:
+                await self.publisher.publish(records)
+                _log.info("space beside is ready", space=name, records=[record.topic for record in records])
+
+    def use(self, pool: EncoderPool) -> None:
+        """Texts are embedded by this pool from now on, which is of the space served from now on. To be called within
+        :meth:`alone`."""
+        self._pool = pool
 
     async def hand_over(self) -> None:
         # The batches under way finish and are acknowledged, but for a long one, which may be seconds from its end;
@@ -244,13 +275,13 @@ class InteractionsAgent(Agent):
             await self._withdrawal.wait()
             self._withdrawal.clear()
             changes, self._withdrawn = self._withdrawn, {}
-            async with self._alone():  # With the batches under way: its slates are made, and not yet noted as shown.
+            async with self.alone():  # With the batches under way: its slates are made, and not yet noted as shown.
                 users = self._showing.showing(
                     {item_id: change.users for item_id, change in changes.items()}, partitions=self.assignment()
                 )
             for start in range(0, len(users), _REPLACED_AT_ONCE):
                 part = users[start : start + _REPLACED_AT_ONCE]
-                async with self._alone():  # Events get their turn between slices.
+                async with self.alone():  # Events get their turn between slices.
                     await self._replace_each(part, changes)
 
     async def _replace_each(self, users: Sequence[tuple[str, str]], changes: Mapping[str, ItemChange]) -> None:
@@ -294,7 +325,7 @@ class InteractionsAgent(Agent):
             users, left_out = best_first(await self._suited(changes), max(1, int(cold.users_per_s)))
             self.metrics.offers.labels("left_out").inc(left_out)
             for start in range(0, len(users), _OFFERED_AT_ONCE):
-                async with self._alone():  # Events get their turn between slices.
+                async with self.alone():  # Events get their turn between slices.
                     # Users may have left, with their partition or for good.
                     part = [user_id for user_id in users[start : start + _OFFERED_AT_ONCE] if user_id in self._nearby]
                     if part:
@@ -513,7 +544,7 @@ class InteractionsAgent(Agent):
             self._pending = {}  # All of it is written, and it may be much.
 
     @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
+    async def alone(self) -> AsyncIterator[None]:
         """Nothing is being computed, and the effects of what was are done."""
         async with self._busy:
             await self._settled()
@@ -535,7 +566,7 @@ class InteractionsAgent(Agent):
             part = sourced[start : start + _PROFILES_AT_ONCE]
             # Before it is our turn: events do not wait for the embeddings of a load of profiles.
             await self._encoded({text for _, one in part if one.profile is not None for text in one.profile.texts})
-            async with self._alone():
+            async with self.alone():
                 try:
                     await self._process_profiles([one for _, one in part], now)
                 except _FAILURES:
@@ -546,7 +577,7 @@ class InteractionsAgent(Agent):
 
     def _decode_profile(self, record: InRecord) -> SourcedProfile:
         user_id, user = decode_user(record.key, record.value, record.headers)
-        profile = None if user is None else profile_of(user, self.settings.users)
+        profile = None if user is None else profile_of(user, self.settings.users, self._textifier)
         return SourcedProfile(user_id, profile, record.partition, record.offset, record.timestamp_s)
 
     def _decode(self, record: InRecord, now: float) -> SourcedEvent:
@@ -792,19 +823,22 @@ class InteractionsAgent(Agent):
         texts = {entry.text for state in states.values() for entry in state.history if entry.text}
         texts.update(text for state in states.values() if state.profile is not None for text in state.profile.texts)
         texts.update(more)
-        texts.update(said(sourced.event, max_chars=kept) for sourced in events)
+        texts.update(self._textifier.said(sourced.event, max_chars=kept) for sourced in events)
         texts.discard("")
         return await self._encoded(texts)
 
     async def _encoded(self, texts: set[str]) -> dict[str, NDArray[np.float32]]:
-        """Embeddings by text; what is not embedded by ``encoder.deadline_s`` is left out, and counts the next time."""
+        """Embeddings by text; what is not embedded by ``encoder.deadline_s`` is left out, and counts the next time.
+
+        Whatever a user says is a query: it is there to find items.
+        """
         if not texts:
             return {}
         wanted = sorted(texts)
         if not self._pool.started:
             await self._pool.start()
         try:
-            outcomes = await self._pool.encode_each(wanted, Priority.EVENT)
+            outcomes = await self._pool.encode_each(wanted, Priority.EVENT, kind="query")
         except TailraceError as error:
             _log.warning("texts of events left out", texts=len(wanted), error=f"{type(error).__name__}: {error}")
             return {}

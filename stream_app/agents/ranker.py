@@ -23,7 +23,7 @@ from schemas.decode import (
     decode_training_examples,
     encode,
 )
-from schemas.messages import ItemFactors, TrainingExamples
+from schemas.messages import ItemFactors, ModelSpace, TrainingExamples
 from stream_app.agents.base import Agent
 from stream_app.agents.pacing import Pace
 from stream_app.delivery.engine import without_payload
@@ -90,17 +90,27 @@ class RankerAgent(Agent):
         settings, publisher, metrics: as for every agent.
         space: the model's vector space.
         dimensions: of its vectors.
+        number: of the space (``ModelSpace.number``).
     """
 
     role: ClassVar[str] = "ranker"
     gathers: ClassVar[bool] = True
 
     def __init__(
-        self, settings: Settings, publisher: Publisher, metrics: Metrics, *, space: str, dimensions: int
+        self,
+        settings: Settings,
+        publisher: Publisher,
+        metrics: Metrics,
+        *,
+        space: str,
+        dimensions: int,
+        number: int = 0,
     ) -> None:
         super().__init__(settings, publisher, metrics)
-        self._space = space
-        self._dimensions = dimensions
+        self._space = ModelSpace(space=space, dimensions=dimensions, number=number)
+        self._next_space = self._space
+        # One broadcast of each kind at a time; a hand-over may come while one is under way.
+        self._publishing, self._flushing = asyncio.Lock(), asyncio.Lock()
         self._owned: _Owned | None = None
         self._moves = 0
         self._flushed = asyncio.Condition()
@@ -108,6 +118,11 @@ class RankerAgent(Agent):
     @property
     def topic(self) -> str:
         return self.topics.training_examples
+
+    def serve(self, space: ModelSpace) -> None:
+        """Items start from their vectors of this space from now on. What was learned stays, where the basis of learned
+        factors was carried over to it."""
+        self._next_space = space
 
     async def start(self) -> None:
         await super().start()
@@ -125,6 +140,8 @@ class RankerAgent(Agent):
             await owned.close()
 
     async def handle(self, events: Sequence[Any]) -> None:
+        if self._next_space != self._space:
+            await self._change_space()
         owned = self._owned
         if owned is None:
             moves = self._moves
@@ -154,6 +171,18 @@ class RankerAgent(Agent):
             async with self._flushed:
                 await self._flushed.wait()
 
+    async def _change_space(self) -> None:
+        """Make everything durable and leave it; what is read next is taken over in the other space."""
+        owned = self._owned
+        if owned is not None:
+            await self.hand_over()
+            if owned.held or self._owned is not owned:
+                return  # Not all of it is: with the next batch, then.
+            self._owned = None
+            await owned.close()
+        self._space = self._next_space
+        _log.info("learning in another space", space=self._space.space)
+
     def _learn(self, owned: _Owned, batch: TrainingExamples, offset: int) -> None:
         try:
             self.metrics.factor_examples.inc(owned.factors.learn(batch, offset=offset))
@@ -166,14 +195,14 @@ class RankerAgent(Agent):
     async def _take_over(self) -> _Owned:
         owned = _Owned(
             SoftmaxRanker(feature_names(self.settings.items), self.settings.ranker),
-            LiveFactors(self.settings.factors, space=self._space, dimensions=self._dimensions),
+            LiveFactors(self.settings.factors, space=self._space.space, dimensions=self._space.dimensions),
         )
         try:
             await self._read_weights(owned)
             await self._read_basis(owned.factors)
             # One after the other: a vector without its item waits in a small place.
             await self._catch_up(owned, self.topics.items, self._item_of(owned.factors))
-            await self._catch_up(owned, self.topics.item_vectors, self._vector_of(owned.factors))
+            await self._catch_up(owned, self.topics.vectors_of(self._space.number), self._vector_of(owned.factors))
             rows = await self._read_factors(owned.factors)
         except BaseException:
             await owned.close()
@@ -301,6 +330,10 @@ class RankerAgent(Agent):
             await self._flush(owned, self.settings.factors.flush_rows)
 
     async def _publish_weights(self, owned: _Owned) -> None:
+        async with self._publishing:
+            await self._publish_weights_now(owned)
+
+    async def _publish_weights_now(self, owned: _Owned) -> None:
         model = owned.model
         if not owned.held:
             return
@@ -318,6 +351,10 @@ class RankerAgent(Agent):
 
     async def _flush(self, owned: _Owned, limit: int, *, named: bool = False) -> None:
         """Broadcast the rows that wait longest, at most so many; with ``named`` of those that moved far."""
+        async with self._flushing:
+            await self._flush_now(owned, limit, named=named)
+
+    async def _flush_now(self, owned: _Owned, limit: int, *, named: bool) -> None:
         factors = owned.factors
         rows = factors.take(limit, named=named)
         try:

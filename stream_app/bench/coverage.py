@@ -13,7 +13,45 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Coverage", "due_times", "percentiles_ms"]
+__all__ = ["Coverage", "SlateSequence", "due_times", "percentiles_ms"]
+
+
+class SlateSequence:
+    """What follows on what among the slates of a topic.
+
+    Attributes:
+        older: slates that know less of their user than one before them did.
+    """
+
+    def __init__(self) -> None:
+        self.older = 0
+        self._known: dict[str, int] = {}
+        self._models: dict[int, list[str]] = {}
+
+    def slate(self, user_id: str, partition: int, number: int, space: str) -> None:
+        """A slate, in the order of its partition.
+
+        Args:
+            number: of the event that caused it.
+            space: it was made in: a model's, with a suffix from "+" on where it is whitened.
+        """
+        before = self._known.get(user_id, -1)
+        self.older += number < before
+        self._known[user_id] = max(number, before)
+        model = space.partition("+")[0]
+        models = self._models.setdefault(partition, [])
+        if not models or models[-1] != model:
+            models.append(model)
+
+    @property
+    def models(self) -> int:
+        """Different models whose spaces were served."""
+        return len({model for models in self._models.values() for model in models})
+
+    @property
+    def changes(self) -> int:
+        """How often a partition's slates went from one model's space to another's, in the partition where most did."""
+        return max((len(models) - 1 for models in self._models.values()), default=0)
 
 
 def due_times(count: int, rate: float) -> NDArray[np.float64]:

@@ -35,7 +35,7 @@ from stream_app.embedded.worker import WorkerProcess
 from stream_app.embedded.workspace import workspace
 from stream_app.errors import Unavailable
 from stream_app.settings import Settings, load_settings
-from stream_app.textify.items import item_text
+from stream_app.textify import item_text
 from stream_app.topics import Topics
 from workers.pool import EncoderPool, Priority
 

@@ -18,9 +18,10 @@ import numpy as np
 from stream_app.bench.child import read_job, run_child, tell
 from stream_app.bench.titles import made_up_items, shipped_titles
 from stream_app.settings import load_settings
-from stream_app.textify.items import item_text
+from stream_app.textify import item_text
 from workers.driver import fair_threads
 from workers.models import load_model
+from workers.tokens import ModelTokens
 
 __all__ = ["EncoderLoopJob"]
 
@@ -44,7 +45,7 @@ class EncoderLoopJob(msgspec.Struct, frozen=True, kw_only=True):
 def _work(job: EncoderLoopJob) -> dict[str, object]:
     settings = load_settings().encoder
     encoder = load_model(
-        settings.model,
+        settings,
         device=settings.device,
         precision=settings.precision,
         max_tokens=settings.max_tokens,
@@ -55,8 +56,8 @@ def _work(job: EncoderLoopJob) -> dict[str, object]:
     rates: dict[str, float] = {}
     if job.titles:
         texts = [item_text(item) for item in made_up_items(titles, job.titles)]
-        # The tokenizer's counts in the order of the texts; by them batches are perfect.
-        lengths = [len(ids) for ids in encoder._tokenizer(texts)["input_ids"]]
+        counter = ModelTokens(settings.model, max_tokens=settings.max_tokens)
+        lengths = [counter.read(text)[0] for text in texts]
         ordered = [texts[place] for place in sorted(range(len(texts)), key=lengths.__getitem__)]
         encoder.encode(ordered[:256])
         for size in job.batches:

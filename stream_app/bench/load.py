@@ -24,7 +24,7 @@ from aiokafka.errors import KafkaError
 
 from schemas.decode import encode
 from stream_app.bench.child import read_job, run_child, tell
-from stream_app.bench.coverage import Coverage, due_times, percentiles_ms
+from stream_app.bench.coverage import Coverage, SlateSequence, due_times, percentiles_ms
 from stream_app.bench.hot import latencies_apart
 from stream_app.bench.shop import ShopPlan
 from stream_app.delivery.connections import kafka_options
@@ -66,12 +66,17 @@ class _Trigger(msgspec.Struct):
     event_id: str | None = None
 
 
+class _Versions(msgspec.Struct):
+    space: str = ""
+
+
 class _Slate(msgspec.Struct):
     """As much of a slate as is looked at."""
 
     user_id: str
     trigger: _Trigger
     items: list[msgspec.Raw]
+    versions: _Versions = msgspec.field(default_factory=_Versions)
 
 
 class _Load:
@@ -89,6 +94,7 @@ class _Load:
         self.coverage = Coverage(self.users)
         self.sent_at = np.full(len(self.users), np.nan)
         self.slates = self.items = 0
+        self.sequence = SlateSequence()
         self.lag_at_end = 0
         self.progress_at = 0.0
         self.error: BaseException | None = None
@@ -187,6 +193,7 @@ class _Load:
                     if number >= 0:
                         self.slates += 1
                         self.items += len(slate.items)
+                        self.sequence.slate(slate.user_id, record.partition, number, slate.versions.space)
                         if coverage.slate(slate.user_id, number, at):
                             self.progress_at = at
 
@@ -215,6 +222,9 @@ class _Load:
             "sent_late_p99_ms": late["p99_ms"],
             "slates": self.slates,
             "items_per_slate": round(self.items / max(self.slates, 1), 2),
+            "slates_older_than_before": self.sequence.older,
+            "models_served": self.sequence.models,
+            "most_changes_of_model": self.sequence.changes,
             "most_lag": coverage.most_uncovered,
             "lag": self.lag_at_end,
             "lost": lost,
@@ -233,7 +243,8 @@ async def run_load(settings: Settings, job: LoadJob) -> dict[str, Any]:
         ``events``; ``sent_per_s``; ``achieved`` (events known to a slate per second, from the first event to the last
         slate); ``p50_ms`` ... ``max_ms`` from an event's time to be sent to the first slate that knows it, with a hot
         user also those of :func:`stream_app.bench.hot.latencies_apart`; ``sent_late_p99_ms`` (this process' own part of
-        that); ``slates`` and ``items_per_slate``; ``most_lag`` and ``lag`` (events that no slate knew: the most at a
+        that); ``slates`` and ``items_per_slate``; those of :class:`stream_app.bench.coverage.SlateSequence`;
+        ``most_lag`` and ``lag`` (events that no slate knew: the most at a
         time, and when the last one was sent); ``lost``; ``known_at`` (the last slate, seconds since 1970).
 
     Raises:

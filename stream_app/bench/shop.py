@@ -26,6 +26,7 @@ from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.spaces.served import axes_within, describe
 from stream_app.spaces.whitening import Statistics, fit
+from stream_app.textify import Textifier
 from stream_app.users.fold import Folder
 from stream_app.users.state import UserState
 
@@ -204,7 +205,7 @@ def made_up_past(
         learner.put(_item_id(number), vector)
     statistics = ItemStatistics(0, 1, settings.items)
     states: dict[str, UserState] = {}
-    fold = Folder(settings.event_types, settings.users, settings.items)
+    fold = Folder(settings.event_types, settings.users, settings.items, Textifier.of(settings.textify))
     transitions: list[tuple[int, Transition]] = []
     messages = 0
     for number, (partition, offset, event) in enumerate(plan.interactions(0, plan.past), start=1):

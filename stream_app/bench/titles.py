@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from schemas.messages import Item
 from stream_app.datasets.online_retail import load_online_retail
-from stream_app.textify.items import item_text
+from stream_app.textify import item_text
 
 __all__ = ["made_up_items", "shipped_titles"]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stream_app.bench.rig import Where
     from stream_app.settings import Settings
 
-__all__ = ["floor", "latency", "start", "throughput"]
+__all__ = ["cutover", "floor", "latency", "start", "throughput"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MOST_EVENTS = 5_000_000
@@ -233,6 +233,51 @@ def start(items: str, users: int, behind: int, seed: int, json_file: Path | None
         )
 
     return _measured("start of an interactions process", work, where, json_file)
+
+
+@click.command()
+@click.option("--rate", default=300.0, show_default=True, type=click.FloatRange(1, 10_000), help="Events per second.")
+@click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(1, 600), help="Of each phase.")
+@_items
+@_users
+@_warm
+@click.option(
+    "--set",
+    "changes",
+    metavar="NAME=VALUE",
+    multiple=True,
+    default=["dimensions=256"],
+    show_default=True,
+    help="What is different in the other space, as for tailrace spaces build.",
+)
+@_where
+@seed_option
+@json_option
+def cutover(
+    rate: float,
+    seconds: float,
+    items: int,
+    users: int,
+    warm: int,
+    changes: tuple[str, ...],
+    seed: int,
+    json_file: Path | None,
+    **where: Any,
+) -> int:
+    """Another model's space is built, served and rolled back while events come: what it costs and what is lost."""
+    from stream_app.cli.spaces import setting_change
+
+    encoder = dict(setting_change(change) for change in changes)
+
+    def work(settings: Settings, place: Where, on_progress: Progress) -> Coroutine[Any, Any, list[dict[str, Any]]]:
+        from stream_app.bench.cutover import cut_over_figures
+
+        return cut_over_figures(
+            settings, place, rate=rate, seconds=seconds, items=items, users=users, warm=warm, seed=seed,
+            encoder=encoder, on_progress=on_progress,
+        )  # fmt: skip
+
+    return _measured(f"change of model, {items:,} items, {rate:g} events/s", work, where, json_file)
 
 
 def _measured(

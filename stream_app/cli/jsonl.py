@@ -106,6 +106,8 @@ class LineReader:
                     got: bytes | Exception
                     try:
                         got = self._source.read(_READ_BYTES)
+                    except ValueError:  # the file was closed: nobody wants more
+                        return
                     except (OSError, zstandard.ZstdError) as error:
                         got = DatasetError(f"{self._path}: cannot be read: {error}")
                     asyncio.run_coroutine_threadsafe(queue.put(got), loop).result()

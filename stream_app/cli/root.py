@@ -27,6 +27,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "tail": ("stream_app.cli.tail:tail", "Follow what comes out."),
     "slate": ("stream_app.cli.slate:slate", "Show a user's current slate."),
     "item": ("stream_app.cli.item:item", "Show what is known of an item."),
+    "spaces": ("stream_app.cli.spaces:spaces", "Change the model while serving."),
+    "textify": ("stream_app.cli.textify:textify", "Show what models read of items, and of a user."),
     "dead-letters": ("stream_app.cli.dead_letters:dead_letters", "Look at refused records, and replay them."),
     "dataset": ("stream_app.cli.dataset:dataset", "Write a public data set in the contract."),
     "evaluate": ("stream_app.cli.evaluate:evaluate", "Measure on a log what Tailrace would have recommended."),

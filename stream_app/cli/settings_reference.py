@@ -103,6 +103,8 @@ def _shown(value: Any) -> Any:
         return _HIDDEN
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, dict):
+        return ", ".join(f"{name} = {part}" for name, part in value.items())
     return ", ".join(str(part) for part in value) if isinstance(value, tuple | list) else str(value)
 
 
@@ -150,6 +152,8 @@ def _type_words(annotation: Any) -> str:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (Union, UnionType):
         return " or ".join(_type_words(part) for part in arguments if part is not NoneType)
+    if origin is dict:
+        return f"table of {_type_words(arguments[1])}s"
     if origin is tuple:
         return f"list of {_type_words(arguments[0])}s"
     names = {int: "integer", float: "number", bool: "true or false", str: "text", SecretStr: "text (secret)"}

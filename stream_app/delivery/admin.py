@@ -13,14 +13,23 @@ from typing import Any, Literal
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
 from stream_app.delivery.connections import kafka_options
 from stream_app.errors import TopicError, Unavailable
 from stream_app.settings import Settings
 from stream_app.topics import Topic, Topics
 
-__all__ = ["Difference", "TopicState", "copartition_difference", "create_topics", "describe_topics"]
+__all__ = [
+    "Difference",
+    "TopicState",
+    "copartition_difference",
+    "create_topics",
+    "create_vectors_topic",
+    "delete_topic",
+    "describe_topics",
+    "group_members",
+]
 
 _VISIBLE_WITHIN_S = 15.0
 _ASK_EVERY_S = 0.1
@@ -155,6 +164,67 @@ async def describe_topics(settings: Settings) -> list[TopicState]:
     """
     async with _client(settings) as client:
         return await _describe(client, settings)
+
+
+async def create_vectors_topic(settings: Settings, number: int) -> None:
+    """Create the topic of a further vector space as the first one's is, and wait until the broker shows it.
+
+    Nothing happens when it is there.
+
+    Raises:
+        Unavailable: when no broker answers; worth trying again.
+        TopicError: when the first one's is not there, or the broker refuses; says why.
+    """
+    topics = Topics(settings)
+    name = topics.vectors_of(number)
+    async with _client(settings) as client:
+        states = {state.name: state for state in await _describe(client, settings)}
+        first = states[topics.item_vectors]
+        if first.partitions is None:
+            raise TopicError(f"topic {first.name} is not on Kafka at {settings.kafka}; {_CREATE_COMMAND}")
+        await _create(client, settings, [replace(first, name=name, wanted_partitions=first.partitions)])
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _VISIBLE_WITHIN_S
+        while name not in await _names(client):
+            if loop.time() > deadline:
+                raise Unavailable(f"Kafka at {settings.kafka} created {name} and does not show it yet")
+            await asyncio.sleep(_ASK_EVERY_S)
+
+
+async def delete_topic(settings: Settings, name: str) -> None:
+    """Delete a topic for good. Nothing when it is not there.
+
+    Raises:
+        Unavailable: when no broker answers; worth trying again.
+        TopicError: when the broker refuses; says why.
+    """
+    async with _client(settings) as client:
+        if name not in await _names(client):
+            return
+        response = await client.delete_topics([name])
+        for topic, code in response.topic_error_codes:
+            error = for_code(code)
+            if code not in (0, UnknownTopicOrPartitionError.errno):
+                raise TopicError(
+                    f"Kafka at {settings.kafka} refused to delete {topic}: {error.description} ({error.__name__})"
+                )
+
+
+async def group_members(settings: Settings, group: str) -> int:
+    """How many consumers a group has; 0 as well where the broker does not tell.
+
+    Raises:
+        Unavailable: when no broker answers.
+    """
+    async with _client(settings) as client:
+        responses = await client.describe_consumer_groups([group])
+        groups = [entry for response in responses for entry in response.to_object()["groups"]]
+        return sum(len(entry["members"]) for entry in groups if entry["error_code"] == 0)
+
+
+async def _names(client: AIOKafkaAdminClient) -> set[str]:
+    # All topics, never by name: asking for a name creates the topic on a broker that creates them on demand.
+    return {entry["topic"] for entry in await client.describe_topics()}
 
 
 @asynccontextmanager

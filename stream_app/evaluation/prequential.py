@@ -108,7 +108,7 @@ class Prequential:
         vectors: unit vectors by item id, float32; an item without one is served without its text.
         space: the vectors' space.
         options: how to replay.
-        texts: vectors of what events say, by text as ``stream_app.textify.said`` gives it, of the same space; what has
+        texts: vectors of what events say, by text as ``Textifier.said`` gives it, of the same space; what has
             none counts like an event without words.
         baselines: simple methods that are told the same and tested on the same; made for this catalogue, its rows
             in the order of ``items``.

@@ -25,9 +25,9 @@ from stream_app.evaluation.report import Run, report
 from stream_app.evaluation.vectors import default_cache, text_vectors
 from stream_app.memory import settle
 from stream_app.settings import Settings
-from stream_app.textify import said
-from stream_app.textify.items import item_text
+from stream_app.textify import Textifier
 from stream_app.warm_up import warm_up
+from workers.models import describe_model
 
 __all__ = ["Encoded", "encode_log", "evaluate_log"]
 
@@ -64,17 +64,21 @@ def encode_log(
 
     Args:
         log: the data.
-        settings: the encoder, and how much of an event's text is kept.
+        settings: the encoder, the templates, and how much of an event's text is kept.
         cache: folder for vectors; None: one in the system's folder for temporary files.
         on_progress: told how many texts are encoded, and of how many.
     """
-    of_items = {item.item_id: item_text(item) for item in log.items if item.item_id not in log.without_text}
+    textifier = Textifier.of(settings.textify)
+    of_items = {item.item_id: textifier.item(item) for item in log.items if item.item_id not in log.without_text}
     kept = settings.users.text_history_chars
-    of_events = {said(event, max_chars=kept) for event in log.interactions} - {""}
+    of_events = {textifier.said(event, max_chars=kept) for event in log.interactions} - {""}
     if not of_items and not of_events:
         return Encoded()
+    model = describe_model(settings.encoder)
+    of_items = {item_id: model.prefix("document") + text for item_id, text in of_items.items()}
+    asked = {text: model.prefix("query") + text for text in sorted(of_events)}
     space, vectors = text_vectors(
-        chain(of_items.values(), sorted(of_events)),
+        chain(of_items.values(), asked.values()),
         settings.encoder,
         cache=cache or default_cache(),
         on_progress=on_progress,
@@ -82,7 +86,7 @@ def encode_log(
     return Encoded(
         space=space,
         items={item_id: vectors[text] for item_id, text in of_items.items()},
-        texts={text: vectors[text] for text in of_events},
+        texts={text: vectors[prefixed] for text, prefixed in asked.items()},
     )
 
 

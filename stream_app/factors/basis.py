@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from schemas import messages
 from schemas.arrays import pack_float32, unpack_float32
 
-__all__ = ["FactorBasis", "extend_basis", "fit_basis", "without_text"]
+__all__ = ["FactorBasis", "carry_basis", "extend_basis", "fit_basis", "without_text"]
 
 _EVENNESS = 0.003
 """Share of the largest variance added to each, so that directions that hardly vary are not blown up."""
@@ -34,11 +34,18 @@ class FactorBasis:
         space: the vector space it takes vectors of.
         mean: float32 [dimensions].
         matrix: float32 [dimensions, k]; columns of zeros are directions not found yet.
+        origin: the space whose basis it was carried over from; empty: its own.
     """
 
     space: str
     mean: NDArray[np.float32]
     matrix: NDArray[np.float32]
+    origin: str = ""
+
+    @property
+    def frame(self) -> str:
+        """Factors that start from bases of one frame can be compared."""
+        return self.origin or self.space
 
     @property
     def columns(self) -> NDArray[np.bool_]:
@@ -65,6 +72,7 @@ class FactorBasis:
             factors=factors,
             mean=pack_float32(self.mean),
             matrix=pack_float32(self.matrix),
+            frame=self.origin,
         )
 
     @classmethod
@@ -79,13 +87,14 @@ class FactorBasis:
             raise ValueError(f"the basis of {message.space!r} has arrays of other sizes than it says")
         if not (np.isfinite(mean).all() and np.isfinite(matrix).all()):
             raise ValueError(f"the basis of {message.space!r} holds values that are not finite")
-        return cls(message.space, mean, matrix.reshape(message.dimensions, message.factors))
+        return cls(message.space, mean, matrix.reshape(message.dimensions, message.factors), message.frame)
 
     def same_as(self, other: FactorBasis | None) -> bool:
         """Whether items start at the same place."""
         return (
             other is not None
             and self.space == other.space
+            and self.frame == other.frame
             and np.array_equal(self.mean, other.mean)
             and np.array_equal(self.matrix, other.matrix)
         )
@@ -134,7 +143,7 @@ def extend_basis(basis: FactorBasis, vectors: NDArray[np.float32], *, length: fl
     axes = _axes(values, wanted, length * (wanted / (wanted + basis.found)) ** 0.5)
     matrix = basis.matrix.copy()
     matrix[:, free[: axes.shape[1]]] = axes.astype(np.float32)
-    return FactorBasis(basis.space, basis.mean, matrix)
+    return FactorBasis(basis.space, basis.mean, matrix, basis.origin)
 
 
 def _axes(values: NDArray[np.float64], count: int, length: float) -> NDArray[np.float64]:
@@ -152,6 +161,38 @@ def _axes(values: NDArray[np.float64], count: int, length: float) -> NDArray[np.
     along = values @ scaled
     scaled *= length / max(float(np.sqrt((along * along).sum(axis=1).mean())), 1e-12)
     return scaled
+
+
+def carry_basis(basis: FactorBasis, old: NDArray[np.float32], new: NDArray[np.float32], *, space: str) -> FactorBasis:
+    """The basis of another vector space from which items start nearest to where they started from ``basis``.
+
+    What was learned stays where it is: rows that started there and here can be compared. Linear regression of the
+    factors on the new vectors (ridge, Hoerl and Kennedy 1970), so a model that says less of what the old one said draws
+    new items nearer to the middle, which is the best guess there is of them.
+
+    Args:
+        basis: in force.
+        old: float32 [n, dimensions] of its space, the items both spaces have.
+        new: float32 [n, other dimensions] of the other one, row for row.
+        space: the name of the other one.
+
+    Raises:
+        ValueError: when there are not as many old vectors as new ones, or none.
+    """
+    if len(old) != len(new) or not len(new):
+        raise ValueError(f"a basis is carried over with the same items in both spaces, not {len(old)} and {len(new)}")
+    wanted = basis.project(old).astype(np.float64)
+    middle, mean = wanted.mean(axis=0), new.mean(axis=0, dtype=np.float64)
+    centred = new.astype(np.float64) - mean
+    covariance = centred.T @ centred
+    # Directions in which hardly any text differs say nothing, and would be blown up.
+    ridge = _EVENNESS * max(float(np.linalg.eigvalsh(covariance)[-1]), 1e-12)
+    matrix = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), centred.T @ (wanted - middle))
+    found = basis.columns
+    matrix[:, ~found] = 0.0
+    # Where the mean has to lie for the items' middle to stay what it was.
+    mean -= middle[found] @ np.linalg.pinv(matrix[:, found])
+    return FactorBasis(space, mean.astype(np.float32), matrix.astype(np.float32), basis.frame)
 
 
 def without_text(item_hash: int, factors: int, length: float) -> NDArray[np.float32]:

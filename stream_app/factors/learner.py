@@ -356,7 +356,7 @@ class FactorLearner:
         applied = self._applied[row]
         return ItemFactors(
             item_id=item_id,
-            space=self.basis.space,
+            space=self.basis.frame,
             context=pack_float32(self._context[row]),
             target=pack_float32(self._target[row]),
             bias=float(self._bias[row]),
@@ -377,7 +377,7 @@ class FactorLearner:
         context, target = unpack_float32(message.context), unpack_float32(message.target)
         size = self.settings.dimensions
         if (
-            message.space != self.basis.space
+            message.space != self.basis.frame
             or len(context) != size
             or len(target) != size
             or len(message.accumulators) != 3

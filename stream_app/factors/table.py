@@ -161,6 +161,7 @@ class Factors:
         }
         if self.basis is not None:
             arrays |= {"space": self.basis.space, "mean": self.basis.mean, "matrix": self.basis.matrix}
+            arrays |= {"origin": self.basis.origin}
         np.savez(directory / "factors.npz", **arrays)
 
     @classmethod
@@ -181,7 +182,9 @@ class Factors:
                     getattr(factors, name)[:rows] = arrays[name]
                 factors.changed(np.arange(rows))
                 if "mean" in arrays:
-                    factors.basis = FactorBasis(str(arrays["space"]), arrays["mean"], arrays["matrix"])
+                    # Not there in snapshots of releases before a basis could be carried over.
+                    origin = str(arrays["origin"]) if "origin" in arrays else ""
+                    factors.basis = FactorBasis(str(arrays["space"]), arrays["mean"], arrays["matrix"], origin)
         except (OSError, KeyError, ValueError, BadZipFile) as error:
             raise SnapshotError(f"the factors in {directory} cannot be read: {error}") from error
         return factors

@@ -8,14 +8,20 @@ second: busy topics never fall silent) and no other space is being made ready, a
 process lives.
 
 Records are applied in slices of a few milliseconds, so events get their turn in between.
+
+Further models' spaces (``space-control.v1``) are tailed beside the one that is served, each from a topic of its own
+into an index of its own. When another one is to be served, it takes over between two batches, as soon as it has all
+that was in its topic when that was said; until then the old one is served. Snapshots hold the space that is served.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +41,9 @@ from schemas.decode import (
     decode_rule,
     decode_vector_space,
 )
-from schemas.messages import Item
+from schemas.messages import Item, ModelSpace, SpaceControl
 from stream_app.delivery.connections import kafka_options
-from stream_app.delivery.reading import Ends
+from stream_app.delivery.reading import Ends, read_to_end
 from stream_app.delivery.retry import until_it_works
 from stream_app.errors import InvalidMessage, SnapshotError, TailraceError
 from stream_app.logs import get_logger
@@ -45,6 +51,7 @@ from stream_app.metrics import Metrics
 from stream_app.replicas.snapshots import Snapshots
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
+from stream_app.spaces.control import first_control, served_space
 from stream_app.topics import Topics
 
 __all__ = ["ItemChange", "Replica"]
@@ -57,6 +64,8 @@ _TOGETHER = 32
 _POLL_MS = 200
 _SETTLE_S = 1.0
 """Topics that keep growing are read this far beyond where they ended at the start; then the replica is ready."""
+_PREPARE_AGAIN_S = 10.0
+"""After this long what could not be made ready for another space is tried again."""
 _STALE_EXPIRIES = 1_024
 """Outdated entries in the heap of expiries before it is made again, beyond as many as there are valid ones."""
 
@@ -85,11 +94,16 @@ class Replica:
     Args:
         settings: of this process.
         metrics: of this process.
-        space: the vector space served.
+        space: the vector space served, where ``control`` does not say.
         dimensions: of its vectors.
+        control: which spaces are kept, and which one is served; None: only ``space``.
 
     Attributes:
         serving: what ranking reads; final once :attr:`ready` is set.
+        live: the space that is served.
+        prepare: makes the process ready to serve another space; what it raises is logged, and it is tried again.
+        exclusively: nothing ranks and no batch is under way within the context it gives.
+        on_cut_over: called within it, when another space is served from then on.
         on_withdrawn: called when an item that could be recommended no longer can.
         on_arrived: called, once :attr:`ready`, when a new item (one with hardly any events) can be recommended and has
             a vector, and it was not so before.
@@ -97,7 +111,15 @@ class Replica:
         failed: completes with what ended the tail.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, *, space: str, dimensions: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        space: str,
+        dimensions: int,
+        control: SpaceControl | None = None,
+    ) -> None:
         self.settings = settings
         self.metrics = metrics
         self.on_withdrawn: Callable[[ItemChange], None] | None = None
@@ -105,8 +127,15 @@ class Replica:
         self.ready = asyncio.Event()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.positions: dict[TopicPartition, int] = {}
-        self._space = space
-        self._dimensions = dimensions
+        self.prepare: Callable[[ModelSpace], Awaitable[None]] | None = None
+        self.exclusively: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+        self.on_cut_over: Callable[[ModelSpace], None] | None = None
+        self._topics = Topics(settings)
+        self._control = control or first_control(space, dimensions)
+        self.live = served_space(self._control)
+        self._numbers: dict[str, int] = {}
+        self._preparing: asyncio.Task[None] | None = None
+        self._target_ends: tuple[str, Ends] | None = None
         self.serving = self._empty()
         self._task: asyncio.Task[None] | None = None
         self._ends = Ends({})
@@ -118,7 +147,23 @@ class Replica:
         self._rule_places: dict[str, tuple[int, int]] = {}
 
     def _empty(self) -> ServingState:
-        return ServingState(self.settings, space=self._space, dimensions=self._dimensions)
+        serving = ServingState(self.settings, space=self.live.space, dimensions=self.live.dimensions)
+        self._keep_spaces(serving)
+        return serving
+
+    def _keep_spaces(self, serving: ServingState) -> None:
+        """Keep the spaces that are to be kept beside the one that is served, and no others."""
+        wanted = {one.space: one.number for one in self._control.spaces}
+        for space in list(serving.beside):
+            if space not in wanted or self._numbers.get(space) != wanted[space]:
+                serving.drop_beside(space)
+        for one in self._control.spaces:
+            serving.keep_beside(one.space, one.dimensions)
+        self._numbers = wanted
+
+    def spaces_changed(self, control: SpaceControl) -> None:
+        """Other spaces are to be kept, or another one is to be served. Takes effect with the next poll."""
+        self._control = control
 
     async def start(self) -> None:
         """Load the newest snapshot and begin to tail; :attr:`ready` says when it has caught up."""
@@ -158,6 +203,8 @@ class Replica:
         if task is None:
             return
         task.cancel()
+        if self._preparing is not None:
+            self._preparing.cancel()
         await asyncio.gather(task, return_exceptions=True)
         if self._snapshots is not None and self.ready.is_set():
             await self._write_snapshot()
@@ -166,13 +213,14 @@ class Replica:
         assert self._snapshots is not None  # noqa: S101 - only called with one
         try:
             loaded = await asyncio.to_thread(
-                self._snapshots.load, space=self._space, dimensions=self._dimensions, now=time.time()
+                self._snapshots.load, space=self.live.space, dimensions=self.live.dimensions, now=time.time()
             )
         except SnapshotError as error:
             _log.warning("snapshot not used, reading the topics", error=str(error))
             return
         if loaded is not None:
             self.serving, offsets = loaded
+            self._keep_spaces(self.serving)
             self.positions = {TopicPartition(t, p): offset for (t, p), offset in offsets.items()}
             items = Topics(self.settings).items
             # Which record said so is not kept in snapshots.
@@ -185,13 +233,19 @@ class Replica:
             _log.info("snapshot loaded", vectors=len(self.serving.index))
 
     async def _run(self) -> None:
-        topics = Topics(self.settings)
-        names = [topics.items, topics.item_vectors, topics.item_signals, topics.ranker_weights, topics.rules]
+        topics = self._topics
+        names = [topics.items, topics.item_signals, topics.ranker_weights, topics.rules]
         names += [topics.factor_basis, topics.item_factors, topics.spaces]
         while True:
-            consumer = await self._connect(names)
+            control = self._control
+            vectors = {topics.vectors_of(one.number): one.space for one in self._kept(control)}
+            consumer = await self._connect([*names, *vectors])
             try:
-                await self._tail(consumer, topics)
+                if self.serving.factors.basis is None:
+                    # What is learned is of the basis' frame: it must not come first.
+                    async for record in read_to_end(self.settings, topics.factor_basis):
+                        self._apply_one(record, self._apply_basis)
+                await self._tail(consumer, control, vectors)
             except OffsetOutOfRangeError as error:
                 self._start_over(str(error))
             except (KafkaError, OSError) as error:
@@ -218,6 +272,8 @@ class Replica:
                         await consumer._client.force_metadata_update()
                         found = await self._partitions(consumer, name)
                     partitions += [TopicPartition(name, number) for number in sorted(found)]
+                # Of spaces that are kept no longer, or that were made again.
+                self.positions = {place: at for place, at in self.positions.items() if place.topic in names}
                 consumer.assign(partitions)
                 beginning = await consumer.beginning_offsets(partitions)
                 end = await consumer.end_offsets(partitions)
@@ -275,10 +331,17 @@ class Replica:
         self._expiring.clear()
         self._rule_places.clear()
 
-    async def _tail(self, consumer: AIOKafkaConsumer, topics: Topics) -> None:
+    def _kept(self, control: SpaceControl) -> list[ModelSpace]:
+        """The spaces to tail: those that are to be kept, and what is served while it still is."""
+        return [*control.spaces, *([] if self.live in control.spaces else [self.live])]
+
+    async def _tail(self, consumer: AIOKafkaConsumer, control: SpaceControl, vectors: dict[str, str]) -> None:
+        """Until other spaces are to be kept."""
+        topics = self._topics
+        self._keep_spaces(self.serving)
         apply = {
             topics.items: self._apply_item,
-            topics.item_vectors: self._apply_vector,
+            **{topic: self._vectors_of(space) for topic, space in vectors.items()},
             topics.item_signals: self._apply_signals,
             topics.ranker_weights: self._apply_weights,
             topics.rules: self._apply_rule,
@@ -292,7 +355,7 @@ class Replica:
         }
         last_snapshot = time.monotonic()
         loop_time = time.perf_counter
-        while True:
+        while {topics.vectors_of(one.number) for one in self._kept(self._control)} == vectors.keys():
             fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=self.settings.replica.apply_slice)
             started = loop_time()
             newest = 0
@@ -312,6 +375,8 @@ class Replica:
                         started = loop_time()
                 self.metrics.replica_records.labels(partition.topic).inc(len(records))
             self._advance_space()
+            if await self._cut_over(consumer):
+                last_snapshot = -math.inf
             if newest:
                 self.metrics.replica_offset_age.set(max(0.0, time.time() - newest / 1000))
             if not self.ready.is_set() and await self._caught_up(consumer, idle=not fetched):
@@ -326,6 +391,55 @@ class Replica:
                 ):
                     await self._write_snapshot()
                     last_snapshot = time.monotonic()
+
+    async def _cut_over(self, consumer: AIOKafkaConsumer) -> bool:
+        """Serve the space that is to be served as soon as everything is there for it; whether that was now."""
+        target = served_space(self._control)
+        if target.space == self.live.space:
+            self._target_ends = None
+            return False
+        if self._target_ends is None or self._target_ends[0] != target.space:
+            topic = self._topics.vectors_of(target.number)
+            places = [place for place in consumer.assignment() if place.topic == topic]
+            self._target_ends = target.space, Ends(dict(await consumer.end_offsets(places)))
+            _log.info("another space is to be served", space=target.space, now=self.live.space)
+        kept = self.serving.beside.get(target.space)
+        if kept is None or not await self._target_ends[1].reached(consumer) or kept.migrating:
+            return False
+        if self.ready.is_set() and not self._prepared(target):
+            return False
+        async with self.exclusively():
+            self.serving.cut_over(target.space)
+            before, self.live = self.live, target
+            if self.on_cut_over is not None:
+                self.on_cut_over(target)
+        self._target_ends = self._preparing = None
+        _log.info("cut over", space=self.serving.served.name, before=before.space, vectors=len(self.serving.index))
+        return True
+
+    def _prepared(self, target: ModelSpace) -> bool:
+        """Whether the process can serve another space; begins to make it ready when it does not do so yet."""
+        if self.prepare is None:
+            return True
+        task = self._preparing
+        if task is not None and task.get_name() == target.space:
+            return task.done() and not task.cancelled() and task.exception() is None
+        if task is not None:
+            task.cancel()
+        self._preparing = asyncio.create_task(self._prepare(self.prepare, target), name=target.space)
+        return False
+
+    async def _prepare(self, prepare: Callable[[ModelSpace], Awaitable[None]], target: ModelSpace) -> None:
+        while True:
+            try:
+                await prepare(target)
+            except (TailraceError, OSError) as error:
+                _log.error(
+                    "another space cannot be served here, the old one still is", space=target.space, error=str(error)
+                )
+                await asyncio.sleep(_PREPARE_AGAIN_S)
+            else:
+                return
 
     async def _caught_up(self, consumer: AIOKafkaConsumer, *, idle: bool) -> bool:
         """Whether everything is applied that was there at the start. ``idle``: the last poll brought nothing."""
@@ -354,11 +468,15 @@ class Replica:
             self.metrics.replica_position.labels(topic).set(position)
         self.metrics.index_items.set(len(self.serving.index))
         self.metrics.space_version.set(self.serving.served.version)
+        self.metrics.space_number.set(self.live.number)
         self.metrics.index_deleted.set(self.serving.index.churn)
 
     async def _write_snapshot(self) -> None:
         assert self._snapshots is not None  # noqa: S101 - only called with one
-        positions = {(p.topic, p.partition): offset for p, offset in self.positions.items()}
+        # Of the other spaces' vectors nothing is in it.
+        beside = {self._topics.vectors_of(one.number) for one in self._kept(self._control)}
+        beside.remove(self._topics.vectors_of(self.live.number))
+        positions = {(p.topic, p.partition): offset for p, offset in self.positions.items() if p.topic not in beside}
         try:
             # Nothing is applied meanwhile: the reader waits for the thread; ranking goes on.
             with self.serving.saving():
@@ -451,10 +569,13 @@ class Replica:
             for row in exclusion.rows.tolist():
                 self._withdraw(ItemChange(self.serving.catalogue.item_id(row), topic, partition, offset, users))
 
-    def _apply_vector(self, record: ConsumerRecord) -> None:
+    def _vectors_of(self, space: str) -> Callable[[ConsumerRecord], None]:
+        return lambda record: self._apply_vector(record, space)
+
+    def _apply_vector(self, record: ConsumerRecord, space: str) -> None:
         item_id, vector = decode_item_vector(record.key, record.value)
         embedded = self._embedded(item_id)
-        self.serving.apply_vector(item_id, vector)
+        self.serving.apply_vector(item_id, vector, space=space)
         if not embedded and self._embedded(item_id):
             self._arrived(record, item_id)
 
@@ -488,8 +609,7 @@ class Replica:
 
     def _apply_space(self, record: ConsumerRecord) -> None:
         model, space = decode_vector_space(record.key, record.value)
-        if model == self._space:
-            self.serving.apply_space(space)
+        self.serving.apply_space(space, space=model)
 
     def _advance_space(self) -> None:
         if self.serving.advance_space():
@@ -501,9 +621,11 @@ class Replica:
             self.serving.apply_weights(weights)
 
     def _apply_basis(self, record: ConsumerRecord) -> None:
-        _, basis = decode_factor_basis(record.key, record.value)
+        space, basis = decode_factor_basis(record.key, record.value)
         if basis is not None:
             self.serving.apply_basis(basis)
+        else:
+            self.serving.forget_basis(space)
 
     def _apply_factors(self, record: ConsumerRecord) -> None:
         item_id, factors = decode_item_factors(record.key, record.value)

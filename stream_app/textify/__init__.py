@@ -1,19 +1,29 @@
-"""Items and events as natural language: what the sentence encoder reads.
+"""Items, what users did, and users as natural language: what the sentence encoder reads.
 
-Pure functions over text. The rendered text is the identity of an embedding: an item is embedded again exactly
-when :func:`text_hash` of its :func:`item_text` changes, so nothing that varies without changing the meaning
-(price, availability, dates) may enter it.
+Pure functions over text, and one object that binds them to the settings (:class:`Textifier`). The rendered text is the
+identity of an embedding: an item is embedded again exactly when :func:`text_hash` of its :meth:`Textifier.item`
+changes, so nothing that varies without changing the meaning (price, availability, dates) may enter it.
 """
 
 from __future__ import annotations
 
 from hashlib import blake2b
 
+from stream_app.textify.behaviours import Behaviour
 from stream_app.textify.events import event_text, said
-from stream_app.textify.items import item_text
 from stream_app.textify.profiles import profile_texts
+from stream_app.textify.textifier import Textifier, default_textifier, item_text
 
-__all__ = ["event_text", "item_text", "profile_texts", "said", "text_hash"]
+__all__ = [
+    "Behaviour",
+    "Textifier",
+    "default_textifier",
+    "event_text",
+    "item_text",
+    "profile_texts",
+    "said",
+    "text_hash",
+]
 
 
 def text_hash(text: str) -> str:

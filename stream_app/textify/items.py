@@ -10,52 +10,91 @@ Price, availability, dates and ids are left out on purpose; they change without 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from schemas.messages import Item
-from stream_app.textify.clean import clip, shortened
-from stream_app.textify.plain import plain
+from stream_app.textify.clean import clip
+from stream_app.textify.fields import value_of
+from stream_app.textify.masking import Masks
+from stream_app.textify.parts import Part
+from stream_app.textify.templates import Language
+from stream_app.textify.tokens import Piece, Tokens, estimated_tokens, within
 
-__all__ = ["item_text", "label_names"]
+__all__ = ["Said", "item_parts", "listed", "render_item"]
 
-TITLE_CHARS = 300
-BRAND_CHARS = 80
 LABELS_CHARS = 200
-DESCRIPTION_CHARS = 400
-_MARKUP_ALLOWANCE = 16
-"""Raw characters of a description looked at per character kept; shop descriptions are mostly markup."""
 
 _WORD = re.compile(r"\w+")
-_LABEL_SEPARATORS = str.maketrans({"_": " ", ">": ",", "|": ","})
 
 
-def item_text(item: Item) -> str:
-    """What the encoder reads of ``item``: one line, at most about 1,200 characters.
+def render_item(
+    item: Item,
+    language: Language,
+    domain: str,
+    *,
+    masks: Masks | None = None,
+    max_tokens: int = 0,
+    count: Tokens = estimated_tokens,
+) -> str:
+    """What the encoder reads of ``item``: one line of the parts of a template that say something, within a budget.
 
     Equal items give equal text. Empty only when no part of the item holds a visible character. What sellers write of
     themselves, and to the model, is not in it (:func:`stream_app.textify.plain.plain`).
+
+    Args:
+        item: any.
+        language: of the words around what the item says, and of its punctuation.
+        domain: which of the language's templates.
+        masks: what is masked, see :func:`stream_app.textify.masking.mask`.
+        max_tokens: the budget; 0: none but the limits of the parts, with which the shop's template gives at most about
+            1,200 characters.
+        count: how many tokens a text has.
+
+    Raises:
+        KeyError: when the language has no such domain.
     """
-    title = _title(item.title)
-    said = _Said(title)
-    parts = [title, said.new(clip(plain(item.brand or ""), BRAND_CHARS))]
-    parts += [_join(filter(None, map(said.new, label_names(labels)))) for labels in (item.categories, item.tags)]
-    description = shortened(item.description or "", DESCRIPTION_CHARS * _MARKUP_ALLOWANCE)
-    parts.append(said.new(clip(plain(description), DESCRIPTION_CHARS)))
-    return ". ".join(filter(None, (part.rstrip(" .,;:") for part in parts)))
+    parts = item_parts(item, language, domain, masks=masks)
+    return within(parts, language.sentence, max_tokens, ends=language.ends, count=count)
 
 
-class _Said:
+def item_parts(item: Item, language: Language, domain: str, *, masks: Masks | None = None) -> list[Piece]:
+    """The parts of :func:`render_item` that say something; one that is cut keeps more than its first words."""
+    said = Said()
+    parts = [
+        Piece(_part(item, part, language, said, masks).rstrip(language.ends), len(part.words[0]))
+        for part in language.templates[domain].parts
+    ]
+    return [part for part in parts if part.text]
+
+
+def _part(item: Item, part: Part, language: Language, said: Said, masks: Masks | None) -> str:
+    """A part in words; nothing when one of its placeholders has nothing to say, or nothing new."""
+    before, values = said.words, []
+    for name in part.names:
+        value = value_of(item, name, language.attributes, masks=masks, unshout=language.unshout)
+        if isinstance(value, str):
+            values.append(said.new(value))
+        else:
+            values.append(listed(filter(None, map(said.new, value)), language.listing))
+    if all(values):
+        return part.filled(values)
+    if len(values) > 1:
+        said.words = before  # What the others would have said was not.
+    return ""
+
+
+class Said:
     """The words used so far, so that no part repeats what the reader already knows."""
 
-    def __init__(self, text: str) -> None:
-        self._words = _words(text)
+    def __init__(self) -> None:
+        self.words = ""
 
     def new(self, text: str) -> str:
         """``text``, or nothing when exactly these words were already said in this order."""
         words = _words(text)
-        if words in self._words:
+        if words in self.words:
             return ""
-        self._words += words
+        self.words += words
         return text
 
 
@@ -64,27 +103,11 @@ def _words(text: str) -> str:
     return f" {' '.join(_WORD.findall(text.casefold()))} "
 
 
-def _title(raw: str) -> str:
-    """The title, shouting undone: all capitals of several words becomes a sentence.
-
-    Models that tell case apart read capitals letter by letter; one word stays as it is, it may be an acronym.
-    """
-    title = clip(plain(raw), TITLE_CHARS)
-    return title.capitalize() if " " in title and title.isupper() else title
-
-
-def label_names(labels: Iterable[str]) -> Iterator[str]:
-    """The names in ``labels``, paths ("Home > Kitchen") and slugs ("home_decor") opened up."""
-    for label in labels:
-        for name in plain(label).translate(_LABEL_SEPARATORS).split(","):
-            yield " ".join(name.split())
-
-
-def _join(names: Iterable[str]) -> str:
+def listed(names: Iterable[str], listing: str) -> str:
     """``names`` as one list of at most ``LABELS_CHARS`` characters, whole names only (the first is cut if need be)."""
     line = ""
     for name in names:
-        longer = f"{line}, {name}" if line else clip(name, LABELS_CHARS)
+        longer = f"{line}{listing}{name}" if line else clip(name, LABELS_CHARS)
         if len(longer) > LABELS_CHARS:
             break
         line = longer

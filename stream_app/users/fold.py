@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from operator import mul
 from typing import TypeVar
@@ -17,7 +17,7 @@ import msgspec
 
 from schemas.messages import MAX_ID, Interaction, Transition
 from stream_app.settings import EventType, ItemSettings, UserSettings
-from stream_app.textify import said
+from stream_app.textify import Textifier, default_textifier
 from stream_app.users.impressions import note_shown, note_taken, passed_over
 from stream_app.users.influence import granted
 from stream_app.users.state import HistoryEntry, Latest, UserState, event_hash, id_hash, shared_id
@@ -68,6 +68,7 @@ class Folder:
     event_types: Mapping[str, EventType]
     users: UserSettings
     items: ItemSettings
+    textifier: Textifier = field(default_factory=default_textifier)
 
     def __call__(
         self, state: UserState, event: Interaction, *, partition: int, offset: int, appended_s: float = 0.0
@@ -81,6 +82,7 @@ class Folder:
             event_types=self.event_types,
             users=self.users,
             items=self.items,
+            textifier=self.textifier,
         )
 
 
@@ -93,6 +95,7 @@ def fold(
     event_types: Mapping[str, EventType],
     users: UserSettings,
     items: ItemSettings,
+    textifier: Textifier,
     appended_s: float = 0.0,
 ) -> Fold:
     """Fold ``event`` into ``state`` (in place).
@@ -105,6 +108,7 @@ def fold(
         event_types: meaning of each type; ``event.type`` is one of its keys.
         users: bounds of the state.
         items: how far transitions reach back, and their weights per lag.
+        textifier: what is kept of the event's words.
         appended_s: when the broker took it, seconds since 1970.
     """
     if offset <= state.applied.get(partition, -1):
@@ -129,7 +133,7 @@ def fold(
     place = shared_id(item_id) if item_id else ""
     if visits:  # Where it led, or what it says, is all there may be to go by.
         weight, place = users.context_weight, _landing(event)
-    text = said(event, max_chars=users.text_history_chars)
+    text = textifier.said(event, max_chars=users.text_history_chars)
     entry = None
     if weight and not event.items and (place or text):
         entry = HistoryEntry(place, event.type, at, weight, offset, text)

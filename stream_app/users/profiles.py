@@ -10,7 +10,7 @@ from __future__ import annotations
 from schemas.messages import User
 from stream_app.items.catalogue import label
 from stream_app.settings import EventType, UserSettings
-from stream_app.textify import profile_texts
+from stream_app.textify import Textifier
 from stream_app.users.state import HistoryEntry, Profile, UserState, id_hash
 
 __all__ = ["LIKED", "fold_profile", "profile_of", "with_profile"]
@@ -19,10 +19,10 @@ LIKED = "like"
 """The event type (built in) whose weight an item liked in the profile has."""
 
 
-def profile_of(user: User, settings: UserSettings) -> Profile:
+def profile_of(user: User, settings: UserSettings, textifier: Textifier) -> Profile:
     """What ranking needs of a profile."""
     return Profile(
-        texts=profile_texts(user, max_chars=settings.text_chars),
+        texts=textifier.profile(user, max_chars=settings.text_chars),
         liked=tuple(dict.fromkeys(user.liked_items)),
         blocked=tuple(dict.fromkeys(map(id_hash, user.blocked_items))),
         blocked_labels=tuple(

@@ -20,6 +20,7 @@ from schemas.messages import Interaction, SlateItem, TrainingExample, Transition
 from stream_app.ranking.recommender import Choice, Ranking, RankRequest, Recommender, SeenRanking
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
+from stream_app.textify import Textifier
 from stream_app.users.fold import Fold, Folder
 from stream_app.users.profiles import LIKED, fold_profile, with_profile
 from stream_app.users.state import Latest, Profile, UserState, event_seed, id_hash
@@ -148,7 +149,7 @@ class UserStage:
         self._settings = settings
         self._serving = serving
         self._recommender = recommender
-        self._fold = Folder(settings.event_types, settings.users, settings.items)
+        self._fold = Folder(settings.event_types, settings.users, settings.items, Textifier.of(settings.textify))
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._whole: OrderedDict[str, None] = OrderedDict()
 

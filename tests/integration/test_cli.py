@@ -34,7 +34,9 @@ from stream_app.errors import InvalidMessage
 from stream_app.items.partitions import item_partition
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
+from stream_app.stores.users import UserStore, connect_redis
 from stream_app.topics import TOPICS, Topics
+from stream_app.users.state import HistoryEntry, UserState
 from tests.waiting import eventually_sync
 
 NOW = datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -301,6 +303,60 @@ class TestItem:
         assert main(["item", "gone"]) == 0
         assert "deleted" in capsys.readouterr().out
         assert main(["item", "never"]) == 1
+
+
+class TestTextifyUser:
+    def test_profile_and_history_in_words(self, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+        topics = Topics(settings)
+        profile = {"user_id": "ann", "text": "Likes tea. ann@example.org", "liked_items": ["lamp", "gone"]}
+        publish(
+            settings,
+            [
+                OutRecord(topics.items, b"mug", b'{"item_id":"mug","title":"Old mug"}'),
+                OutRecord(topics.items, b"mug", b'{"item_id":"mug","title":"CERAMIC MUG"}'),
+                OutRecord(topics.items, b"lamp", b'{"item_id":"lamp","title":"Red lamp"}'),
+                OutRecord(topics.items, b"gone", b'{"item_id":"gone","title":"Gone"}'),
+                OutRecord(topics.items, b"gone", None),
+                OutRecord(topics.users, b"ann", json.dumps(profile).encode()),
+            ],
+        )
+        now = time.time()
+        history = (
+            HistoryEntry("mug", "purchase", now - 5 * 86_400, 4.0, 0),
+            HistoryEntry("gone", "click", now - 4 * 86_400, 1.0, 1),
+            HistoryEntry("", "search", now - 3 * 3_600 - 60, 1.0, 2, "tea cups"),
+            HistoryEntry("mug", "purchase", now - 2 * 3_600 - 60, 4.0, 3),
+        )
+        forgotten = UserState("bob", applied={0: 3}, forgotten_at=now)
+        save(settings, [UserState("ann", history, applied={0: 3}, events=4), forgotten])
+        said = ["bought twice, 2 hours ago: Ceramic mug", "searched, 3 hours ago: tea cups"]
+        assert main(["textify", "user", "ann", "--json"]) == 0
+        known = json.loads(capsys.readouterr().out)
+        assert known["behaviours"] == said
+        assert known["embedded"] == ["Likes tea. [email]"]
+        assert known["text"] == ". ".join(["Likes tea. [email]", "Likes Red lamp", *said])
+        assert main(["textify", "user", "ann", "--max-tokens", "12"]) == 0
+        shown = capsys.readouterr().out
+        assert "Likes tea. [email]. Likes Red lamp  (about" in shown
+        assert said[0] in shown
+        assert main(["textify", "user", "bob"]) == 1
+        assert "user bob was forgotten" in capsys.readouterr().err
+        assert main(["textify", "user", "nobody"]) == 1
+        assert "user nobody has said and done nothing known" in capsys.readouterr().err
+
+
+def save(settings: Settings, states: Sequence[UserState]) -> None:
+    async def work() -> None:
+        redis = connect_redis(settings)
+        try:
+            store = UserStore(redis, settings, Metrics())
+            assert not await store.save(
+                {state.user_id: state for state in states}, partitions={state.user_id: 0 for state in states}
+            )
+        finally:
+            await redis.aclose()
+
+    asyncio.run(work())
 
 
 class TestDeadLetters:

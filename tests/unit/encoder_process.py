@@ -70,7 +70,7 @@ def load(configure: Configure) -> Encoder:
     lost = os.environ.get(LOST_DEVICE)
     if configure.device == "cuda:6" and lost and Path(lost).exists():
         raise SettingsError("encoder.device = 'cuda:6': torch sees 0 CUDA devices here; use cpu or auto")
-    return with_faults(SeededEncoder(describe_model(configure.model).space))
+    return with_faults(SeededEncoder(describe_model(configure).space))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from stream_app.bench.encoder import overlap, pool_figures, query_figures
 from stream_app.bench.titles import made_up_items, shipped_titles
 from stream_app.cli import main
 from stream_app.settings import load_settings
-from stream_app.textify.items import item_text
+from stream_app.textify import item_text
 
 
 def test_made_up_titles_all_differ_and_a_price_does_not_change_them() -> None:

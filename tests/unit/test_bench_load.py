@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from schemas.decode import encode
-from stream_app.bench.coverage import Coverage, due_times, percentiles_ms
+from stream_app.bench.coverage import Coverage, SlateSequence, due_times, percentiles_ms
 from stream_app.bench.floor import in_process_floor
 from stream_app.bench.hot import latencies_apart
 from stream_app.bench.shop import ShopPlan, made_up_past, made_up_shop
@@ -51,6 +51,23 @@ def test_an_event_that_was_not_sent_is_known_to_no_slate() -> None:
     coverage.sent(0, due=0.0)
     assert coverage.slate("ann", 1, at=1.0) == 1
     assert (coverage.lost, coverage.uncovered) == (1, 0)
+
+
+def test_slates_that_go_back_and_changes_of_model_are_counted() -> None:
+    sequence = SlateSequence()
+    for user, partition, number, space in (
+        ("ann", 0, 4, "m/1"),
+        ("ann", 0, 4, "m/1+w1-aa"),  # the same model; published twice
+        ("bob", 1, 2, "m/1"),
+        ("ann", 0, 3, "n/2+w1-bb"),  # knows less
+        ("ann", 0, 6, "n/2+w1-bb"),
+        ("bob", 1, 3, "m/1"),
+    ):
+        sequence.slate(user, partition, number, space)
+    assert (sequence.older, sequence.models, sequence.changes) == (1, 2, 1)
+    sequence.slate("ann", 0, 7, "m/1")
+    assert (sequence.older, sequence.models, sequence.changes) == (1, 2, 2)
+    assert SlateSequence().changes == 0
 
 
 def test_percentiles_are_of_what_is_known_in_milliseconds() -> None:

@@ -75,3 +75,13 @@ async def test_every_line_is_given_once_in_order(tmp_path_factory: pytest.TempPa
     told = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     expected = [(number, line.strip()) for number, line in enumerate(told, start=1) if line.strip()]
     assert await read(path) == expected
+
+
+async def test_who_has_read_enough_may_close_it_in_the_middle(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"line\n" * 1_000_000)
+    reader = LineReader(str(path))
+    async for chunk in reader.chunks():
+        assert chunk[0] == (1, b"line")
+        break
+    reader.close()  # An error in the reading thread would be one of this test.

@@ -12,12 +12,14 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import psutil
 import pytest
 
+from stream_app.agents.interactions import InteractionsAgent
 from stream_app.encoder_metrics import count_pool
 from stream_app.errors import PoisonText, SettingsError, TooLate, Unavailable
 from stream_app.metrics import Metrics
@@ -26,7 +28,7 @@ from stream_app.stores.embedding_cache import EmbeddingCache
 from tests.unit.encoder_process import LOST_DEVICE, vector_of
 from tests.waiting import eventually, eventually_sync
 from workers import faults
-from workers.pool import EncoderPool, PoolStats, Priority
+from workers.pool import CHARS_PER_TOKEN, EncoderPool, PoolStats, Priority
 
 COMMAND = (sys.executable, "-m", "tests.unit.encoder_process")
 
@@ -254,7 +256,6 @@ async def test_counts_are_kept_by_process_and_served_as_metrics_once_each() -> N
         assert sample("tailrace_encoder_seconds_total", {"process": "0"}) == pytest.approx(
             pool.stats.seconds_encoding[0]
         )
-        assert sample("tailrace_encoder_queue", {"priority": "catalogue"}) == 0
 
 
 async def test_a_caller_who_gives_up_takes_its_texts_along_but_not_those_of_others(tmp_path: Path) -> None:
@@ -432,11 +433,31 @@ async def test_what_is_cached_is_not_encoded_again() -> None:
         assert (pool.stats.cache_hits, pool.stats.cache_misses) == (2, 3)
 
 
+async def test_queries_and_documents_have_prefixes_of_their_own_in_front_of_the_cache() -> None:
+    cache = memory_cache()
+    async with running(cache=cache, query_prefix="find: ", document_prefix="item: ", max_tokens=8) as pool:
+        assert_vectors(await pool.encode(["mug"], Priority.CATALOGUE), ["item: mug"])
+        assert_vectors(await pool.encode(["mug"], Priority.QUERY, kind="query"), ["find: mug"])
+        (again,) = await pool.encode_each(["mug"], Priority.QUERY, kind="query")
+        assert_vectors(np.stack([again]), ["find: mug"])  # type: ignore[list-item]
+        assert (pool.stats.cache_hits, pool.stats.cache_misses) == (1, 2)
+        long = "x" * 1_000
+        cut = long[: CHARS_PER_TOKEN * 8]
+        assert_vectors(await pool.encode([long], Priority.QUERY, kind="query"), [f"find: {cut}"])
+
+
+async def test_what_users_say_is_embedded_as_queries() -> None:
+    async with running(query_prefix="find: ", document_prefix="item: ") as pool:
+        agent = cast(InteractionsAgent, SimpleNamespace(_pool=pool))  # all that the method needs of an agent
+        vectors = await InteractionsAgent._encoded(agent, {"mug"})
+        assert_vectors(np.stack([vectors["mug"]]), ["find: mug"])
+
+
 PARENT = """
 import asyncio, sys
 from stream_app.metrics import Metrics
 from stream_app.settings import EncoderSettings
-from workers.pool import EncoderPool, Priority
+from workers.pool import CHARS_PER_TOKEN, EncoderPool, Priority
 
 async def main():
     pool = EncoderPool(EncoderSettings(), command=(sys.executable, "-m", "tests.unit.encoder_process"))

@@ -79,6 +79,16 @@ def test_every_text_that_is_embedded_is_masked() -> None:
     assert not any("@" in one or "31 22" in one for one in texts)
 
 
+def test_a_context_of_any_size_says_a_line() -> None:
+    for category in ("word " * 200_000, ["a@example.org", *["x" * 10_000] * 10_000]):
+        event = Interaction(
+            event_id="e", user_id="u", type="visit", occurred_at="2026-01-01T00:00:00Z", context={"category": category}
+        )  # type: ignore[arg-type]
+        text = said(event, max_chars=100)
+        assert len(text) <= 100
+        assert text.startswith(("word word", "[email], x"))
+
+
 @pytest.mark.parametrize("gap", range(60))
 def test_no_half_of_a_number_is_left_where_a_long_text_is_cut(gap: int) -> None:
     number = "+4531221100 "

@@ -207,7 +207,7 @@ class Bench:
         return SimpleNamespace(message=message, ack=lambda: self.acked.append(offset))
 
     async def done(self) -> None:
-        async with self.agent._alone():
+        async with self.agent.alone():
             pass
 
     def counts(self) -> dict[str, int]:
@@ -369,7 +369,7 @@ async def test_others_wait_for_what_is_on_its_way_and_being_told_to_stop_does_no
         turn = asyncio.Event()
 
         async def alone() -> None:
-            async with b.agent._alone():
+            async with b.agent.alone():
                 turn.set()
 
         waiting = asyncio.create_task(alone())

@@ -8,7 +8,7 @@ import pytest
 from schemas.messages import Item, User
 from stream_app.ranking.recommender import Recommender
 from stream_app.settings import DEFAULT_EVENT_TYPES, UserSettings, load_settings
-from stream_app.textify import profile_texts
+from stream_app.textify import Textifier, profile_texts
 from stream_app.users.profiles import fold_profile, profile_of, with_profile
 from stream_app.users.stage import SourcedEvent, SourcedProfile, StageResult, UserStage
 from stream_app.users.state import HistoryEntry, Profile, UserState, decode_state, encode_state, id_hash
@@ -68,6 +68,7 @@ class TestFold:
                 blocked_brands=["B"],
             ),
             UserSettings(),
+            Textifier(),
         )
         assert told == Profile(("x",), ("a", "b"), (id_hash("c"),), ("category:home", "brand:b"), "zh")
         fold_profile(state, told, partition=0, offset=7, appended_s=1.0)

@@ -61,6 +61,8 @@ def decode_golden(path: Path) -> msgspec.Struct:
             _, message = decode.decode_item_vector(key, value)
         case "spaces":
             _, message = decode.decode_vector_space(key, value)
+        case "space-control":
+            message = decode.decode_space_control(b"spaces", value)
         case "item-signals":
             _, message = decode.decode_item_signals(key, value)
         case "ranker-weights":

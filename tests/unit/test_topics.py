@@ -25,6 +25,7 @@ def test_every_registered_topic_has_an_attribute_with_its_full_name(topics: Topi
         topics.dead_letter,
         topics.item_vectors,
         topics.spaces,
+        topics.space_control,
         topics.transitions,
         topics.item_signals,
         topics.training_examples,
@@ -49,6 +50,7 @@ def test_partitions_are_the_settings_but_where_one_owner_is_by_design(topics: To
     assert counts.pop("factor-basis.v1") == 1
     assert counts.pop("rules.v1") == 1
     assert counts.pop("spaces.v1") == 1
+    assert counts.pop("space-control.v1") == 1
     assert set(counts.values()) == {7}
 
 
@@ -56,6 +58,7 @@ def test_state_topics_are_compacted_and_streams_are_not(topics: Topics):
     compacted = {topic.name for topic in TOPICS if topics.config(topic)["cleanup.policy"] == "compact"}
     assert compacted == {
         "items.v1",
+        "space-control.v1",
         "users.v1",
         "recommendations.v1",
         "item-vectors.v1",

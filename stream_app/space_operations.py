@@ -1,0 +1,255 @@
+"""Changing the model while serving: what the commands of ``tailrace spaces`` do, without the terminal.
+
+build    a further space is put into the record of ``space-control.v1``; every catalogue process begins to embed the
+         catalogue for it at a bounded share of its time, every serving process to index the vectors beside its own
+cutover  one record says which space is served; each process changes when it has everything
+rollback the same, back
+retire   the record forgets a space; its topic is deleted
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+from aiokafka.structs import ConsumerRecord
+
+from schemas.decode import decode_factor_basis, decode_vector_space
+from schemas.messages import ModelSpace, SpaceControl
+from stream_app.delivery.admin import create_vectors_topic, delete_topic, group_members
+from stream_app.delivery.publisher import OutRecord, Publisher
+from stream_app.delivery.reading import follow, read_to_end
+from stream_app.encoders import encoder_settings
+from stream_app.errors import InvalidMessage
+from stream_app.metrics import Metrics
+from stream_app.replicas.spaces import read_control, write_control
+from stream_app.settings import Settings
+from stream_app.spaces.building import Building
+from stream_app.spaces.control import cut_over, find_space, first_control, retire, roll_back, served_space, with_space
+from stream_app.topics import Topics
+from workers.models import describe_model
+
+__all__ = [
+    "Progress",
+    "build_space",
+    "cut_over_to",
+    "follow_build",
+    "hindrances",
+    "present_control",
+    "retire_space",
+    "roll_back_space",
+]
+
+PATIENCE_S = 10.0
+"""How long a broker is waited for (seconds)."""
+_TELL_EVERY_S = 0.5
+_LEFT_WITHIN_S = 30.0
+"""How long processes are waited for that still work on a space that is retired."""
+_ITEM_MAY_LACK = 0.001
+"""Share of the items that may lack a vector in a space that is served next: those that come just now, and those whose
+text the model cannot embed, which are dead-lettered."""
+
+
+class _Hash(msgspec.Struct):
+    text_hash: str
+
+
+_hash = msgspec.json.Decoder(_Hash)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a space is.
+
+    Attributes:
+        items: that the served space has vectors of.
+        done: of these, with the same text in the new space.
+        caught_up: whether both topics were read to where they ended.
+        missing: ids of some that are missing.
+    """
+
+    items: int
+    done: int
+    caught_up: bool
+    missing: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the new space has what it needs to be served."""
+        return self.caught_up and self.items - self.done <= _ITEM_MAY_LACK * self.items
+
+
+async def present_control(settings: Settings) -> tuple[SpaceControl, int]:
+    """Which spaces are kept and which is served, and the offset of the record that says so.
+
+    Raises:
+        SettingsError: when the model of the settings is not here.
+        Unavailable, TopicError: when the broker or the topic is not there.
+    """
+    return await read_control(settings, _first(settings), patience_s=PATIENCE_S)
+
+
+def _first(settings: Settings) -> SpaceControl:
+    model = describe_model(settings.encoder)
+    return first_control(model.space, model.dimensions)
+
+
+async def build_space(settings: Settings, encoder: Mapping[str, str | int | float | bool]) -> ModelSpace:
+    """Begin a further space with these settings of the encoder; the processes do the work.
+
+    Raises:
+        SettingsError: when the model is not here or a setting is wrong.
+        SpaceError: when the space is there already, or there is no place for it.
+    """
+    control, offset = await present_control(settings)
+    wanted = encoder_settings(
+        settings, ModelSpace(space="that is to be built", dimensions=1, number=0, encoder=dict(encoder))
+    )
+    model = describe_model(wanted)
+    changed = with_space(control, model.space, model.dimensions, encoder, at=_now())
+    space = find_space(changed, model.space)
+    await create_vectors_topic(settings, space.number)
+    async with _publisher(settings) as publisher:
+        await write_control(settings, publisher, changed, first=_first(settings), based_on=offset)
+    return space
+
+
+async def follow_build(settings: Settings, space: ModelSpace) -> AsyncGenerator[Progress, None]:
+    """How far a space is, told as it grows, for ever; it is the caller who ends it."""
+    control, _ = await present_control(settings)
+    topics, live = Topics(settings), served_space(control)
+    building, caught_up = Building(), {live.number: False, space.number: False}
+
+    async def read(number: int, apply: Callable[[str, str | None], None]) -> None:
+        async for records, through in follow(settings, topics.vectors_of(number)):
+            for record in records:
+                _apply(record, apply)
+            caught_up[number] = through
+
+    sides = ((live.number, building.in_old), (space.number, building.in_new))
+    readers = [asyncio.create_task(read(number, apply)) for number, apply in sides]
+    try:
+        while True:
+            await asyncio.wait(readers, timeout=_TELL_EVERY_S)
+            for reader in readers:
+                if reader.done():
+                    reader.result()
+            missing = tuple(building.some_missing(5)) if all(caught_up.values()) else ()
+            yield Progress(building.items, building.done, all(caught_up.values()), missing)
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+
+def _apply(record: ConsumerRecord, apply: Callable[[str, str | None], None]) -> None:
+    if not record.key:
+        return
+    try:
+        apply(record.key.decode(), None if record.value is None else _hash.decode(record.value).text_hash)
+    except (UnicodeDecodeError, msgspec.MsgspecError):
+        return  # nobody can use it
+
+
+async def hindrances(settings: Settings, space: ModelSpace) -> list[str]:
+    """What a space lacks to be served, beside vectors: a fit where the served one has one, and a basis likewise."""
+    control, _ = await present_control(settings)
+    live, topics = served_space(control), Topics(settings)
+    whitened = await _spaces_with(settings, topics.spaces, _whitened)
+    based = await _spaces_with(settings, topics.factor_basis, _based)
+    missing = []
+    if settings.spaces.whiten and live.space in whitened and space.space not in whitened:
+        missing.append("it is not fitted to the catalogue yet (the owner of partition 0 of interactions.v1 does that)")
+    if live.space in based and space.space not in based:
+        missing.append("learned factors have no basis in it yet (the owner of partition 0 of interactions.v1 makes it)")
+    return missing
+
+
+def _whitened(record: ConsumerRecord) -> tuple[str, bool]:
+    space, message = decode_vector_space(record.key, record.value)
+    return space, message is not None
+
+
+def _based(record: ConsumerRecord) -> tuple[str, bool]:
+    space, message = decode_factor_basis(record.key, record.value)
+    return space, message is not None
+
+
+async def _spaces_with(
+    settings: Settings, topic: str, decode: Callable[[ConsumerRecord], tuple[str, bool]]
+) -> set[str]:
+    found: dict[str, bool] = {}
+    async for record in read_to_end(settings, topic, patience_s=PATIENCE_S):
+        try:
+            space, there = decode(record)
+        except InvalidMessage:
+            continue
+        found[space] = there
+    return {space for space, there in found.items() if there}
+
+
+async def cut_over_to(settings: Settings, name: str) -> SpaceControl:
+    """Serve another space from now on. Whether it has what it needs is for the caller to ask.
+
+    Raises:
+        SpaceError: when there is no such space, or it is served.
+    """
+    return await _change(settings, lambda control: cut_over(control, name, at=_now()))
+
+
+async def roll_back_space(settings: Settings) -> SpaceControl:
+    """Serve what was served before.
+
+    Raises:
+        SpaceError: when nothing was, or it is retired.
+    """
+    return await _change(settings, lambda control: roll_back(control, at=_now()))
+
+
+async def retire_space(settings: Settings, name: str) -> ModelSpace:
+    """Keep a space no longer: processes leave it, then its topic is deleted.
+
+    Raises:
+        SpaceError: when there is no such space, or it is served.
+    """
+    control, _ = await present_control(settings)
+    space = find_space(control, name)
+    await _change(settings, lambda control: retire(control, space.space, at=_now()))
+    topics = Topics(settings)
+    async with _publisher(settings) as publisher:
+        key = space.space.encode()
+        await publisher.publish([OutRecord(topics.spaces, key, None), OutRecord(topics.factor_basis, key, None)])
+    if space.number:  # the first space's topic is a part of the contract, and its group checks the catalogue
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _LEFT_WITHIN_S
+        group = topics.group(f"catalogue-{space.number}")
+        while loop.time() < deadline and await group_members(settings, group):  # noqa: ASYNC110 - only the broker knows
+            await asyncio.sleep(_TELL_EVERY_S)
+        await delete_topic(settings, topics.vectors_of(space.number))
+    return space
+
+
+async def _change(settings: Settings, change: Callable[[SpaceControl], SpaceControl]) -> SpaceControl:
+    control, offset = await present_control(settings)
+    changed = change(control)
+    async with _publisher(settings) as publisher:
+        await write_control(settings, publisher, changed, first=_first(settings), based_on=offset)
+    return changed
+
+
+@asynccontextmanager
+async def _publisher(settings: Settings) -> AsyncIterator[Publisher]:
+    publisher = Publisher(settings, Metrics())
+    await publisher.start()
+    try:
+        yield publisher
+    finally:
+        await publisher.stop()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
