@@ -36,7 +36,8 @@ ITEMS = 60
 
 @pytest.fixture(name="settings")
 def _settings(settings: Settings) -> Settings:
-    spaces = settings.spaces.model_copy(update={"first_items": 6, "check_interval_s": 0.05})
+    # More than half of the items: so the space is fitted once, however soon the first vectors come.
+    spaces = settings.spaces.model_copy(update={"first_items": ITEMS // 2 + 10, "check_interval_s": 0.05})
     return settings.model_copy(update={"spaces": spaces})
 
 
