@@ -322,6 +322,7 @@ async def test_what_the_settings_say_reaches_the_process(made: Path) -> None:
     settings = chosen.model_copy(update={"precision": "float32", "max_tokens": 32})
     encoder_pool = EncoderPool(settings)
     await encoder_pool.start()
+    await encoder_pool.ready()  # which may take longer than a query waits
     try:
         # A process with another vector space would be refused; the vectors say the rest.
         for kind, prefix in KINDS.items():
