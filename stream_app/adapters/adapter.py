@@ -106,16 +106,15 @@ class Adapter:
             part = slice(start, start + _BLOCK)
             whitened = self.whitening.apply(vectors[part])
             moved = whitened + gelu(whitened @ self.trunk + self.bias) @ head
-            lengths = np.sqrt(np.einsum("nd,nd->n", moved, moved))[:, None]
+            lengths = np.linalg.norm(moved, axis=1, keepdims=True).astype(np.float32)
             # What a head takes away entirely has no direction left; it keeps the one it had.
-            adapted[part] = np.where(lengths > _NO_LENGTH, moved / np.maximum(lengths, _NO_LENGTH), whitened)
+            adapted[part] = np.where(lengths > _NO_LENGTH, moved, whitened)
+            adapted[part] /= np.where(lengths > _NO_LENGTH, lengths, np.float32(1.0))
         adapted[~np.any(vectors, axis=1)] = 0.0
         return adapted
 
 
 def gelu(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Gaussian error linear units in their tanh form (Hendrycks and Gimpel 2016, arXiv:1606.08415), any shape."""
-    half = np.float32(0.5)
-    inner = np.float32(_GELU) * (values + np.float32(0.044715) * values * values * values)
-    found: NDArray[np.float32] = half * values * (np.float32(1.0) + np.tanh(inner))
-    return found
+    inner = _GELU * (values + 0.044715 * values * values * values)
+    return np.asarray(0.5 * values * (1.0 + np.tanh(inner)), np.float32)

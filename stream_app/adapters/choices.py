@@ -23,8 +23,8 @@ HARD: Final = 10
 """Passed-over items kept per basket: the first ten are what people look at."""
 _PURCHASE: Final = TASKS.index("purchase")
 _PURCHASE_WEIGHT: Final = 3.0
-"""From this ``event_types.*.weight`` on an event is a purchase, or as good as one: a like, a rating, a review. Below it is
-a click, or as good as that: a view, a play, a cart."""
+"""From this ``event_types.*.weight`` on an event is a purchase, or as good as one (a like, a rating, a review); below
+it is a click, or as good as that (a view, a play, a cart)."""
 
 
 def task_of(kind: EventType) -> int:

@@ -38,11 +38,14 @@ class TrainingOptions:
     """How to train.
 
     Attributes:
-        hidden: width of the trunk. epochs: times each part of the log is gone through when it has been ranked. batch:
-        choices at once. learning_rate: of Adam (Kingma and Ba 2015, arXiv:1412.6980). temperature: cosines are divided
-        by it. correction: how much of the sampling bias is corrected, 0 to 1. anchor: how much it costs to take an item
-        away from where the half-whitened space has it. What is new has nothing
-            but its text, and is only found by it as long as those that are known have not all moved elsewhere.
+        hidden: width of the trunk.
+        epochs: times each part of the log is gone through when it has been ranked.
+        batch: choices at once.
+        learning_rate: of Adam (Kingma and Ba 2015, arXiv:1412.6980).
+        temperature: cosines are divided by it to begin with; training goes on from there.
+        correction: how much of the sampling bias is corrected, 0 to 1.
+        anchor: how much it costs to take an item away from where the half-whitened space has it. A new item has
+            nothing but its text, and is only found by it as long as the known ones have not all moved elsewhere.
         dropout: share of the trunk's outputs left out at random, so that no item is known by one of them.
         input_dropout: share of the vectors' components left out at random.
         hard: how much of a term for what the user passed over there is, beside those of the batch.
