@@ -61,7 +61,7 @@ class TrainingOptions:
     learning_rate: float = 2e-3
     temperature: float = 0.1
     correction: float = 0.25
-    anchor: float = 0.3
+    anchor: float = 1.0
     dropout: float = 0.3
     input_dropout: float = 0.0
     hard: float = 1.0

@@ -63,7 +63,7 @@ def adapter() -> None:
     "--anchor",
     type=click.FloatRange(0, 100),
     help="How much items are held where the text has them: more finds more new items, less more known ones. "
-    "[default: 0.3]",
+    "[default: 1]",
 )
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads that train.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what is drawn.")

@@ -147,7 +147,7 @@ def test_evaluate_serves_an_adapter(capsys: pytest.CaptureFixture[str]) -> None:
     base, adapted = (json.loads(Path(name).read_text()) for name in ("base.json", "a.json"))
     assert adapted["options"]["adapter"] == AdapterFile.load(Path("adapter.safetensors")).space
     assert base["options"]["adapter"] is None
-    assert adapted["sources"]["fast"]["ndcg@10"] > base["sources"]["fast"]["ndcg@10"]
+    assert adapted["sources"]["text_fast"]["ndcg@10"] > base["sources"]["text_fast"]["ndcg@10"]
     capsys.readouterr()
     assert main(["evaluate", *other, "--adapter", "adapter.safetensors", "--via", "kafka"]) == 2
     assert "--adapter goes without --via" in capsys.readouterr().err
