@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.messages import Interaction, Item
+from stream_app.adapters.file import AdapterFile
 from stream_app.embedded.stack import BrokerKind
 from stream_app.evaluation import files
 from stream_app.evaluation.baselines import make_baselines
@@ -102,6 +103,7 @@ def evaluate_log(
     via: BrokerKind | None = None,
     cache: Path | None = None,
     changed: Mapping[str, Any] | None = None,
+    adapter: AdapterFile | None = None,
     on_progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
 ) -> dict[str, Any]:
     """Evaluate, and report what was found (see ``stream_app.evaluation.report``).
@@ -117,6 +119,8 @@ def evaluate_log(
         via: measure the slates of live processes on this broker, and in process beside it; None: only in process.
         cache: folder for vectors; None: one in the system's folder for temporary files.
         changed: settings that differ from their defaults, for the report.
+        adapter: its vectors are served instead of the half-whitened ones; baselines and what learned factors start
+            from stay those of the model.
         on_progress: told what is being done (compiling, ``texts``, ``interactions``), how much of it, and of how much.
     """
     on_progress(_COMPILING, 0, 1)
@@ -125,14 +129,20 @@ def evaluate_log(
     events = files.first_only(log.interactions) if first_only else log.interactions
     encoded = encode_log(log, settings, cache=cache, on_progress=lambda done, total: on_progress("texts", done, total))
     baselines = make_baselines(compare, _matrix(log, encoded.items), seed=options.seed) if compare else ()
+    served = encoded
+    if adapter is not None:
+        served = _adapted(encoded, adapter)
+        # Its space holds a half-whitening already.
+        settings = settings.model_copy(update={"spaces": settings.spaces.model_copy(update={"whiten": False})})
     replay = Prequential(
         settings,
         log.items,
-        encoded.items,
-        space=encoded.space,
+        served.items,
+        space=served.space,
         options=options,
         baselines=baselines,
-        texts=encoded.texts,
+        texts=served.texts,
+        started=encoded.items,
     )
     settle()
     started = time.perf_counter()
@@ -156,6 +166,7 @@ def evaluate_log(
             "limit": limit,
             "replayed": len(events),
             "via": via,
+            "adapter": None if adapter is None else served.space,
         },
         settings=changed or {},
         warnings=(*log.warnings, *([_NO_TEXT] if "text" in compare and not encoded.items else [])),
@@ -223,6 +234,17 @@ def _live(
     kept = ("tests", "seconds", "tests_per_s", "overall", "cold")
     found["in_process"] = {key: in_process[key] for key in kept}
     return found
+
+
+def _adapted(encoded: Encoded, adapter: AdapterFile) -> Encoded:
+    """The same texts in the adapter's space."""
+
+    def each(vectors: Vectors) -> Vectors:
+        if not vectors:
+            return vectors
+        return dict(zip(vectors, adapter.adapter.apply(np.stack(list(vectors.values()))), strict=True))
+
+    return Encoded(space=adapter.adapter.space(encoded.space), items=each(encoded.items), texts=each(encoded.texts))
 
 
 def _matrix(log: Log, vectors: Vectors) -> NDArray[np.float32]:
