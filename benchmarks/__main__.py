@@ -34,6 +34,7 @@ _ALL: dict[str, tuple[str, ...]] = {
     "ranking": (),
     "index": (),
     "start": (),
+    "encoder": ("--parts", "pool,queries,embedded,kafka,precision"),
     "growth": ("--items", "1000,10000", "--users", "2000", "--history", "10,50"),
 }
 """Sub-commands of ``tailrace bench``, and their options where all are run."""
@@ -70,8 +71,8 @@ def _run(name: str, options: tuple[str, ...], json_file: Path | None = None) -> 
 def main(context: click.Context) -> None:
     """Speed and live quality of this checkout on this machine.
 
-    Without a command: latency, throughput, floor, ranking, index, start and growth, which are those of `tailrace
-    bench` and take its options.
+    Without a command: latency, throughput, floor, ranking, index, start, encoder and growth, which are those of
+    `tailrace bench` and take its options.
     """
     configure_logs(LogSettings(level="error", format="text"))
     if context.invoked_subcommand is None:
@@ -115,7 +116,7 @@ def quality_command(broker: str, limit: int | None, window: int, json_file: Path
     _write("quality", machine, results, json_file)
 
 
-@main.command("encoder")
+@main.command("encoder-alone")
 @click.option("--device", default="auto", show_default=True, help="As the setting encoder.device.")
 @click.option("--precisions", default="float32,bfloat16", show_default=True, help="Comma separated.")
 @click.option("--batches", default="32,256", show_default=True, help="Most texts at once, comma separated.")
@@ -133,7 +134,7 @@ def encoder_command(device: str, precisions: str, batches: str, model: str, json
         batches=[int(batch) for batch in batches.split(",")],
     )
     print_lines("encoder", figures)
-    _write("encoder", machine, figures, json_file)
+    _write("encoder-alone", machine, figures, json_file)
 
 
 @main.command("compare")

@@ -1,6 +1,6 @@
 """How fast a model encodes on this device, and what lower precision changes.
 
-``make bench ARGS=encoder``, or where only torch and transformers are installed ``python -m benchmarks.encoder``.
+``make bench ARGS=encoder-alone``, or where only torch and transformers are installed ``python -m benchmarks.encoder``.
 
 Rates are those of the encoder process alone (:mod:`workers.transformer`), tokenizing included, without the queue before
 it. Texts are the catalogue's as the pool gets them, or the lines of a file.

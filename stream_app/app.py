@@ -9,9 +9,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from redis.asyncio import Redis
@@ -26,6 +24,7 @@ from stream_app.agents.ranker import RankerAgent
 from stream_app.delivery.admin import create_topics
 from stream_app.delivery.publisher import Publisher
 from stream_app.delivery.retry import until_it_works
+from stream_app.encoder_metrics import watch_pools
 from stream_app.encoders import Encoders
 from stream_app.errors import TailraceError, Unavailable
 from stream_app.images.pool import FusedPool
@@ -41,7 +40,7 @@ from stream_app.spaces.control import first_control, served_space
 from stream_app.stores.users import REDIS_TRANSIENT, UserStore, connect_redis
 from stream_app.users.stage import UserStage
 from stream_app.warm_up import warm_up
-from workers.pool import EncoderPool, PoolStats
+from workers.pool import EncoderPool
 
 __all__ = ["ROLES", "Role", "Tailrace", "stop_on_signals"]
 
@@ -153,7 +152,9 @@ class Tailrace:
         settle()
         self.ready.set()
         metrics.ready.set(1)
-        measuring = asyncio.create_task(_measure_pools(encoders, metrics))
+        catalogue = next((agent for agent in self.agents if agent.role == "catalogue"), None)
+        watching = watch_pools(encoders, metrics, catalogue.unfinished if catalogue is not None else None)
+        measuring = asyncio.create_task(watching)
         self._stack.callback(measuring.cancel)
         await self._watch(watch)
 
@@ -324,27 +325,6 @@ async def _warm_up(settings: Settings) -> None:
         _log.info("warmed up", seconds=round(await done, 2))
     except Exception:
         _log.warning("not warmed up: functions are compiled when events need them", exc_info=True)
-
-
-async def _measure_pools(encoders: Encoders, metrics: Metrics) -> None:
-    """The pools' counts, as metrics, once a second."""
-    counted: dict[EncoderPool, PoolStats] = {}
-    images = Counter[str]()
-    while True:
-        pools = encoders.pools
-        counted = {pool: counted.get(pool, PoolStats()) for pool in pools}
-        metrics.encoder_queue.set(sum(pool.queue_length for pool in pools))
-        for pool in pools:
-            stats, before = pool.stats, counted[pool]
-            metrics.encoder_texts.inc(stats.texts_encoded - before.texts_encoded)
-            metrics.encoder_cache.labels("hit").inc(stats.cache_hits - before.cache_hits)
-            metrics.encoder_cache.labels("miss").inc(stats.cache_misses - before.cache_misses)
-            metrics.encoder_restarts.inc(stats.restarts - before.restarts)
-            counted[pool] = replace(stats)
-        for name, count in encoders.image_outcomes().items():
-            metrics.item_images.labels(name).inc(count - images[name])
-            images[name] = count
-        await asyncio.sleep(1.0)
 
 
 def _close_server(server: object) -> None:

@@ -58,6 +58,11 @@ class Encoders:
             part for pool in self._pools.values() for part in (pool.parts if isinstance(pool, FusedPool) else (pool,))
         ]
 
+    @property
+    def text_pools(self) -> list[EncoderPool]:
+        """Of each space that of texts."""
+        return [pool.text if isinstance(pool, FusedPool) else pool for pool in self._pools.values()]
+
     def image_outcomes(self) -> Counter[str]:
         """How often an item's image was used, or why it was not, see :class:`~stream_app.images.pool.FusedPool`."""
         fused = (pool.outcomes for pool in self._pools.values() if isinstance(pool, FusedPool))
@@ -81,14 +86,15 @@ class Encoders:
         if (model.space, model.dimensions) != (space.space, space.dimensions):
             images = f" with encoder.image_model = {settings.image_model!r}" if settings.image_model else ""
             raise SettingsError(
-                f"encoder.model = {settings.model!r}{images} spans {model.space} here, and the space was built with "
-                f"{space.space}; put the same model there on every machine"
+                f"encoder.model = {settings.model!r}{images} spans {model.space} here, and the space was built as "
+                f"{space.space}; put the same model there on every machine, with the same encoder.pooling, dimensions "
+                "and document_prefix"
             )
         pool = self._pools[space.space] = self._fused(settings, model) if settings.image_model else self._text(settings)
         return pool
 
     def _text(self, settings: EncoderSettings) -> EncoderPool:
-        model = describe_model(settings.model)
+        model = describe_model(settings)
         return EncoderPool(settings, cache=self._cache(settings, model.space, model.dimensions))
 
     def _fused(self, settings: EncoderSettings, space: EncoderSpace) -> FusedPool:

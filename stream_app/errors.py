@@ -4,7 +4,8 @@ TailraceError
 ├── SettingsError          a setting is wrong; names it, its value and what is allowed
 ├── InvalidMessage         a record cannot be processed as it is; goes to the dead letter topic
 ├── EncodeError            a text could not be embedded
-│   └── PoisonText         it ended the encoder process every time it was tried
+│   ├── PoisonText         it ended the encoder process every time it was tried
+│   └── TooLate            it was not embedded by its deadline
 ├── DatasetError           a data set's file cannot be read; names the file and the line
 ├── EmbeddedStackError     the embedded broker or Redis could not be started
 ├── SnapshotError          a snapshot on disk cannot be used; the replica reads the topics instead
@@ -25,6 +26,7 @@ __all__ = [
     "SnapshotError",
     "SpaceError",
     "TailraceError",
+    "TooLate",
     "TopicError",
     "Unavailable",
 ]
@@ -57,6 +59,10 @@ class EncodeError(TailraceError):
 
 class PoisonText(EncodeError):
     """A text ended the encoder process each time it was tried."""
+
+
+class TooLate(EncodeError):
+    """A text was not embedded by its deadline; another time it may be."""
 
 
 class DatasetError(TailraceError):

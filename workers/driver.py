@@ -1,9 +1,12 @@
 """One encoder process kept running and busy: the pool has a driver per process.
 
-A batch is formed from what waits at the moment the process is free (no timer: a lone text goes at once, a full line
-goes in full batches). What happens to the process is dealt with here:
+A batch is formed from what waits at the moment the process has room (no timer: a lone text goes at once, a full line
+goes in full batches). A process computes as many batches as it has lanes, and has one of the catalogue's beyond that,
+so that it never waits for this side; urgent ones have room of their own (:mod:`workers.lanes`). What happens to the
+process is dealt with here:
 
-* It ends in mid-batch, or does not answer in time: it is started again and the batch tried again.
+* It ends in mid-batch, or does not answer in time: it is started again and its batches tried again, one at a time, so
+  that each answers for itself.
 * A batch that ended two processes is tried text by text. A text that ends two more, alone, is poison: who asked for
   it gets :class:`PoisonText`, everybody else their vectors.
 * The batch does not fit the device's memory: it is halved, and this process gets no larger ones from then on.
@@ -16,17 +19,20 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from stream_app.errors import PoisonText, SettingsError, Unavailable
 from stream_app.logs import get_logger
 from stream_app.settings import EncoderSettings
+from workers.batching import tokens_at_once
 from workers.child import ChildDied, EncoderChild
 from workers.frames import Configure
-from workers.waiting import Batch, WaitingTexts
+from workers.lanes import lanes_for
+from workers.waiting import Batch, Priority, WaitingTexts
 
-__all__ = ["Driver", "PoolStats"]
+__all__ = ["Driver", "PoolStats", "fair_threads"]
 
 _log = get_logger(__name__)
 
@@ -36,6 +42,11 @@ START_ATTEMPTS = 3
 """Tries of the very first start before giving up. Once a process was ready, starts are tried for ever."""
 BACKOFF_MIN_S = 0.25
 BACKOFF_MAX_S = 30.0
+_CATALOGUE_TOKENS = 4
+"""A batch of the catalogue has so many times the tokens that are computed at once: here lengths are estimates, and the
+process, which counts, finds texts of equal length among them. An urgent one has them once: more go to another lane."""
+_AHEAD = 1
+_URGENT = (Priority.QUERY, Priority.EVENT)
 _SHOWN_CHARS = 80
 
 
@@ -43,7 +54,9 @@ _SHOWN_CHARS = 80
 class PoolStats:
     """Counts since the pool was made, for metrics.
 
-    ``batch_sizes`` maps a size to how often it occurred. ``seconds_encoding`` is what the processes computed, summed.
+    ``batch_sizes`` maps a size to how often it occurred. ``seconds_encoding`` is what each process (by index) computed,
+    summed over its lanes. ``tokens_computed`` counts padding, ``tokens_read`` does not. ``texts_late`` were not encoded
+    by their deadline.
     """
 
     texts_encoded: int = 0
@@ -55,11 +68,52 @@ class PoolStats:
     memory_failures: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
-    seconds_encoding: float = 0.0
+    texts_late: int = 0
+    tokens_read: int = 0
+    tokens_computed: int = 0
+    seconds_encoding: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True)
+class _Use:
+    """A process at work: the most it is given at once, and what it was given."""
+
+    child: EncoderChild
+    most: int
+    tokens: int
+    done: int = 0
+    tokens_read: int = 0
+    tokens_computed: int = 0
+    running: dict[asyncio.Task[None], Batch] = field(default_factory=dict)
+
+    @property
+    def urgent(self) -> int:
+        return sum(batch.priority in _URGENT for batch in self.running.values())
+
+    @property
+    def others(self) -> int:
+        return len(self.running) - self.urgent
+
+    @property
+    def alone(self) -> bool:
+        """Whether it has a batch that must be the only one."""
+        return any(batch.suspect for batch in self.running.values())
+
+    def start(self, work: Coroutine[Any, Any, None], batch: Batch) -> None:
+        batch.beside_others = bool(self.running)
+        for other in self.running.values():
+            other.beside_others = True
+        self.running[asyncio.create_task(work)] = batch
+
+    def end(self, task: asyncio.Task[None]) -> None:
+        """Raises what ended the task."""
+        del self.running[task]
+        task.result()
 
 
 class Driver:
-    """See the module. ``child`` is the process while it is ready."""
+    """See the module. ``child`` is the process while it is ready. ``free`` are the drivers (by index) whose processes
+    could begin a batch at once; the drivers of a pool share it."""
 
     def __init__(
         self,
@@ -71,9 +125,12 @@ class Driver:
         waiting: WaitingTexts,
         stats: PoolStats,
         ready: asyncio.Event,
+        free: set[int],
     ) -> None:
         self.child: EncoderChild | None = None
         self.share = 1.0
+        """Share of its time that the process may compute for the catalogue, above 0 to 1."""
+        self._rests_until = 0.0
         self._index = index
         self._settings = settings
         self._space = space
@@ -81,6 +138,9 @@ class Driver:
         self._waiting = waiting
         self._stats = stats
         self._ready = ready
+        self._free = free
+        self._device: str | None = None
+        self._lanes, self._threads = lanes_for(settings.device, settings.threads or fair_threads(settings.processes))
 
     async def run(self) -> None:
         """Start processes and feed them until cancelled; then the process is ended.
@@ -110,11 +170,17 @@ class Driver:
             self._command,
             Configure(
                 model=settings.model,
+                pooling=settings.pooling,
+                dimensions=settings.dimensions,
+                query_prefix=settings.query_prefix,
+                document_prefix=settings.document_prefix,
                 device=settings.device,
                 precision=settings.precision,
                 max_tokens=settings.max_tokens,
-                threads=settings.threads or _fair_threads(settings.processes),
+                lanes=self._lanes,
+                threads=self._threads,
                 batch=settings.batch,
+                batch_tokens=settings.batch_tokens,
                 nice=settings.nice,
                 index=self._index,
             ),
@@ -127,55 +193,112 @@ class Driver:
 
     async def _use(self, child: EncoderChild) -> bool:
         """Feed ``child`` until it dies. Returns whether it encoded anything."""
+        ready = child.ready
         _log.info(
             "encoder ready",
             index=self._index,
             pid=child.pid,
-            device=child.ready.device,
-            precision=child.ready.precision,
-            load_s=round(child.ready.load_s, 2),
+            device=ready.device,
+            precision=ready.precision,
+            load_s=round(ready.load_s, 2),
         )
+        if self._device not in (None, ready.device):
+            _log.warning("encoder on another device than before", before=self._device, now=ready.device)
+        self._device = ready.device
         self.child = child
         self._ready.set()
-        batches = 0
-        most = self._settings.batch
+        tokens = self._settings.batch_tokens or tokens_at_once(ready.device)
+        use = _Use(child, most=self._settings.batch, tokens=tokens)
         try:
             while True:
-                batch = await self._next_batch(child, most)
-                if await self._encode(child, batch):
-                    batches += 1
-                else:
-                    most = max(1, len(batch.tickets) // 2)
+                while (batch := self._next_batch(use)) is not None:
+                    use.start(self._encode(use, batch), batch)
+                    # The other processes' turn: they may have nothing to do.
+                    await asyncio.sleep(0)
+                await self._something_happens(use)
         except ChildDied as death:
-            _log.warning("encoder ended", index=self._index, pid=child.pid, batches=batches, reason=str(death))
-            return batches > 0
+            _log.warning("encoder ended", index=self._index, pid=child.pid, batches=use.done, reason=str(death))
+            return use.done > 0
         finally:
             self.child = None
+            self._free.discard(self._index)
+            # Each batch under way is put back.
+            if use.running:
+                await child.kill()
+            await asyncio.gather(*use.running, return_exceptions=True)
             await child.reap()
 
-    async def _next_batch(self, child: EncoderChild, most: int) -> Batch:
-        while not child.ended.done():
-            if batch := self._waiting.take(most):
+    def _next_batch(self, use: _Use) -> Batch | None:
+        """What ``use``'s process is to be sent now; None: nothing, for now."""
+        if use.child.ended.done():
+            raise ChildDied(f"exit code {use.child.ended.result()}")
+        self._free.discard(self._index)
+        if use.alone:
+            return None
+        if self._waiting.suspects:
+            # What may have ended a process has the next for itself.
+            if use.running:
+                return None
+            if (batch := self._waiting.take_suspect(use.most)) is not None:
                 return batch
-            some = asyncio.create_task(self._waiting.some())
-            try:
-                await asyncio.wait((some, child.ended), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                some.cancel()
-        raise ChildDied(f"exit code {child.ended.result()} while idle")
+        lanes = self._lanes
+        if use.urgent <= lanes and (batch := self._waiting.take(use.most, use.tokens, _URGENT)) is not None:
+            return batch
+        if self.share < 1.0:
+            return self._bounded_batch(use)
+        if use.others < lanes:
+            self._free.add(self._index)
+        elif use.others >= lanes + _AHEAD or self._free:
+            # One more lies ready in the process, unless another process could begin with it at once.
+            return None
+        return self._waiting.take(use.most, _CATALOGUE_TOKENS * use.tokens, (Priority.CATALOGUE,))
 
-    async def _encode(self, child: EncoderChild, batch: Batch) -> bool:
-        """Have ``child`` encode ``batch``; False: it is too large for the device and waits again in parts."""
+    def _bounded_batch(self, use: _Use) -> Batch | None:
+        """The catalogue's next batch for a process that may compute only a share of its time: on a share of its lanes,
+        and where that is less than one, with rests in between. Nothing is sent ahead."""
+        if use.others >= self._lanes_allowed or asyncio.get_running_loop().time() < self._rests_until:
+            return None
+        return self._waiting.take(use.most, use.tokens, (Priority.CATALOGUE,))
+
+    @property
+    def _lanes_allowed(self) -> int:
+        return max(1, int(self.share * self._lanes))
+
+    def _rest_after(self, seconds: float) -> None:
+        """A batch of the catalogue was computed for so long."""
+        busy = min(1.0, self.share * self._lanes / self._lanes_allowed)
+        if busy < 1.0:
+            self._rests_until = asyncio.get_running_loop().time() + seconds * (1.0 - busy) / busy
+
+    async def _something_happens(self, use: _Use) -> None:
+        """Until a text comes, a batch is done, or the process ends.
+
+        Raises:
+            ChildDied: when a batch was with a process that ended.
+        """
+        parts: list[asyncio.Future[Any]] = [self._waiting.change(), use.child.ended, *use.running]
+        rest_s = self._rests_until - asyncio.get_running_loop().time()
+        timeout_s = max(rest_s, 0.001) if self._waiting.length(Priority.CATALOGUE) and rest_s > 0 else None
+        await asyncio.wait(parts, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in [task for task in use.running if task.done()]:
+            use.end(task)
+
+    async def _encode(self, use: _Use, batch: Batch) -> None:
+        """Have the process encode ``batch``. Too large for the device, it waits again in parts."""
+        texts = len(batch.tickets)
         try:
-            vectors, seconds = await child.encode(
-                [ticket.text for ticket in batch.tickets], timeout_s=self._settings.batch_timeout_s
+            vectors, said = await use.child.encode(
+                [ticket.text for ticket in batch.tickets],
+                urgent=batch.priority in _URGENT,
+                timeout_s=self._settings.batch_timeout_s,
             )
         except MemoryError as error:
             self._stats.memory_failures += 1
-            _log.warning("encoder out of memory", index=self._index, texts=len(batch.tickets), error=str(error))
-            if len(batch.tickets) > 1:
-                self._waiting.put_back(batch.split((len(batch.tickets) + 1) // 2))
-                return False
+            _log.warning("encoder out of memory", index=self._index, texts=texts, error=str(error))
+            if texts > 1:
+                use.most = max(1, min(use.most, texts // 2))
+                self._waiting.put_back(batch.split((texts + 1) // 2))
+                return
             self._after_death(batch)
             raise ChildDied("out of memory with a single text") from error
         except ChildDied:
@@ -183,18 +306,27 @@ class Driver:
             raise
         for ticket, vector in zip(batch.tickets, vectors, strict=True):
             self._waiting.settle(ticket, vector)
-        self._stats.batches += 1
-        self._stats.batch_sizes[len(batch.tickets)] += 1
-        self._stats.texts_encoded += len(batch.tickets)
-        self._stats.seconds_encoding += seconds
-        return True
+        use.done += 1
+        if batch.priority not in _URGENT:
+            self._rest_after(said.seconds)
+        stats = self._stats
+        stats.batches += 1
+        stats.batch_sizes[texts] += 1
+        stats.texts_encoded += texts
+        stats.seconds_encoding[self._index] = stats.seconds_encoding.get(self._index, 0.0) + said.seconds
+        if said.tokens_computed > use.tokens_computed:  # answers of lanes may come in another order
+            stats.tokens_read += said.tokens_read - use.tokens_read
+            stats.tokens_computed += said.tokens_computed - use.tokens_computed
+            use.tokens_read, use.tokens_computed = said.tokens_read, said.tokens_computed
 
     def _after_death(self, batch: Batch) -> None:
         """The batch was with a process that died: try again, as a whole, text by text, or not at all."""
         batch.deaths += 1
+        batch.deaths_alone += not batch.beside_others
+        batch.suspect = True
         if len(batch.tickets) > 1:
             self._waiting.put_back(batch.split(1) if batch.deaths >= DEATHS_BEFORE_SPLIT else [batch])
-        elif batch.deaths < DEATHS_ALONE:
+        elif batch.deaths_alone < DEATHS_ALONE:
             self._waiting.put_back([batch])
         else:
             (ticket,) = batch.tickets
@@ -205,7 +337,7 @@ class Driver:
                 ticket,
                 PoisonText(
                     f"the text {ticket.text_hash} ({len(ticket.text)} characters, begins {shown!r}) ended "
-                    f"{batch.deaths} encoder processes, alone"
+                    f"{batch.deaths_alone} encoder processes, alone"
                 ),
             )
 
@@ -214,7 +346,7 @@ def _backoff_s(failures: int) -> float:
     return min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2.0 ** (failures - 1)) if failures else 0.0
 
 
-def _fair_threads(processes: int) -> int:
+def fair_threads(processes: int) -> int:
     """The processor's cores, shared out among the processes of the pool."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // processes)

@@ -43,6 +43,14 @@ class FaultyEncoder:
         self.device = encoder.device
         self.precision = encoder.precision
 
+    @property
+    def tokens_read(self) -> int:
+        return self._encoder.tokens_read
+
+    @property
+    def tokens_computed(self) -> int:
+        return self._encoder.tokens_computed
+
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """As the encoder inside, unless it is time to fail."""
         if self._faults.exit_on in texts:

@@ -6,8 +6,8 @@ structs below) and a payload of raw bytes: the vectors, float32 little endian, r
     parent                      encoder process
       Configure        ->
                        <-         Ready  (or Failed "settings")
-      Encode           ->
-                       <-         Vectors + payload  (or Failed "memory")
+      Encode           ->                            (several may be on their way)
+                       <-         Vectors + payload  (or Failed "memory"), as they are done
       (closes)         ->         ends
 """
 
@@ -44,22 +44,32 @@ MAX_PAYLOAD = 1 << 30
 
 
 class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
-    """The parent's first frame. Fields as in the settings of the encoder; ``index`` counts processes from 0."""
+    """The parent's first frame. Fields as in the settings of the encoder; ``index`` counts processes from 0.
+
+    ``lanes`` batches are computed at a time, each by ``threads`` threads (:mod:`workers.lanes`).
+    """
 
     model: str
+    pooling: Literal["auto", "mean", "cls", "last"] = "auto"
+    dimensions: int = 0
+    query_prefix: str | None = None
+    document_prefix: str | None = None
     device: str
     precision: Literal["auto", "float32", "bfloat16", "float16"]
     max_tokens: int
+    lanes: int
     threads: int
     batch: int
+    batch_tokens: int
     nice: int
     index: int
 
 
 class Encode(msgspec.Struct, frozen=True, kw_only=True, tag="encode"):
-    """Embed ``texts``; the answer carries the same ``batch``."""
+    """Embed ``texts``; the answer carries the same ``batch``. ``urgent``: before those that are not."""
 
     batch: int
+    urgent: bool
     texts: list[str]
 
 
@@ -75,19 +85,25 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
 
 
 class Vectors(msgspec.Struct, frozen=True, kw_only=True, tag="vectors"):
-    """The payload holds float32 [rows, dimensions]. ``seconds`` is the time the computation took."""
+    """The payload holds float32 [rows, dimensions]. ``seconds`` is the time the computation took.
+
+    ``tokens_read`` and ``tokens_computed`` are the encoder's totals since it was loaded: the second counts padding.
+    """
 
     batch: int
     rows: int
     dimensions: int
     seconds: float
+    tokens_read: int
+    tokens_computed: int
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
-    """``settings``: the process cannot work as configured and ends. ``memory``: try fewer texts at once."""
+    """``settings``: the process cannot work as configured and ends. ``memory``: try fewer texts than ``batch`` has."""
 
     kind: Literal["settings", "memory"]
     detail: str
+    batch: int = 0
 
 
 FromParent = Configure | Encode

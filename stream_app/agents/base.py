@@ -143,6 +143,20 @@ class Agent(ABC):
                 behind += max(0, high - read - 1)
         return behind
 
+    def unfinished(self) -> int:
+        """Records of the agent's topic whose effects are not committed yet, at most: what compaction removed counts.
+        Unlike :meth:`lag` it includes what was delivered and waits in this process."""
+        app = self._app
+        if app is None or app._consumer is None:
+            return 0
+        consumer, unfinished = app.consumer, 0
+        for place in list(consumer.assignment()):
+            if place.topic != self.topic:
+                continue
+            high, committed = consumer.highwater(place), consumer._committed_offset.get(place)
+            unfinished += max(0, (high or 0) - (committed or 0))
+        return unfinished
+
     async def reading(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
         """The result of reading a topic to its end, from the beginning again when the broker goes away meanwhile."""
         return await until_it_works(

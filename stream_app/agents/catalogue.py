@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -23,14 +26,21 @@ from workers.pool import EncoderPool
 
 __all__ = ["CatalogueAgent"]
 
-_AT_ONCE = 64
-"""Vectors leave when their batch is done: the first ones soon."""
+_PART = 128
+"""Events in a part, at most: vectors leave when their part is done, the first ones soon."""
+_PARTS = 4
+"""Parts under way: so many texts are with the pool that batches of like length can be chosen among them."""
 
 
 class CatalogueAgent(Agent):
     """Keeps ``item-vectors.v1`` true to ``items.v1``.
 
-    Several changes of one item in a batch cost one embedding; a text embedded before comes from the cache. An
+    Events are taken in parts, a few of them under way at a time: while the texts of one are embedded, the next is
+    decoded and its texts are in line behind. Parts are published and acknowledged one after the other, in order, so an
+    item's older vector never comes after its newer one. When the partitions move, parts that are not published are
+    dropped; their events are delivered again.
+
+    Several changes of one item in a part cost one embedding; a text embedded before comes from the cache. An
     event is acknowledged when its vector (or tombstone) is acknowledged by the broker.
 
     It also reads ``rules.v1``, only to dead-letter what is no rule: rules take effect in the replicas, which leave
@@ -61,6 +71,7 @@ class CatalogueAgent(Agent):
         self._number = number
         self._vectors_topic = self.topics.vectors_of(number)
         self._textifier = Textifier.of(settings.textify)
+        self._parts: deque[asyncio.Task[None]] = deque()
 
     @property
     def group(self) -> str:
@@ -76,9 +87,41 @@ class CatalogueAgent(Agent):
 
     @property
     def most(self) -> int:
-        return min(super().most, _AT_ONCE)
+        return min(super().most, _PART)
+
+    async def partitions_changed(self) -> None:
+        parts, self._parts = self._parts, deque()
+        for part in parts:
+            part.cancel()
+        await asyncio.gather(*parts, return_exceptions=True)
 
     async def handle(self, events: Sequence[Any]) -> None:
+        """Begin with a part; returns while it is under way, but waits while too many are."""
+        before = self._parts[-1] if self._parts else None
+        self._parts.append(self._run("part", self._part(events, before)))
+        while len(self._parts) >= _PARTS:
+            oldest = self._parts[0]
+            await asyncio.wait([oldest])
+            if self._parts and self._parts[0] is oldest:
+                self._parts.popleft()
+
+    async def _part(self, events: Sequence[Any], before: asyncio.Task[None] | None) -> None:
+        """Embed, then publish and acknowledge when the part before is."""
+        began = time.perf_counter()
+        out = await self._vectors(events)
+        embedded = time.perf_counter()
+        if before is not None:
+            await asyncio.wait([before])
+        if self.failed.done():
+            return  # the part before, most likely: nothing after it may be acknowledged
+        await self.publisher.publish(out)
+        for event in events:
+            event.ack()
+        self.metrics.batch_seconds.labels(self.role, "embed").observe(embedded - began)
+        self.metrics.batch_seconds.labels(self.role, "publish").observe(time.perf_counter() - embedded)
+
+    async def _vectors(self, events: Sequence[Any]) -> list[OutRecord]:
+        """What the events of a part cause: vectors, tombstones, dead letters."""
         latest: dict[str, tuple[InRecord, Item | None]] = {}
         out: list[OutRecord] = []
         for event in events:
@@ -115,9 +158,7 @@ class CatalogueAgent(Agent):
             else:
                 assert pool is not None  # noqa: S101 - it gave the vector
                 out.append(self._vector(pool.space, item, text, vector))
-        await self.publisher.publish(out)
-        for event in events:
-            event.ack()
+        return out
 
     def _vector(self, space: str, item: Item, text: str, vector: NDArray[np.float32]) -> OutRecord:
         message = ItemVector(

@@ -35,7 +35,7 @@ from stream_app.agents.base import Agent
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import read_to_end
 from stream_app.delivery.records import InRecord
-from stream_app.errors import EncodeError, InvalidMessage, TailraceError
+from stream_app.errors import EncodeError, InvalidMessage, TailraceError, TooLate
 from stream_app.images.pool import FusedPool
 from stream_app.items.partitions import by_owner
 from stream_app.logs import get_logger
@@ -59,8 +59,6 @@ T = TypeVar("T")
 _Sourced = tuple[Any, InRecord, SourcedEvent]
 """An event as it was delivered, its record, and what it says."""
 _log = get_logger(__name__)
-_EVENT_TEXT_WAIT_S = 10.0
-"""An event waits this long for its text's embedding, then goes on without; the text counts from the next event."""
 _PROFILES_AT_ONCE = 64
 """Profiles processed in one go; events wait for no more than these."""
 _REPLACED_AT_ONCE = 64
@@ -831,24 +829,30 @@ class InteractionsAgent(Agent):
         return await self._encoded(texts)
 
     async def _encoded(self, texts: set[str]) -> dict[str, NDArray[np.float32]]:
-        """Embeddings by text; what cannot be had in time is left out."""
+        """Embeddings by text; what is not embedded by ``encoder.deadline_s`` is left out, and counts the next time.
+
+        Whatever a user says is a query: it is there to find items.
+        """
         if not texts:
             return {}
         wanted = sorted(texts)
         if not self._pool.started:
             await self._pool.start()
         try:
-            async with asyncio.timeout(_EVENT_TEXT_WAIT_S):
-                outcomes = await self._pool.encode_each(wanted, Priority.EVENT)
-        except (TimeoutError, TailraceError) as error:
+            outcomes = await self._pool.encode_each(wanted, Priority.EVENT, kind="query")
+        except TailraceError as error:
             _log.warning("texts of events left out", texts=len(wanted), error=f"{type(error).__name__}: {error}")
             return {}
-        vectors = {}
+        vectors, late = {}, []
         for text, outcome in zip(wanted, outcomes, strict=True):
-            if isinstance(outcome, EncodeError):
+            if isinstance(outcome, TooLate):
+                late.append(outcome)
+            elif isinstance(outcome, EncodeError):
                 _log.warning("text of an event left out", text=text[:80], error=str(outcome))
             else:
                 vectors[text] = outcome
+        if late:
+            _log.warning("texts of events left out", texts=len(late), of=len(wanted), error=str(late[0]))
         return vectors
 
     def _slates(self, slates: Sequence[NewSlate], now: float) -> list[OutRecord]:

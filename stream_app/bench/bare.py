@@ -142,7 +142,7 @@ class _Loop:
 
 async def _work(settings: Settings, ended: asyncio.Task[None]) -> dict[str, Any]:
     warm_up(settings)
-    metrics, model, topics = Metrics(), describe_model(settings.encoder.model), Topics(settings)
+    metrics, model, topics = Metrics(), describe_model(settings.encoder), Topics(settings)
     replica = Replica(settings, metrics, space=model.space, dimensions=model.dimensions)
     redis = connect_redis(settings)
     options = kafka_options(settings)

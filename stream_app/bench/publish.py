@@ -26,7 +26,7 @@ from stream_app.settings import Settings
 from stream_app.stores.users import UserStore, connect_redis
 from stream_app.topics import Topics
 
-__all__ = ["answering", "publish_items", "publish_past", "remove_past"]
+__all__ = ["answering", "publish_items", "publish_past", "remove_past", "sender"]
 
 _log = get_logger(__name__)
 _IN_FLIGHT: Final = 2_000
@@ -66,20 +66,20 @@ async def publish_past(settings: Settings, past: MadeUpPast, *, on_progress: Pro
     """
     topics, plan = Topics(settings), past.plan
     await create_topics(settings)
-    async with _sender(settings) as sender:
+    async with sender(settings) as sending:
         space, basis = past.space(settings), past.learner.basis.message()
-        await sender.send(topics.spaces, space.space, encode(space))
-        await sender.send(topics.factor_basis, basis.space, encode(basis))
+        await sending.send(topics.spaces, space.space, encode(space))
+        await sending.send(topics.factor_basis, basis.space, encode(basis))
     await publish_items(settings, past, range(plan.items), on_progress=on_progress)
-    async with _sender(settings) as sender:
+    async with sender(settings) as sending:
         for item_id, signals in past.statistics.take(past.statistics.waiting):
             partition = item_partition(item_id, plan.partitions)
-            await sender.send(topics.item_signals, item_id, encode(signals) if signals else None, partition=partition)
+            await sending.send(topics.item_signals, item_id, encode(signals) if signals else None, partition=partition)
         for item_id, factors in past.learner.take(past.learner.waiting):
-            await sender.send(topics.item_factors, item_id, encode(factors) if factors else None)
+            await sending.send(topics.item_factors, item_id, encode(factors) if factors else None)
         for number, (partition, offset, event) in enumerate(plan.interactions(0, plan.past)):
             value = encode(event)
-            await sender.send(topics.interactions, event.user_id, value, partition=partition, offset=offset)
+            await sending.send(topics.interactions, event.user_id, value, partition=partition, offset=offset)
             if number % _AT_ONCE == 0:
                 on_progress("events of the past sent", number, plan.past)
     await _save(settings, past)
@@ -89,11 +89,11 @@ async def publish_items(settings: Settings, past: MadeUpPast, numbers: Iterable[
     """Items and their vectors, as a shop and the catalogue role would send them."""
     topics, plan = Topics(settings), past.plan
     wanted = list(numbers)
-    async with _sender(settings) as sender:
+    async with sender(settings) as sending:
         for done, number in enumerate(wanted):
             item, vector = plan.item(number), plan.item_vector(number, past.vectors[number])
-            await sender.send(topics.items, item.item_id, encode(item))
-            await sender.send(topics.item_vectors, item.item_id, encode(vector))
+            await sending.send(topics.items, item.item_id, encode(item))
+            await sending.send(topics.item_vectors, item.item_id, encode(vector))
             if done % _AT_ONCE == 0:
                 on_progress("items sent", done, len(wanted))
 
@@ -182,7 +182,8 @@ class _Sender:
 
 
 @asynccontextmanager
-async def _sender(settings: Settings) -> AsyncIterator[_Sender]:
+async def sender(settings: Settings) -> AsyncIterator[_Sender]:
+    """What sends records; at the end of the context all are acknowledged."""
     producer = AIOKafkaProducer(
         **kafka_options(settings),
         acks="all",
@@ -192,9 +193,9 @@ async def _sender(settings: Settings) -> AsyncIterator[_Sender]:
     )
     try:
         await producer.start()
-        sender = _Sender(producer)
-        yield sender
-        await sender.flush()
+        sending = _Sender(producer)
+        yield sending
+        await sending.flush()
     except (KafkaError, OSError) as error:
         raise Unavailable(f"Kafka at {settings.kafka}: {error}") from error
     finally:

@@ -160,7 +160,7 @@ async def rig(settings: Settings, where: Where, plan: ShopPlan, *, on_progress: 
             stack = await cleanup.enter_async_context(EmbeddedStack(where.broker, directory=directory))
             overrides |= stack.settings_overrides()
         ours = load_settings(**overrides)
-        model = describe_model(ours.encoder.model)
+        model = describe_model(ours.encoder)
         plan = _on_the_wire(plan, model.space, model.dimensions, ours.topics.partitions)
         if where.broker is None:
             await answering(ours)

@@ -160,7 +160,7 @@ def model(settings: Settings) -> Iterator[Finding]:
     started = time.monotonic()
     try:
         loaded = load_model(
-            encoder.model,
+            encoder,
             device=encoder.device,
             precision=encoder.precision,
             max_tokens=encoder.max_tokens,

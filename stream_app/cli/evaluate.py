@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
+    from stream_app.adapters.file import AdapterFile
     from stream_app.embedded.stack import BrokerKind
     from stream_app.evaluation.files import Log
     from stream_app.settings import Settings
@@ -78,6 +79,12 @@ _LINE_EVERY_S = 10.0
     show_default=True,
     help="Of the baselines that draw random numbers; slates do not.",
 )
+@click.option(
+    "--adapter",
+    type=_FILE,
+    help="Serve the vectors of this adapter (tailrace adapter train). What it was trained on it knows: train it on the "
+    "first part of a log, and let --train-share leave that part out of the tests.",
+)
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Folder for vectors between runs.")
 @click.option("--json", "json_file", type=_FILE, help="Also write everything to this file.")
 @click.option("--html", "html_file", type=_FILE, help="Also write a page with plots to this file.")
@@ -105,6 +112,7 @@ def evaluate(
     from stream_app.settings import load_settings
 
     settings = load_settings()
+    options["adapter"] = _adapter(options["adapter"], options["via"], settings)
     console = errors()
     with open_progress(console) as progress:
         log = load_log(dataset, items, interactions, settings, options["limit"], progress)
@@ -155,6 +163,18 @@ def _broker(via: str | None, broker: str | None, protocol: str) -> str | None:
     if broker == "kafka" and missing:
         raise click.UsageError(missing)
     return broker
+
+
+def _adapter(file: Path | None, via: str | None, settings: Settings) -> AdapterFile | None:
+    """The adapter to serve, None for none."""
+    if file is None:
+        return None
+    if via is not None:
+        raise click.UsageError("--adapter goes without --via: live processes serve what spaces.v1 says")
+    from stream_app.adapters.file import AdapterFile
+    from workers.models import describe_model
+
+    return AdapterFile.load(file, base_space=describe_model(settings.encoder).space)
 
 
 def writable(file: Path | None, *, read: Iterable[Path | None] = ()) -> None:
@@ -305,6 +325,7 @@ def _evaluate(
     cache: Path | None,
     limit: int | None,
     via: BrokerKind | None,
+    adapter: AdapterFile | None,
 ) -> dict[str, Any]:
     from stream_app.cli.settings_reference import effective_settings
     from stream_app.evaluation.prequential import Options
@@ -319,6 +340,7 @@ def _evaluate(
         first_only=first_only,
         limit=limit,
         via=via,
+        adapter=adapter,
         cache=cache,
         changed={row.name: row.value for row in effective_settings(settings) if row.value != row.default},
         on_progress=advancing(progress),

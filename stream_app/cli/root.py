@@ -33,6 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "dataset": ("stream_app.cli.dataset:dataset", "Write a public data set in the contract."),
     "evaluate": ("stream_app.cli.evaluate:evaluate", "Measure on a log what Tailrace would have recommended."),
     "tune": ("stream_app.cli.tune:tune", "Search settings that suit a log."),
+    "adapter": ("stream_app.cli.adapter:adapter", "Learn from events what texts do not say, and compare."),
     "bench": ("stream_app.cli.bench:bench", "Measure what the parts cost on this machine."),
     "settings": ("stream_app.cli.settings:settings", "Show the settings in effect."),
     "kafka": ("stream_app.cli.kafka:kafka", "Fetch Apache Kafka itself, for tests and demos."),

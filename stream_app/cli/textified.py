@@ -23,6 +23,7 @@ from stream_app.textify.tokens import Piece, estimated_tokens, within
 from stream_app.topics import Topics
 from stream_app.users.behaviours import behaviours_of
 from stream_app.users.state import UserState
+from workers.folders import MULTILINGUAL
 
 __all__ = ["Summary", "TextifiedItem", "TextifiedUser", "read_with", "textified_items", "textified_user"]
 
@@ -124,7 +125,7 @@ def read_with(settings: EncoderSettings, *, estimate: bool) -> Reading:
     Raises:
         SettingsError: when the encoder's tokenizer cannot be used.
     """
-    if estimate:
+    if estimate or settings.model == MULTILINGUAL:  # its package does not count tokens
         return Reading(lambda text: _estimated(text, settings.max_tokens), estimated=True)
     # Here, because it takes seconds.
     from workers.tokens import ModelTokens

@@ -110,6 +110,8 @@ class Prequential:
         options: how to replay.
         texts: vectors of what events say, by text as ``Textifier.said`` gives it, of the same space; what has
             none counts like an event without words.
+        started: vectors by item id that learned factors start from, when an adapter's are served: the model's. None:
+            those served.
         baselines: simple methods that are told the same and tested on the same; made for this catalogue, its rows
             in the order of ``items``.
     """
@@ -124,6 +126,7 @@ class Prequential:
         options: Options,
         baselines: Sequence[Baseline] = (),
         texts: Mapping[str, NDArray[np.float32]] | None = None,
+        started: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> None:
         self.settings = settings
         self.options = options
@@ -148,7 +151,7 @@ class Prequential:
         self._stage = UserStage(settings, self.serving, self.recommender)
         self._statistics = ItemStatistics(0, 1, settings.items)
         self._ranker = SoftmaxRanker(self.recommender.feature_names, settings.ranker)
-        self._learner = self._factor_learner(items, vectors, space)
+        self._learner = self._factor_learner(items, vectors if started is None else started, space)
         self._states: dict[str, UserState] = {}
         self._size = len(items)
         rows = self.serving.catalogue.rows

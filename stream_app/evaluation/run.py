@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.messages import Interaction, Item
+from stream_app.adapters.file import AdapterFile
 from stream_app.embedded.stack import BrokerKind
 from stream_app.evaluation import files
 from stream_app.evaluation.baselines import make_baselines
@@ -27,6 +28,7 @@ from stream_app.memory import settle
 from stream_app.settings import Settings
 from stream_app.textify import Textifier
 from stream_app.warm_up import warm_up
+from workers.models import describe_model
 
 __all__ = ["Encoded", "encode_log", "evaluate_log"]
 
@@ -73,8 +75,11 @@ def encode_log(
     of_events = {textifier.said(event, max_chars=kept) for event in log.interactions} - {""}
     if not of_items and not of_events:
         return Encoded()
+    model = describe_model(settings.encoder)
+    of_items = {item_id: model.prefix("document") + text for item_id, text in of_items.items()}
+    asked = {text: model.prefix("query") + text for text in sorted(of_events)}
     space, vectors = text_vectors(
-        chain(of_items.values(), sorted(of_events)),
+        chain(of_items.values(), asked.values()),
         settings.encoder,
         cache=cache or default_cache(),
         on_progress=on_progress,
@@ -82,7 +87,7 @@ def encode_log(
     return Encoded(
         space=space,
         items={item_id: vectors[text] for item_id, text in of_items.items()},
-        texts={text: vectors[text] for text in of_events},
+        texts={text: vectors[prefixed] for text, prefixed in asked.items()},
     )
 
 
@@ -98,6 +103,7 @@ def evaluate_log(
     via: BrokerKind | None = None,
     cache: Path | None = None,
     changed: Mapping[str, Any] | None = None,
+    adapter: AdapterFile | None = None,
     on_progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
 ) -> dict[str, Any]:
     """Evaluate, and report what was found (see ``stream_app.evaluation.report``).
@@ -113,6 +119,8 @@ def evaluate_log(
         via: measure the slates of live processes on this broker, and in process beside it; None: only in process.
         cache: folder for vectors; None: one in the system's folder for temporary files.
         changed: settings that differ from their defaults, for the report.
+        adapter: its vectors are served instead of the half-whitened ones; baselines and what learned factors start
+            from stay those of the model.
         on_progress: told what is being done (compiling, ``texts``, ``interactions``), how much of it, and of how much.
     """
     on_progress(_COMPILING, 0, 1)
@@ -121,14 +129,20 @@ def evaluate_log(
     events = files.first_only(log.interactions) if first_only else log.interactions
     encoded = encode_log(log, settings, cache=cache, on_progress=lambda done, total: on_progress("texts", done, total))
     baselines = make_baselines(compare, _matrix(log, encoded.items), seed=options.seed) if compare else ()
+    served = encoded
+    if adapter is not None:
+        served = _adapted(encoded, adapter)
+        # Its space holds a half-whitening already.
+        settings = settings.model_copy(update={"spaces": settings.spaces.model_copy(update={"whiten": False})})
     replay = Prequential(
         settings,
         log.items,
-        encoded.items,
-        space=encoded.space,
+        served.items,
+        space=served.space,
         options=options,
         baselines=baselines,
-        texts=encoded.texts,
+        texts=served.texts,
+        started=encoded.items,
     )
     settle()
     started = time.perf_counter()
@@ -152,6 +166,7 @@ def evaluate_log(
             "limit": limit,
             "replayed": len(events),
             "via": via,
+            "adapter": None if adapter is None else served.space,
         },
         settings=changed or {},
         warnings=(*log.warnings, *([_NO_TEXT] if "text" in compare and not encoded.items else [])),
@@ -219,6 +234,17 @@ def _live(
     kept = ("tests", "seconds", "tests_per_s", "overall", "cold")
     found["in_process"] = {key: in_process[key] for key in kept}
     return found
+
+
+def _adapted(encoded: Encoded, adapter: AdapterFile) -> Encoded:
+    """The same texts in the adapter's space."""
+
+    def each(vectors: Vectors) -> Vectors:
+        if not vectors:
+            return vectors
+        return dict(zip(vectors, adapter.adapter.apply(np.stack(list(vectors.values()))), strict=True))
+
+    return Encoded(space=adapter.adapter.space(encoded.space), items=each(encoded.items), texts=each(encoded.texts))
 
 
 def _matrix(log: Log, vectors: Vectors) -> NDArray[np.float32]:

@@ -38,7 +38,7 @@ def text_vectors(
     """The vector space, and the unit vector of every text, by text.
 
     Args:
-        texts: any, repeated or not; an empty one has no vector.
+        texts: any, repeated or not, with the prefix of their kind; an empty one has no vector.
         settings: model, device, precision.
         cache: folder of the file with vectors by text hash; made when missing, written anew when texts were added.
         on_progress: told how many of the missing texts are encoded, and of how many.
@@ -46,7 +46,7 @@ def text_vectors(
     Raises:
         SettingsError: when the model cannot be used, or the folder cannot be written to.
     """
-    space = describe_model(settings.model).space
+    space = describe_model(settings).space
     hashes = {text: text_hash(text) for text in texts if text}
     file = cache / f"{text_hash(space)}.npz"
     known = _read(file)
@@ -56,7 +56,7 @@ def text_vectors(
             cache.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=cache).close()
         encoder = load_model(
-            settings.model,
+            settings,
             device=settings.device,
             precision=settings.precision,
             max_tokens=settings.max_tokens,

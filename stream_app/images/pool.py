@@ -25,6 +25,7 @@ from workers.image_process import command
 from workers.models import ModelInfo
 from workers.picture_requests import MOST_CHARS, Reason, Unusable, ask_for_text, reason_of
 from workers.pool import CHARS_PER_TOKEN, EncoderPool, Priority, VectorCache
+from workers.texts import TextKind
 from workers.waiting import same_error
 
 __all__ = ["FusedPool", "VectorsOnly", "encode_items", "image_pool", "image_source"]
@@ -86,7 +87,12 @@ def image_pool(
     return EncoderPool(
         settings.model_copy(update={"model": settings.image_model, "max_tokens": most}),
         info=ModelInfo(
-            space=info.space, dimensions=info.dimensions, folder=info.folder, max_tokens=most, pooling="cls"
+            name=settings.image_model,
+            space=info.space,
+            dimensions=info.dimensions,
+            folder=info.folder,
+            max_tokens=most,
+            pooling="cls",
         ),
         cache=None if cache is None else VectorsOnly(cache),
         command=command(
@@ -183,26 +189,35 @@ class FusedPool:
         """End the processes of both. Safe to call twice."""
         await asyncio.gather(*(part.close() for part in self.parts))
 
-    async def encode(self, texts: Sequence[str], priority: Priority) -> NDArray[np.float32]:
+    def waiting(self, priority: Priority) -> int:
+        """Texts and images of one priority that wait for a process."""
+        return sum(part.waiting(priority) for part in self.parts)
+
+    async def encode(
+        self, texts: Sequence[str], priority: Priority, *, kind: TextKind = "document"
+    ) -> NDArray[np.float32]:
         """As :meth:`encode_each`, but the first text that has no vector is an error."""
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        for row, outcome in enumerate(await self.encode_each(texts, priority)):
+        for row, outcome in enumerate(await self.encode_each(texts, priority, kind=kind)):
             if isinstance(outcome, EncodeError):
                 raise same_error(outcome)
             vectors[row] = outcome
         return vectors
 
-    async def encode_each(self, texts: Sequence[str], priority: Priority) -> list[NDArray[np.float32] | EncodeError]:
+    async def encode_each(
+        self, texts: Sequence[str], priority: Priority, *, kind: TextKind = "document"
+    ) -> list[NDArray[np.float32] | EncodeError]:
         """The vectors of what people say (searches, reviews, profiles): both models read the text, so that it finds
         items by their text and by what is seen in their images. Float32 [dimensions], unit length, or the error.
 
-        A text that the image model cannot read has the text model's half alone.
+        ``kind`` is for the text model; image models know no prefixes. A text that the image model cannot read, or not
+        in time, has the text model's half alone.
 
         Raises:
             Unavailable, SettingsError: when one of the pools is closed or could not start a process.
         """
         read, seen = await asyncio.gather(
-            self.text.encode_each(texts, priority),
+            self.text.encode_each(texts, priority, kind=kind),
             self.images.encode_each([ask_for_text(text) for text in texts], priority),
         )
         return self._fused(read, seen)

@@ -27,7 +27,7 @@ def describe_encoder(settings: EncoderSettings) -> EncoderSpace:
     Raises:
         SettingsError: when a model is not here or cannot be used.
     """
-    text = describe_model(settings.model)
+    text = describe_model(settings)
     if not settings.image_model:
         return EncoderSpace(text.space, text.dimensions, text.dimensions)
     image = describe_image_model(settings.image_model)

@@ -26,8 +26,8 @@ from stream_app.space_operations import (
     roll_back_space,
 )
 from stream_app.topics import Topics
+from tests.checkpoints import make_bert
 from tests.integration.pipeline import Live, live
-from tests.tiny_models import tiny_bert
 from tests.waiting import eventually
 
 WORDS = ("lamp", "rope", "cup", "novel", "drill", "violin", "tent", "bread", "scarf", "clock")
@@ -36,13 +36,14 @@ ITEMS = 60
 
 @pytest.fixture(name="settings")
 def _settings(settings: Settings) -> Settings:
-    spaces = settings.spaces.model_copy(update={"first_items": 6, "check_interval_s": 0.05})
+    # More than half of the items: so the space is fitted once, however soon the first vectors come.
+    spaces = settings.spaces.model_copy(update={"first_items": ITEMS // 2 + 10, "check_interval_s": 0.05})
     return settings.model_copy(update={"spaces": spaces})
 
 
 @pytest.fixture(name="other", scope="module")
 def _other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bert(tmp_path_factory.mktemp("models") / "other")
+    return make_bert(tmp_path_factory.mktemp("models") / "other")
 
 
 def served(pipeline: Live) -> str:

@@ -1,13 +1,17 @@
 """An encoder process without a language model: ``python -m tests.unit.encoder_process``, for tests of the pool.
 
 It is the real process (``workers.process``) around an encoder that is ready in a fraction of a second. The vector of
-a text is drawn from a generator seeded with the text, so a test can compute what it has to be. A text ``wait:PATH``
-makes the file ``PATH.here`` and holds the batch until there is a file ``PATH``: so a test knows that a batch is being
-worked on.
+a text is drawn from a generator seeded with the text, so a test can compute what it has to be.
+
+* A text ``wait:PATH#NAME`` makes the file ``PATH.NAME`` and holds the batch until there is a file ``PATH``: so a test
+  knows that a batch is being worked on.
+* A text ``lose:PATH`` makes the file ``PATH``, and the device ``cuda:6`` is gone: the batch fails as it does on a GPU
+  that fell off the bus, and no process can start on it as long as that file is there.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +27,8 @@ from workers.models import describe_model
 from workers.process import Encoder, main
 
 DIMENSIONS = 384
+LOST_DEVICE = "TAILRACE_TEST_LOST_DEVICE"
+"""Names the file of ``lose:PATH`` for processes that start later."""
 
 
 def vector_of(text: str) -> NDArray[np.float32]:
@@ -39,22 +45,32 @@ class SeededEncoder:
     precision = "float32"
 
     def __init__(self, space: str) -> None:
+        self.tokens_read = 0
+        self.tokens_computed = 0
         self.space = space
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         for text in texts:
             if text.startswith("wait:"):
-                path = Path(text.removeprefix("wait:"))
-                Path(f"{path}.here").touch()
-                while not path.exists():
+                path, name = text.removeprefix("wait:").split("#")
+                Path(f"{path}.{name}").touch()
+                while not Path(path).exists():
                     time.sleep(0.005)
+            if text.startswith("lose:"):
+                Path(text.removeprefix("lose:")).touch()
+                raise RuntimeError("CUDA error: unspecified launch failure")
+        self.tokens_read += sum(len(text) for text in texts)
+        self.tokens_computed += max(len(text) for text in texts) * len(texts)
         return np.stack([vector_of(text) for text in texts])
 
 
 def load(configure: Configure) -> Encoder:
     if configure.device == "cuda:7":
         raise SettingsError("encoder.device = 'cuda:7': there is no such device")
-    return with_faults(SeededEncoder(describe_model(configure.model).space))
+    lost = os.environ.get(LOST_DEVICE)
+    if configure.device == "cuda:6" and lost and Path(lost).exists():
+        raise SettingsError("encoder.device = 'cuda:6': torch sees 0 CUDA devices here; use cpu or auto")
+    return with_faults(SeededEncoder(describe_model(configure).space))
 
 
 if __name__ == "__main__":

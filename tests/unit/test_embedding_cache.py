@@ -186,3 +186,17 @@ async def test_redis_that_does_not_answer_costs_one_short_wait_and_its_late_answ
         monkeypatch.setattr(embedding_cache, "TIMEOUT_S", 10.0)
         clock.now += embedding_cache.RETRY_AFTER_S
         assert_same(await cache.get_many(["b"]), {"b": stored["b"]})
+
+
+async def test_many_vectors_are_one_round_trip_each_way(server: EmbeddedRedis, prefix: str) -> None:
+    keys = [f"key {number}" for number in range(500)]
+    async with cache_on(server.url, prefix=prefix, memory=0) as cache, Redis.from_url(server.url) as redis:
+        assert cache._redis is not None
+        await cache.put_many(vectors(*keys))
+        await redis.config_resetstat()
+        found = await cache.get_many([*keys, "missing"])
+        asked = await redis.info("commandstats")
+    assert len(found) == 500
+    assert asked["cmdstat_mget"]["calls"] == 1
+    assert "cmdstat_get" not in asked
+    assert len(cache) == 0  # its bound

@@ -12,26 +12,31 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import psutil
 import pytest
 
-from stream_app.errors import PoisonText, SettingsError, Unavailable
+from stream_app.agents.interactions import InteractionsAgent
+from stream_app.encoder_metrics import count_pool
+from stream_app.errors import PoisonText, SettingsError, TooLate, Unavailable
+from stream_app.metrics import Metrics
 from stream_app.settings import EncoderSettings
 from stream_app.stores.embedding_cache import EmbeddingCache
-from tests.unit.encoder_process import vector_of
+from tests.unit.encoder_process import LOST_DEVICE, vector_of
 from tests.waiting import eventually, eventually_sync
 from workers import faults
-from workers.pool import EncoderPool, Priority
+from workers.pool import CHARS_PER_TOKEN, EncoderPool, PoolStats, Priority
 
 COMMAND = (sys.executable, "-m", "tests.unit.encoder_process")
 
 
 @asynccontextmanager
 async def running(*, cache: EmbeddingCache | None = None, **settings: Any) -> AsyncIterator[EncoderPool]:
-    pool = EncoderPool(EncoderSettings(**settings), cache=cache, command=COMMAND)
+    # One lane for all batches and one for urgent ones: what is held up does not depend on the machine's cores.
+    pool = EncoderPool(EncoderSettings(**{"threads": 1, **settings}), cache=cache, command=COMMAND)
     await pool.start()
     try:
         yield pool
@@ -57,11 +62,34 @@ def assert_vectors(vectors: np.ndarray, texts: Sequence[str]) -> None:
     np.testing.assert_array_equal(vectors, np.stack([vector_of(text) for text in texts]))
 
 
-async def busy(pool: EncoderPool, path: Path, priority: Priority = Priority.CATALOGUE) -> asyncio.Task[np.ndarray]:
-    """A call that keeps a process at work until ``path`` is there; returns when the process has begun."""
-    task = asyncio.create_task(pool.encode([f"wait:{path}"], priority))
+async def held(pool: EncoderPool, path: Path, name: str, priority: Priority) -> asyncio.Task[np.ndarray]:
+    """A call whose batch is held up until ``path`` is there; returns when the batch is with a process."""
+    task = asyncio.create_task(pool.encode([f"wait:{path}#{name}"], priority))
+    await asyncio.sleep(0)  # it joins the line at its first step
+    await eventually(lambda: pool.queue_length == 0, what="the text is with a process")
+    return task
+
+
+async def at_work(pool: EncoderPool, path: Path, priority: Priority = Priority.CATALOGUE) -> asyncio.Task[np.ndarray]:
+    """The same; returns when a lane of the process has begun with it."""
+    task = await held(pool, path, "here", priority)
     await eventually(Path(f"{path}.here").exists, what="the process works on the batch")
     return task
+
+
+async def busy(pool: EncoderPool, path: Path) -> asyncio.Future[Any]:
+    """Calls that keep both lanes of a process at work, and what may be sent ahead of them; so whatever is asked
+    from then on waits, until ``path`` is there."""
+    tasks = [await at_work(pool, path)]
+    tasks.append(await held(pool, path, "ahead", Priority.CATALOGUE))
+    tasks.append(await held(pool, path, "urgent", Priority.EVENT))
+    await eventually(Path(f"{path}.urgent").exists, what="the urgent lane works on the batch")
+    tasks.append(await held(pool, path, "urgent ahead", Priority.EVENT))
+    return asyncio.gather(*tasks, return_exceptions=True)
+
+
+OF_BUSY = 4
+"""Texts, and batches, of :func:`busy`."""
 
 
 async def test_vectors_come_in_the_order_of_the_texts_each_text_encoded_once() -> None:
@@ -91,7 +119,7 @@ async def test_the_same_text_wanted_twice_at_once_is_encoded_once(tmp_path: Path
         for vectors in await asyncio.gather(*others):
             assert_vectors(vectors, ["same"])
         await first
-        assert pool.stats.texts_encoded == 2
+        assert pool.stats.texts_encoded == OF_BUSY + 1
 
 
 async def test_a_text_without_utf8_form_or_of_any_length_has_a_vector() -> None:
@@ -100,7 +128,7 @@ async def test_a_text_without_utf8_form_or_of_any_length_has_a_vector() -> None:
         assert np.isfinite(vectors).all()
 
 
-async def test_queries_go_before_events_before_the_catalogue(tmp_path: Path) -> None:
+async def test_queries_go_before_events(tmp_path: Path) -> None:
     async with running() as pool:
         first = await busy(pool, tmp_path / "go")
         done: list[Priority] = []
@@ -109,11 +137,11 @@ async def test_queries_go_before_events_before_the_catalogue(tmp_path: Path) -> 
             await pool.encode([priority.name], priority)
             done.append(priority)
 
-        tasks = [asyncio.create_task(ask(priority)) for priority in reversed(Priority)]
-        await eventually(lambda: pool.queue_length == 3)
+        tasks = [asyncio.create_task(ask(priority)) for priority in (Priority.EVENT, Priority.QUERY)]
+        await eventually(lambda: pool.queue_length == 2)
         (tmp_path / "go").touch()
         await asyncio.gather(first, *tasks)
-        assert done == [Priority.QUERY, Priority.EVENT, Priority.CATALOGUE]
+        assert done == [Priority.QUERY, Priority.EVENT]
 
 
 async def test_the_queue_is_bounded_and_a_full_catalogue_does_not_hold_up_a_query(tmp_path: Path) -> None:
@@ -131,6 +159,133 @@ async def test_the_queue_is_bounded_and_a_full_catalogue_does_not_hold_up_a_quer
         await first
 
 
+async def test_a_query_does_not_wait_for_a_batch_of_the_catalogue(tmp_path: Path) -> None:
+    async with running() as pool:
+        catalogue = await at_work(pool, tmp_path / "go")
+        assert_vectors(await pool.encode(["query"], Priority.QUERY), ["query"])
+        assert not catalogue.done()
+        (tmp_path / "go").touch()
+        await catalogue
+
+
+async def test_the_next_batch_of_the_catalogue_is_with_the_process_before_it_is_needed(tmp_path: Path) -> None:
+    async with running(batch=2) as pool:
+        first = await at_work(pool, tmp_path / "go")
+        catalogue = asyncio.create_task(pool.encode(["a", "b", "c", "d", "e"], Priority.CATALOGUE))
+        await eventually(lambda: pool.queue_length == 3)  # one batch went ahead
+        assert not catalogue.done()
+        (tmp_path / "go").touch()
+        assert_vectors(await catalogue, ["a", "b", "c", "d", "e"])
+        await first
+
+
+async def test_batches_are_bounded_by_tokens() -> None:
+    async with running(batch_tokens=30) as pool:
+        texts = [f"{number:06}" for number in range(100)]  # 3 tokens each, by the estimate
+        assert_vectors(await pool.encode(texts, Priority.EVENT), texts)
+        assert max(pool.stats.batch_sizes) == 10
+
+
+async def test_what_an_event_waits_for_has_a_deadline_and_the_catalogue_has_none(tmp_path: Path) -> None:
+    async with running(deadline_s=0.2, queue=2) as pool:
+        first = await busy(pool, tmp_path / "go")
+        item = asyncio.create_task(pool.encode(["item"], Priority.CATALOGUE))
+        late = await pool.encode_each(["wanted", "by", "somebody"], Priority.EVENT)  # the third finds no room even
+        assert all(isinstance(outcome, TooLate) for outcome in late), late
+        assert "encoder.deadline_s" in str(late[0])
+        assert pool.stats.texts_late == 3 + 2  # two of those that hold the process up are of events
+        with pytest.raises(TooLate):
+            await pool.encode(["now"], Priority.QUERY)
+        assert (pool.waiting(Priority.EVENT), pool.waiting(Priority.QUERY)) == (0, 0)  # given up, not queued
+        assert not item.done()
+        (tmp_path / "go").touch()
+        assert_vectors(await item, ["item"])
+        await first
+        assert_vectors(await pool.encode(["wanted"], Priority.EVENT), ["wanted"])  # another time it may be
+
+
+async def test_what_is_done_by_the_deadline_is_not_lost_with_the_rest(tmp_path: Path) -> None:
+    async with running(deadline_s=0.5, batch=1) as pool:
+        await pool.ready()
+        done, late = await pool.encode_each(["a", f"wait:{tmp_path / 'go'}#late"], Priority.EVENT)
+        assert isinstance(late, TooLate)
+        np.testing.assert_array_equal(done, vector_of("a"))  # type: ignore[arg-type]
+        (tmp_path / "go").touch()
+
+
+async def test_ten_thousand_times_the_same_text_is_one_embedding_and_one_place_in_line() -> None:
+    async with running(queue=1) as pool:
+        vectors = await pool.encode(["the same"] * 10_000, Priority.CATALOGUE)
+        assert vectors.shape == (10_000, 384)
+        assert (vectors == vector_of("the same")).all()
+        assert pool.stats.texts_encoded == 1
+
+
+async def test_the_line_never_grows_beyond_its_bound_while_a_slow_process_falls_behind() -> None:
+    async with running(queue=8, batch=4) as pool:
+        longest = 0
+
+        async def watch() -> None:
+            nonlocal longest
+            while True:
+                longest = max(longest, pool.waiting(Priority.CATALOGUE))
+                await asyncio.sleep(0)
+
+        watching = asyncio.create_task(watch())
+        callers = [[f"{caller} {number}" for number in range(50)] for caller in range(4)]
+        await asyncio.gather(*(pool.encode(texts, Priority.CATALOGUE) for texts in callers))
+        watching.cancel()
+        assert 4 <= longest <= 8
+
+
+async def test_counts_are_kept_by_process_and_served_as_metrics_once_each() -> None:
+    async with running() as pool:
+        await pool.encode(["a", "b"], Priority.CATALOGUE)
+        assert set(pool.stats.seconds_encoding) == {0}
+        assert pool.stats.seconds_encoding[0] > 0.0
+        # The test's encoder counts a token for each character, and pads to the longest text.
+        assert 2 <= pool.stats.tokens_read <= pool.stats.tokens_computed
+        metrics = Metrics()
+        counted = count_pool(pool, metrics, PoolStats())
+        await pool.encode(["c"], Priority.EVENT)
+        count_pool(pool, metrics, counted)
+        sample = metrics.registry.get_sample_value
+        assert sample("tailrace_encoder_texts_total") == 3
+        assert sample("tailrace_encoder_batches_total") == pool.stats.batches
+        assert sample("tailrace_encoder_tokens_total", {"kind": "read"}) == pool.stats.tokens_read
+        assert sample("tailrace_encoder_seconds_total", {"process": "0"}) == pytest.approx(
+            pool.stats.seconds_encoding[0]
+        )
+        assert pool.waiting(Priority.CATALOGUE) == 0
+
+
+async def test_with_a_share_of_the_time_everything_is_encoded_and_queries_do_not_wait_for_it() -> None:
+    async with running(batch=2) as pool:
+        pool.share = 0.1
+        assert pool.share == 0.1
+        names = [f"text {number}" for number in range(40)]
+        catalogue = asyncio.create_task(pool.encode(names, Priority.CATALOGUE))
+        assert_vectors(await pool.encode(["query"], Priority.QUERY), ["query"])
+        pool.share = 1.0
+        assert_vectors(await catalogue, names)
+
+
+@pytest.mark.parametrize(
+    ("share", "lanes", "allowed", "rest"), [(0.5, 1, 1, 1.0), (0.5, 2, 1, 0.0), (0.25, 2, 1, 1.0), (0.75, 4, 3, 0.0)]
+)
+async def test_a_share_is_a_share_of_lanes_and_then_of_time(
+    share: float, lanes: int, allowed: int, rest: float
+) -> None:
+    pool = EncoderPool(EncoderSettings(), command=COMMAND)
+    (driver,) = pool._drivers
+    driver._lanes = lanes
+    pool.share = share
+    assert driver._lanes_allowed == allowed
+    before = asyncio.get_running_loop().time()
+    driver._rest_after(1.0)
+    assert max(driver._rests_until - before, 0.0) == pytest.approx(rest, abs=0.1)
+
+
 async def test_a_caller_who_gives_up_takes_its_texts_along_but_not_those_of_others(tmp_path: Path) -> None:
     async with running() as pool:
         first = await busy(pool, tmp_path / "go")
@@ -142,16 +297,16 @@ async def test_a_caller_who_gives_up_takes_its_texts_along_but_not_those_of_othe
         (tmp_path / "go").touch()
         assert_vectors(await staying, ["shared"])
         await first
-        assert pool.stats.texts_encoded == 2
+        assert pool.stats.texts_encoded == OF_BUSY + 1
 
 
 async def test_a_process_killed_in_mid_batch_is_restarted_and_the_batch_done_again(tmp_path: Path) -> None:
     async with running() as pool:
-        task = await busy(pool, tmp_path / "go")
+        task = await at_work(pool, tmp_path / "go")
         (pid,) = pool.pids
         os.kill(pid, signal.SIGKILL)
         (tmp_path / "go").touch()
-        assert_vectors(await task, [f"wait:{tmp_path / 'go'}"])
+        assert_vectors(await task, [f"wait:{tmp_path / 'go'}#here"])
         assert pool.stats.restarts == 1
         assert pid not in pool.pids
         assert not psutil.pid_exists(pid)
@@ -169,7 +324,7 @@ async def test_a_process_killed_while_idle_is_replaced_at_once() -> None:
 async def test_the_other_process_works_on_while_one_is_restarted(tmp_path: Path) -> None:
     async with running(processes=2) as pool:
         await eventually(lambda: len(pool.pids) == 2)
-        task = await busy(pool, tmp_path / "go")
+        task = await at_work(pool, tmp_path / "go")
         assert_vectors(await pool.encode(["meanwhile"], Priority.CATALOGUE), ["meanwhile"])
         (tmp_path / "go").touch()
         await task
@@ -194,6 +349,45 @@ async def test_a_poison_text_is_found_and_everybody_else_served(fault: Callable[
         with pytest.raises(PoisonText):
             await pool.encode(["f", "poison"], Priority.EVENT)
         assert pool.stats.restarts == 4  # it is known by now
+
+
+async def test_what_was_beside_a_poison_text_is_not_blamed_for_its_deaths(
+    fault: Callable[..., None], tmp_path: Path
+) -> None:
+    fault(exit_on="poison")
+    async with running() as pool:
+        beside = await at_work(pool, tmp_path / "go")  # a batch of one: two deaths of its own would condemn it
+        bad = asyncio.create_task(pool.encode(["poison"], Priority.QUERY))
+        await eventually(lambda: pool.stats.restarts >= 1)
+        (tmp_path / "go").touch()
+        with pytest.raises(PoisonText):
+            await bad
+        assert_vectors(await beside, [f"wait:{tmp_path / 'go'}#here"])
+        assert pool.stats.restarts == 3  # beside the other, then twice alone
+        assert pool.stats.poison_texts == 1
+
+
+async def test_a_device_that_disappears_ends_the_pool_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(LOST_DEVICE, str(tmp_path / "lost"))
+    async with running(device="cuda:6") as pool:
+        assert_vectors(await pool.encode(["a"], Priority.CATALOGUE), ["a"])
+        for _ in range(2):  # who waits, and who comes later
+            with pytest.raises(SettingsError, match=r"cuda:6.*0 CUDA devices.*use cpu or auto"):
+                await pool.encode([f"lose:{tmp_path / 'lost'}"], Priority.CATALOGUE)
+        assert pool.stats.restarts == 1
+        assert pool.stats.poison_texts == 0
+
+
+async def test_a_device_that_comes_back_goes_on(tmp_path: Path) -> None:
+    async with running(device="cuda:6") as pool:
+        bad, good = (
+            asyncio.create_task(pool.encode([text], Priority.CATALOGUE)) for text in (f"lose:{tmp_path / 'lost'}", "a")
+        )
+        with pytest.raises(PoisonText):  # it takes the device away every time
+            await bad
+        assert_vectors(await good, ["a"])
 
 
 async def test_a_text_that_hangs_the_process_is_poison_too(fault: Callable[..., None]) -> None:
@@ -242,11 +436,12 @@ async def test_a_pool_whose_processes_never_start_gives_up_instead_of_waiting_fo
 
 async def test_closing_ends_the_processes_and_tells_who_waits(tmp_path: Path) -> None:
     async with running(queue=1) as pool:
-        tasks = [await busy(pool, tmp_path / "never")]
+        tasks: list[asyncio.Future[Any]] = [await busy(pool, tmp_path / "never")]
         tasks += [asyncio.create_task(pool.encode([text], Priority.CATALOGUE)) for text in "abc"]  # b and c: no room
         await eventually(lambda: pool.queue_length == 1)
         (pid,) = pool.pids
         await pool.close()
+        assert all(isinstance(outcome, Unavailable) for outcome in await tasks.pop(0))
         for task in tasks:
             with pytest.raises(Unavailable, match="closed"):
                 await task
@@ -266,8 +461,29 @@ async def test_what_is_cached_is_not_encoded_again() -> None:
         assert (pool.stats.cache_hits, pool.stats.cache_misses) == (2, 3)
 
 
+async def test_queries_and_documents_have_prefixes_of_their_own_in_front_of_the_cache() -> None:
+    cache = memory_cache()
+    async with running(cache=cache, query_prefix="find: ", document_prefix="item: ", max_tokens=8) as pool:
+        assert_vectors(await pool.encode(["mug"], Priority.CATALOGUE), ["item: mug"])
+        assert_vectors(await pool.encode(["mug"], Priority.QUERY, kind="query"), ["find: mug"])
+        (again,) = await pool.encode_each(["mug"], Priority.QUERY, kind="query")
+        assert_vectors(np.stack([again]), ["find: mug"])  # type: ignore[list-item]
+        assert (pool.stats.cache_hits, pool.stats.cache_misses) == (1, 2)
+        long = "x" * 1_000
+        cut = long[: CHARS_PER_TOKEN * 8]
+        assert_vectors(await pool.encode([long], Priority.QUERY, kind="query"), [f"find: {cut}"])
+
+
+async def test_what_users_say_is_embedded_as_queries() -> None:
+    async with running(query_prefix="find: ", document_prefix="item: ") as pool:
+        agent = cast(InteractionsAgent, SimpleNamespace(_pool=pool))  # all that the method needs of an agent
+        vectors = await InteractionsAgent._encoded(agent, {"mug"})
+        assert_vectors(np.stack([vectors["mug"]]), ["find: mug"])
+
+
 PARENT = """
 import asyncio, sys
+from stream_app.metrics import Metrics
 from stream_app.settings import EncoderSettings
 from workers.pool import EncoderPool, Priority
 
@@ -283,7 +499,7 @@ asyncio.run(main())
 
 def test_no_process_outlives_a_parent_that_is_killed_even_in_mid_batch(tmp_path: Path) -> None:
     held = tmp_path / "never"
-    with subprocess.Popen([sys.executable, "-c", PARENT, f"wait:{held}"]) as parent:
+    with subprocess.Popen([sys.executable, "-c", PARENT, f"wait:{held}#here"]) as parent:
         eventually_sync(Path(f"{held}.here").exists)
         (child,) = psutil.Process(parent.pid).children()
         parent.kill()

@@ -10,30 +10,56 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_app.errors import Unavailable
-from workers.batching import like_length, split_by_length
+from workers.batching import estimated_tokens, like_length, split_by_length
 from workers.waiting import Priority, Ticket, WaitingTexts
 
 VECTOR = np.zeros(1, dtype=np.float32)
 
 
-@given(st.lists(st.integers(1, 500), max_size=200), st.integers(1, 64))
-def test_split_by_length_covers_every_text_once_in_batches_of_like_length(lengths: list[int], rows: int) -> None:
-    batches = list(split_by_length(lengths, rows=rows))
+@given(st.lists(st.integers(1, 500), max_size=200), st.integers(1, 64), st.integers(1, 20_000))
+def test_split_by_length_covers_every_text_once_in_batches_of_like_length(
+    lengths: list[int], rows: int, tokens: int
+) -> None:
+    batches = list(split_by_length(lengths, rows=rows, tokens=tokens))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert 1 <= len(batch) <= rows
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= tokens
         assert max(lengths[i] for i in batch) <= 2 * min(lengths[i] for i in batch) + 16
 
 
-@given(st.lists(st.integers(0, 500), min_size=1, max_size=200), st.integers(1, 64))
-def test_like_length_takes_the_first_text_and_its_nearest_in_length(lengths: list[int], count: int) -> None:
-    chosen = like_length(lengths, count)
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=200), st.integers(1, 64), st.integers(1, 4_000))
+def test_like_length_takes_the_first_text_and_its_nearest_in_length(
+    lengths: list[int], count: int, tokens: int
+) -> None:
+    chosen = like_length(lengths, count, tokens)
     assert 0 in chosen
     assert chosen == sorted(set(chosen))
-    assert len(chosen) == min(count, len(lengths))
     taken = [lengths[index] for index in chosen]
+    assert len(chosen) == 1 or (len(chosen) <= count and len(chosen) * max(taken) <= tokens)
     passed_over = [lengths[index] for index in set(range(len(lengths))) - set(chosen)]
     assert not any(min(taken) < length < max(taken) for length in passed_over)
+    # It stops for a reason: the count, or the budget for both the next shorter and the next longer text.
+    size = len(chosen) + 1
+    if size <= count:
+        shorter = [length for length in passed_over if length <= min(taken)]
+        longer = [length for length in passed_over if length >= max(taken)]
+        assert not shorter or size * max(taken) > tokens
+        assert not longer or size * min(longer) > tokens
+
+
+def test_a_batch_is_as_long_as_the_first_text_allows() -> None:
+    lengths = [10] * 6 + [100] * 3
+    assert like_length(lengths, 32, 50) == [0, 1, 2, 3, 4]
+    assert like_length([100, *lengths], 32, 250) == [0, 7]
+    assert like_length([900], 32, 50) == [0]
+
+
+@given(st.integers(0, 100_000), st.integers(8, 512))
+def test_a_token_estimate_grows_with_the_text_up_to_what_the_model_reads(utf8_bytes: int, most: int) -> None:
+    estimate = estimated_tokens(utf8_bytes, most)
+    assert 2 <= estimate <= most
+    assert estimated_tokens(utf8_bytes + 4, most) in (estimate + 1, most)
 
 
 async def asked(waiting: WaitingTexts, text: str, priority: Priority = Priority.CATALOGUE) -> Ticket:
@@ -42,7 +68,7 @@ async def asked(waiting: WaitingTexts, text: str, priority: Priority = Priority.
 
 
 def taken(waiting: WaitingTexts, count: int = 8) -> list[str]:
-    batch = waiting.take(count)
+    batch = waiting.take(count, 1_000)
     return [ticket.text for ticket in batch.tickets] if batch else []
 
 
@@ -112,7 +138,7 @@ async def test_batches_put_back_come_first_split_to_what_the_process_can_take() 
     waiting = WaitingTexts(limit=8)
     for text in "abcd":
         await asked(waiting, text)
-    batch = waiting.take(4)
+    batch = waiting.take(4, 1_000)
     assert batch is not None
     await asked(waiting, "e")
     waiting.put_back([batch])

@@ -16,8 +16,8 @@ import pytest
 
 from stream_app.errors import SettingsError
 from stream_app.images.sources import ImageSource
+from tests.checkpoints import make_bert
 from tests.tiny_image_models import SIDE, picture, tiny_clip, tiny_siglip
-from tests.tiny_models import tiny_bert
 from workers.image_models import describe_image_model
 from workers.picture_requests import Reason, Unusable, ask_for_data, ask_for_text, reason_of
 from workers.transformer import cpu_has_bfloat16
@@ -220,7 +220,7 @@ def test_a_configuration_that_cannot_be_read_is_named(copy: Path, content: str) 
 
 def test_a_folder_that_is_not_there_or_a_text_model_is_said_so(tmp_path: Path) -> None:
     assert "not a folder" in refused(tmp_path / "nothing")
-    bert = tiny_bert(tmp_path / "bert")
+    bert = make_bert(tmp_path / "bert")
     assert "model_type 'bert'" in refused(bert)
 
 

@@ -26,6 +26,7 @@ from stream_app.textify import text_hash
 from stream_app.users.behaviours import behaviours_of
 from stream_app.users.state import HistoryEntry
 from tests.unit.test_stage import Rig, event, make_serving
+from tests.waiting import eventually
 
 SONG = Item(item_id="a", title="Blue in Green", attributes={"domain": "music", "artist": "Ann", "ref": "K-17"})
 SAID = "about K-17, to ann@example.org"
@@ -55,7 +56,7 @@ class Edges:
         self.texts: list[str] = []
         self.records: list[OutRecord] = []
 
-    async def encode_each(self, texts: Sequence[str], _priority: object) -> list[Any]:
+    async def encode_each(self, texts: Sequence[str], _priority: object, *, kind: str = "document") -> list[Any]:
         self.texts += texts
         return [np.zeros(2, np.float32) for _ in texts]
 
@@ -74,6 +75,7 @@ async def test_the_catalogue_role_embeds_and_publishes_what_the_template_says(se
     edges: Any = Edges()
     agent = CatalogueAgent(settings, edges, Metrics(), edges)
     await agent.handle([faust(agent.topic, "a", encode(SONG))])
+    await eventually(lambda: edges.records, what="the part is published")
     assert edges.texts == [TEXT]
     vector = msgspec.json.decode(edges.records[0].value, type=ItemVector)
     assert (vector.text, vector.text_hash) == (TEXT, text_hash(TEXT))

@@ -1,0 +1,135 @@
+"""Tiny models with random weights, made by the tests: real architectures and layouts, nothing learned.
+
+Each function writes a folder in the layout of its kind and returns it. The same seed gives the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, Qwen3Config, Qwen3ForCausalLM
+
+__all__ = ["add_dense", "make_bert", "make_qwen3", "write_json"]
+
+SIZE = 32
+"""Dimensions of a token's vector."""
+_END = "<|endoftext|>"
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def write_json(file: Path, content: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content), "utf-8")
+
+
+def make_bert(
+    folder: Path, *, pooling: str | None = "mean_tokens", normalize: bool = True, save: Mapping[str, Any] | None = None
+) -> Path:
+    """A BERT of two layers over letters, laid out as E5 (mean) or BGE (cls); ``pooling`` None: plain transformers."""
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = {piece: number for number, piece in enumerate([*_SPECIAL, *letters, *(f"##{one}" for one in letters)])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))  # noqa: S106
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=SIZE,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.3,  # far from zero, so that what a token is and where it stands is seen in the vectors
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder, **(save or {}))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    named = {f"{name[1:-1].lower()}_token": name for name in _SPECIAL}
+    write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64, **named},
+    )
+    if pooling is not None:
+        _lay_out(folder, f"pooling_mode_{pooling}", normalize=normalize)
+    return folder
+
+
+def make_qwen3(folder: Path, *, padding_side: str = "left", prompts: Mapping[str, str] | None = None) -> Path:
+    """A Qwen3 of two layers over bytes, laid out as Qwen3-Embedding: last token, end of text added by the tokenizer."""
+    vocabulary = {piece: number for number, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([_END, "<|im_end|>"])
+    end = tokenizer.token_to_id(_END)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {_END}", pair=f"$A {_END} $B {_END}", special_tokens=[(_END, end)]
+    )
+    torch.manual_seed(2)
+    config = Qwen3Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=SIZE,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "pad_token": _END,
+            "eos_token": "<|im_end|>",
+            "padding_side": padding_side,
+            "model_max_length": 131_072,
+        },
+    )
+    _lay_out(folder, "pooling_mode_lasttoken", normalize=True)
+    write_json(folder / "config_sentence_transformers.json", {"prompts": prompts or {}, "default_prompt_name": None})
+    return folder
+
+
+def add_dense(folder: Path, *, outputs: int, activation: str = "torch.nn.modules.activation.Tanh") -> torch.nn.Linear:
+    """A dense layer between pooling and normalisation; returns it."""
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.insert(2, {"name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"})
+    write_json(folder / "modules.json", modules)
+    torch.manual_seed(3)
+    layer = torch.nn.Linear(SIZE, outputs)
+    write_json(
+        folder / "2_Dense" / "config.json",
+        {"in_features": SIZE, "out_features": outputs, "bias": True, "activation_function": activation},
+    )
+    save_file(
+        {f"linear.{name}": value for name, value in layer.state_dict().items()}, folder / "2_Dense/model.safetensors"
+    )
+    return layer
+
+
+def _lay_out(folder: Path, mode: str, *, normalize: bool) -> None:
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+    write_json(
+        folder / "modules.json",
+        [
+            {"name": str(n), "path": f"{n}_{kind}" if n else "", "type": f"sentence_transformers.models.{kind}"}
+            for n, kind in enumerate(kinds)
+        ],
+    )
+    write_json(
+        folder / "1_Pooling" / "config.json", {"word_embedding_dimension": SIZE, mode: True, "include_prompt": True}
+    )

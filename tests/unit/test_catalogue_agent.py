@@ -1,0 +1,190 @@
+"""The catalogue agent: parts overlap, and what is published and acknowledged keeps its order and its promise."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from schemas.decode import encode
+from schemas.messages import Item
+from stream_app.agents.catalogue import CatalogueAgent
+from stream_app.delivery.publisher import OutRecord
+from stream_app.errors import EncodeError, PoisonText, Unavailable
+from stream_app.metrics import Metrics
+from stream_app.settings import Settings
+from tests.waiting import eventually
+from workers.pool import Priority
+
+
+class Delivered:
+    """An event as the engine delivers it; knows whether it was acknowledged."""
+
+    def __init__(self, offset: int, item_id: str, title: str | None) -> None:
+        self.topic, self.partition, self.offset = "tailrace.items.v1", 0, offset
+        self.key = item_id.encode()
+        self.value = None if title is None else encode(Item(item_id=item_id, title=title))
+        self.headers: tuple[tuple[str, bytes], ...] = ()
+        self.timestamp = 0.0
+        self.acked = False
+
+    @property
+    def message(self) -> Delivered:
+        return self
+
+    def ack(self) -> None:
+        self.acked = True
+
+
+class Pool:
+    """Texts that are held up until the test lets them go; ``fails`` is the outcome of texts that contain it."""
+
+    space = "space"
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+        self.held: dict[str, asyncio.Event] = {}
+
+    async def encode_each(self, texts: Sequence[str], priority: Priority) -> list[NDArray[np.float32] | EncodeError]:
+        assert priority is Priority.CATALOGUE
+        self.asked.append(list(texts))
+        for word, event in self.held.items():
+            if any(word in text for text in texts):
+                await event.wait()
+        return [PoisonText("it kills") if "poison" in text else np.ones(2, np.float32) for text in texts]
+
+
+class Broker:
+    """What was published, call by call; refuses once ``broken``."""
+
+    def __init__(self) -> None:
+        self.published: list[list[OutRecord]] = []
+        self.broken = False
+
+    async def publish(self, records: Iterable[OutRecord]) -> None:
+        await asyncio.sleep(0)
+        if self.broken:
+            raise Unavailable("gone")
+        self.published.append(list(records))
+
+    @property
+    def keys(self) -> list[list[str]]:
+        return [[(record.key or b"").decode() for record in call] for call in self.published]
+
+
+@pytest.fixture
+def pool() -> Pool:
+    return Pool()
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+@pytest.fixture
+async def agent(pool: Pool, broker: Broker) -> Any:
+    agent = CatalogueAgent(Settings(), broker, Metrics(), pool)  # type: ignore[arg-type]
+    yield agent
+    await agent.stop()
+
+
+async def test_the_next_part_is_embedded_while_the_one_before_is_and_published_after_it(
+    agent: CatalogueAgent, pool: Pool, broker: Broker
+) -> None:
+    pool.held["slow"] = asyncio.Event()
+    first, second = [Delivered(0, "a", "slow lamp")], [Delivered(1, "a", "lamp"), Delivered(2, "b", "cup")]
+    await agent.handle(first)
+    await agent.handle(second)
+    await eventually(lambda: len(pool.asked) == 2)
+    # The newer text of "a" has its vector first. Published now, the older one would come after it, and stay.
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert broker.published == []
+    assert not any(event.acked for event in (*first, *second))
+    pool.held["slow"].set()
+    await eventually(lambda: second[-1].acked)
+    assert broker.keys == [["a"], ["a", "b"]]
+    assert first[0].acked
+
+
+async def test_only_so_many_parts_are_under_way(agent: CatalogueAgent, pool: Pool) -> None:
+    pool.held["slow"] = asyncio.Event()
+    parts = [[Delivered(number, f"item {number}", f"slow {number}")] for number in range(8)]
+
+    async def deliver() -> None:
+        for part in parts:
+            await agent.handle(part)
+
+    delivering = asyncio.create_task(deliver())
+    await eventually(lambda: len(pool.asked) >= 4)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(pool.asked) == 4  # the others stay in the topic
+    pool.held["slow"].set()
+    await delivering
+    await eventually(lambda: parts[-1][0].acked)
+    assert all(event.acked for part in parts for event in part)
+
+
+async def test_a_part_that_cannot_be_published_fails_the_agent_and_nothing_after_it_is_acknowledged(
+    agent: CatalogueAgent, pool: Pool, broker: Broker
+) -> None:
+    pool.held["slow"] = asyncio.Event()
+    first, second = [Delivered(0, "a", "slow lamp")], [Delivered(1, "b", "cup")]
+    await agent.handle(first)
+    await agent.handle(second)
+    broker.broken = True
+    pool.held["slow"].set()
+    with pytest.raises(Unavailable, match="gone"):
+        await asyncio.shield(agent.failed)
+    await eventually(lambda: all(part.done() for part in agent._parts))
+    assert not first[0].acked
+    assert not second[0].acked
+
+
+async def test_parts_that_are_not_published_are_dropped_when_the_partitions_move(
+    agent: CatalogueAgent, pool: Pool, broker: Broker
+) -> None:
+    pool.held["slow"] = asyncio.Event()
+    old = [Delivered(0, "a", "slow lamp")]
+    await agent.handle(old)
+    await eventually(lambda: pool.asked)
+    await agent.partitions_changed()
+    pool.held["slow"].set()
+    new = [Delivered(0, "a", "slow lamp")]  # delivered again, here or to another owner
+    await agent.handle(new)
+    await eventually(lambda: new[0].acked)
+    assert broker.keys == [["a"]]
+    assert not old[0].acked
+    assert not agent.failed.done()
+
+
+async def test_one_part_has_vectors_tombstones_and_letters_the_last_change_of_an_item_counts(
+    agent: CatalogueAgent, pool: Pool, broker: Broker
+) -> None:
+    refused = Delivered(4, "e", "x")
+    refused.value = b"{"
+    events = [
+        Delivered(0, "a", "lamp"),
+        Delivered(1, "b", "cup"),
+        Delivered(2, "a", None),
+        Delivered(3, "c", "poison"),
+        refused,
+    ]
+    await agent.handle(events)
+    await eventually(lambda: events[-1].acked)
+    (out,) = broker.published
+    by_topic = [(record.topic.partition(".")[2], record.key, record.value is None) for record in out]
+    assert sorted(by_topic) == [
+        ("dead-letter.v1", b"c", False),
+        ("dead-letter.v1", b"e", False),
+        ("item-vectors.v1", b"a", True),
+        ("item-vectors.v1", b"b", False),
+    ]
+    assert len(pool.asked[0]) == 2  # that of "a" was not embedded
+    assert all(event.acked for event in events)
