@@ -28,8 +28,8 @@ from stream_app.space_operations import (
 )
 from stream_app.spaces.control import served_space
 from stream_app.topics import Topics
+from tests.image_checkpoints import make_clip, picture
 from tests.integration.pipeline import Live, live
-from tests.tiny_image_models import picture, tiny_clip
 from tests.waiting import eventually
 
 ITEMS = 60
@@ -84,7 +84,7 @@ async def complete(settings: Settings, space: ModelSpace) -> None:
 async def test_a_space_of_text_and_image_is_built_served_and_left(
     settings: Settings, folder: Path, tmp_path: Path
 ) -> None:
-    model = tiny_clip(tmp_path / "clip")
+    model = make_clip(tmp_path / "clip")
     async with live(settings) as pipeline:
         for number in range(ITEMS):
             image = (f"i{number}.png", "broken.png", None)[max(0, number - (ITEMS - 3))]

@@ -22,7 +22,7 @@ from stream_app.images.sources import ImageSource
 from stream_app.images.space import describe_encoder
 from stream_app.settings import EncoderSettings, load_settings
 from stream_app.stores.embedding_cache import EmbeddingCache
-from tests.tiny_image_models import picture, tiny_clip, tiny_siglip
+from tests.image_checkpoints import make_clip, make_siglip, picture
 from tests.unit.encoder_process import vector_of
 from tests.unit.picture_process import picture_vector, text_vector
 from workers.faults import ENVIRONMENT
@@ -41,7 +41,7 @@ TEXT, IMAGE = 384, 24
 
 @pytest.fixture(name="model", scope="module")
 def _model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_clip(tmp_path_factory.mktemp("models") / "clip")
+    return make_clip(tmp_path_factory.mktemp("models") / "clip")
 
 
 @pytest.fixture(name="folder")
@@ -275,8 +275,8 @@ def test_the_name_says_both_models_and_the_weight(model: Path, tmp_path: Path) -
     assert (space.dimensions, space.text_dimensions) == (TEXT + 24, TEXT)
     others = [
         settings.model_copy(update={"image_weight": 0.31}),
-        settings.model_copy(update={"image_model": str(tiny_clip(tmp_path / "clip", seed=1))}),
-        settings.model_copy(update={"image_model": str(tiny_siglip(tmp_path / "siglip"))}),
+        settings.model_copy(update={"image_model": str(make_clip(tmp_path / "clip", seed=1))}),
+        settings.model_copy(update={"image_model": str(make_siglip(tmp_path / "siglip"))}),
         settings.model_copy(update={"image_model": ""}),
     ]
     assert len({space.space, *(describe_encoder(other).space for other in others)}) == 5

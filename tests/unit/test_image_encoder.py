@@ -17,7 +17,7 @@ import pytest
 from stream_app.errors import SettingsError
 from stream_app.images.sources import ImageSource
 from tests.checkpoints import make_bert
-from tests.tiny_image_models import SIDE, picture, tiny_clip, tiny_siglip
+from tests.image_checkpoints import SIDE, make_clip, make_siglip, picture
 from workers.image_models import describe_image_model
 from workers.picture_requests import Reason, Unusable, ask_for_data, ask_for_text, reason_of
 from workers.transformer import cpu_has_bfloat16
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.model
 @pytest.fixture(name="folders", scope="module")
 def _folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     models = tmp_path_factory.mktemp("models")
-    return {"clip": tiny_clip(models / "Tiny CLIP"), "siglip": tiny_siglip(models / "siglip")}
+    return {"clip": make_clip(models / "Tiny CLIP"), "siglip": make_siglip(models / "siglip")}
 
 
 @pytest.fixture(name="kind", params=["clip", "siglip"])

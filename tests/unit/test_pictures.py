@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.tiny_image_models import picture
+from tests.image_checkpoints import picture
 from workers.picture_requests import MAX_RATIO, Reason, Unusable
 from workers.pictures import decode_picture
 

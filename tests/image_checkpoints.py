@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["SIDE", "picture", "tiny_clip", "tiny_siglip"]
+__all__ = ["SIDE", "make_clip", "make_siglip", "picture"]
 
 SIDE = 32
 """Pixels that the models see, each way."""
 _TOKENS = 16
 
 
-def tiny_clip(folder: Path, *, seed: int = 0, dimensions: int = 24) -> Path:
+def make_clip(folder: Path, *, seed: int = 0, dimensions: int = 24) -> Path:
     """A CLIP of one layer each in ``folder``, which is made. Imports torch."""
     import torch
     from transformers import CLIPConfig, CLIPModel
@@ -35,7 +35,7 @@ def tiny_clip(folder: Path, *, seed: int = 0, dimensions: int = 24) -> Path:
     return folder
 
 
-def tiny_siglip(folder: Path, *, seed: int = 0) -> Path:
+def make_siglip(folder: Path, *, seed: int = 0) -> Path:
     """A SigLIP of one layer each in ``folder``, which is made; vectors of 32 numbers. Imports torch."""
     import torch
     from transformers import SiglipConfig, SiglipModel
