@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from stream_app.delivery.admin import copartition_difference, describe_topics
 from stream_app.errors import TailraceError
-from stream_app.settings import Settings
+from stream_app.settings import EncoderSettings, Settings
 from stream_app.stores.users import connect_redis
 
 __all__ = ["Finding", "broker", "libraries", "model", "redis", "snapshots"]
@@ -172,6 +172,39 @@ def model(settings: Settings) -> Iterator[Finding]:
         return
     seconds = time.monotonic() - started
     yield Finding("ok", "model", f"{loaded.space}, {len(vector)} dimensions, loaded and used in {seconds:.1f} s")
+    if encoder.image_model:
+        yield _image_model(encoder)
+
+
+def _image_model(encoder: EncoderSettings) -> Finding:
+    """Whether the image model loads and embeds a text, and its folder of images is there."""
+    from stream_app.images.pool import image_source
+    from workers.image_models import describe_image_model
+
+    started = time.monotonic()
+    try:
+        source = image_source(encoder)
+        info = describe_image_model(encoder.image_model)
+        from workers.images import ImageEncoder
+
+        loaded = ImageEncoder(
+            info,
+            folder=source.folder,
+            max_bytes=encoder.image_max_bytes,
+            max_pixels=encoder.image_max_pixels,
+            device=encoder.device,
+            precision=encoder.precision,
+            threads=encoder.threads,
+        )
+        vector = loaded.encode_texts(["a blue mug"])[0]
+    except (TailraceError, OSError, RuntimeError, ValueError) as error:
+        return Finding("fail", "images", str(error))
+    seconds = time.monotonic() - started
+    if source.folder is None:
+        return Finding(
+            "warn", "images", f"{loaded.space} loads, but encoder.image_folder is unset: only data: URIs are images"
+        )
+    return Finding("ok", "images", f"{loaded.space}, {len(vector)} dimensions, loaded and used in {seconds:.1f} s")
 
 
 def snapshots(settings: Settings) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from schemas.messages import ModelSpace
+from stream_app.cli import checks
 from stream_app.encoders import Encoders, encoder_settings
 from stream_app.errors import PoisonText, SettingsError
 from stream_app.images.pool import FusedPool, VectorsOnly, encode_items, image_pool, image_source
@@ -316,3 +317,19 @@ async def test_a_process_has_the_pools_of_a_space_as_the_space_says(model: Path,
     with pytest.raises(SettingsError, match="image_model"):
         encoders.pool(ModelSpace(space="another", dimensions=7, number=2, encoder=wanted))
     await encoders.close()
+
+
+def test_the_doctor_looks_at_the_image_model_and_the_folder(model: Path, folder: Path) -> None:
+    def said(**encoder: Any) -> list[tuple[str, str]]:
+        settings = load_settings(encoder={"image_model": str(model), "device": "cpu", **encoder})
+        return [(finding.status, finding.text) for finding in checks.model(settings) if finding.what == "images"]
+
+    ((status, text),) = said(image_folder=str(folder))
+    assert (status, "24 dimensions" in text) == ("ok", True)
+    ((status, text),) = said()
+    assert (status, "encoder.image_folder is unset" in text) == ("warn", True)
+    ((status, text),) = said(image_folder=str(folder / "gone"))
+    assert (status, "not a folder" in text) == ("fail", True)
+    ((status, text),) = said(image_model=str(folder))
+    assert (status, "config.json is missing" in text) == ("fail", True)
+    assert said(image_model="") == []
