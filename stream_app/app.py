@@ -27,6 +27,8 @@ from stream_app.delivery.retry import until_it_works
 from stream_app.encoder_metrics import watch_pools
 from stream_app.encoders import Encoders
 from stream_app.errors import TailraceError, Unavailable
+from stream_app.images.pool import FusedPool
+from stream_app.images.space import describe_encoder
 from stream_app.logs import get_logger
 from stream_app.memory import settle
 from stream_app.metrics import Metrics, serve_metrics
@@ -38,7 +40,6 @@ from stream_app.spaces.control import first_control, served_space
 from stream_app.stores.users import REDIS_TRANSIENT, UserStore, connect_redis
 from stream_app.users.stage import UserStage
 from stream_app.warm_up import warm_up
-from workers.models import describe_model
 from workers.pool import EncoderPool
 
 __all__ = ["ROLES", "Role", "Tailrace", "stop_on_signals"]
@@ -74,7 +75,7 @@ class Tailrace:
         self._stack = contextlib.AsyncExitStack()
 
     @property
-    def pool(self) -> EncoderPool | None:
+    def pool(self) -> EncoderPool | FusedPool | None:
         """The encoders of the space that is served, as far as this process has any."""
         if self.encoders is None or self._watch_spaces is None:
             return None
@@ -127,7 +128,7 @@ class Tailrace:
             await until_it_works(
                 redis.ping, what="Redis", transient=REDIS_TRANSIENT, settings=settings.delivery, metrics=metrics
             )
-        model = describe_model(settings.encoder)
+        model = describe_encoder(settings.encoder)
         self._watch_spaces = watch = SpaceWatch(settings, first_control(model.space, model.dimensions))
         await watch.start()
         self._stack.push_async_callback(watch.stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from stream_app.embedding_progress import EmbeddingProgress
@@ -23,16 +24,21 @@ async def watch_pools(encoders: Encoders, metrics: Metrics, remaining: Callable[
     """Once a second, for ever: metrics of all pools together; and a line of the log every few seconds while
     ``remaining`` says that many records of the catalogue are not done yet. None: this process does not embed it."""
     counted: dict[EncoderPool, PoolStats] = {}
+    images: Counter[str] = Counter()
     progress = EmbeddingProgress()
     texts = 0
     while True:
         pools = encoders.pools
         before = {pool: counted.get(pool, PoolStats()) for pool in pools}
         counted = {pool: count_pool(pool, metrics, before[pool]) for pool in pools}
-        texts += sum(_texts(counted[pool]) - _texts(before[pool]) for pool in pools)
+        # Of a fused space the image model has the same items once more.
+        texts += sum(_texts(counted[pool]) - _texts(before[pool]) for pool in encoders.text_pools)
         for priority in Priority:
             waiting = sum(pool.waiting(priority) for pool in pools)
             metrics.encoder_queue.labels(priority.name.lower()).set(waiting)
+        for outcome, count in encoders.image_outcomes().items():
+            metrics.item_images.labels(outcome).inc(count - images[outcome])
+            images[outcome] = count
         if remaining is not None:
             line = progress.report(time.monotonic(), texts=texts, remaining=remaining())
             if line is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,8 +10,11 @@ from redis.asyncio import Redis
 
 from schemas.messages import ModelSpace
 from stream_app.errors import SettingsError
+from stream_app.images.pool import FusedPool, image_pool, image_source
+from stream_app.images.space import EncoderSpace, describe_encoder
 from stream_app.settings import EncoderSettings, Settings
 from stream_app.stores.embedding_cache import EmbeddingCache
+from workers.image_models import describe_image_model
 from workers.models import describe_model
 from workers.pool import EncoderPool
 
@@ -44,18 +48,31 @@ class Encoders:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
         self._redis = redis
-        self._pools: dict[str, EncoderPool] = {}
+        self._pools: dict[str, EncoderPool | FusedPool] = {}
+        self._outcomes = Counter[str]()  # of pools that are gone
 
     @property
     def pools(self) -> list[EncoderPool]:
-        """Those there are."""
-        return list(self._pools.values())
+        """Those there are; of a fused space both."""
+        return [
+            part for pool in self._pools.values() for part in (pool.parts if isinstance(pool, FusedPool) else (pool,))
+        ]
 
-    def held(self, space: str) -> EncoderPool | None:
+    @property
+    def text_pools(self) -> list[EncoderPool]:
+        """Of each space that of texts."""
+        return [pool.text if isinstance(pool, FusedPool) else pool for pool in self._pools.values()]
+
+    def image_outcomes(self) -> Counter[str]:
+        """How often an item's image was used, or why it was not, see :class:`~stream_app.images.pool.FusedPool`."""
+        fused = (pool.outcomes for pool in self._pools.values() if isinstance(pool, FusedPool))
+        return sum(fused, start=self._outcomes.copy())
+
+    def held(self, space: str) -> EncoderPool | FusedPool | None:
         """The pool of a space, if there is one."""
         return self._pools.get(space)
 
-    def pool(self, space: ModelSpace) -> EncoderPool:
+    def pool(self, space: ModelSpace) -> EncoderPool | FusedPool:
         """The pool of a space; not started when it is new.
 
         Raises:
@@ -65,23 +82,41 @@ class Encoders:
         if held is not None:
             return held
         settings = encoder_settings(self._settings, space)
-        model = describe_model(settings)
+        model = describe_encoder(settings)
         if (model.space, model.dimensions) != (space.space, space.dimensions):
+            images = f" with encoder.image_model = {settings.image_model!r}" if settings.image_model else ""
             raise SettingsError(
-                f"encoder.model = {settings.model!r} spans {model.space} here, and the space was built as "
+                f"encoder.model = {settings.model!r}{images} spans {model.space} here, and the space was built as "
                 f"{space.space}; put the same model there on every machine, with the same encoder.pooling, dimensions "
                 "and document_prefix"
             )
-        cache = EmbeddingCache(
+        pool = self._pools[space.space] = self._fused(settings, model) if settings.image_model else self._text(settings)
+        return pool
+
+    def _text(self, settings: EncoderSettings) -> EncoderPool:
+        model = describe_model(settings)
+        return EncoderPool(settings, cache=self._cache(settings, model.space, model.dimensions))
+
+    def _fused(self, settings: EncoderSettings, space: EncoderSpace) -> FusedPool:
+        """Each half has a cache of its own space: another weight, or the text alone, embeds nothing anew."""
+        model, source = describe_image_model(settings.image_model), image_source(settings)
+        return FusedPool(
+            self._text(settings),
+            image_pool(settings, source, cache=self._cache(settings, model.space, model.dimensions)),
+            space=space,
+            weight=settings.image_weight,
+            source=source,
+        )
+
+    def _cache(self, settings: EncoderSettings, space: str, dimensions: int) -> EmbeddingCache:
+        return EmbeddingCache(
             self._redis,
             prefix=self._settings.topics.prefix,
-            space=model.space,
-            dimensions=model.dimensions,
+            space=space,
+            dimensions=dimensions,
             ttl_s=settings.cache_ttl_s,
             memory=settings.cache,
         )
-        pool = self._pools[space.space] = EncoderPool(settings, cache=cache)
-        return pool
 
     def serve(self, space: str) -> None:
         """From now on texts of this space are waited for; those of others have a bounded share of the time."""
@@ -92,6 +127,8 @@ class Encoders:
         """End the pool of a space, if there is one."""
         pool = self._pools.pop(space, None)
         if pool is not None:
+            if isinstance(pool, FusedPool):
+                self._outcomes += pool.outcomes
             await pool.close()
 
     async def close(self) -> None:

@@ -54,6 +54,7 @@ class Metrics:
     encoder_poison: Counter = field(init=False)
     encoder_cache: Counter = field(init=False)
     encoder_restarts: Counter = field(init=False)
+    item_images: Counter = field(init=False)
     index_items: Gauge = field(init=False)
     space_version: Gauge = field(init=False)
     space_number: Gauge = field(init=False)
@@ -127,6 +128,9 @@ class Metrics:
         )
         self.encoder_cache = Counter("tailrace_encoder_cache", "Embedding cache lookups.", ["result"], registry=r)
         self.encoder_restarts = Counter("tailrace_encoder_restarts", "Encoder processes started again.", registry=r)
+        self.item_images = Counter(
+            "tailrace_item_images", "Items embedded with images on, by what became of theirs.", ["outcome"], registry=r
+        )
         self.index_items = Gauge("tailrace_index_items", "Vectors that can be found.", registry=r)
         self.space_version = Gauge("tailrace_space_version", "Version of the half-whitened space served.", registry=r)
         self.space_number = Gauge("tailrace_space_number", "Number of the model's space served.", registry=r)

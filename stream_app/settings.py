@@ -654,6 +654,44 @@ class EncoderSettings(_Group):
     batch_timeout_s: float = Field(
         60.0, gt=0, le=3_600, description="A batch not done by then ends its process and is tried again (seconds)."
     )
+    image_model: str = Field(
+        "",
+        max_length=4_096,
+        description="A local CLIP or SigLIP folder: items are embedded by text and image (docs/images.md); empty: by "
+        "text alone.",
+    )
+    image_weight: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="What the image counts in the cosine of two items, the text the rest (share); tailrace spaces "
+        "image-weight learns it.",
+    )
+    image_folder: Path | None = Field(
+        None, description="Folder of images: image_url of items is a path below it. None: only data: URIs are images."
+    )
+    image_url_prefix: str = Field(
+        "",
+        max_length=1_024,
+        description="An image_url that begins so names a file of image_folder by what follows, for example "
+        "https://shop.example/img/; empty: none does. Nothing is fetched.",
+    )
+    image_max_bytes: int = Field(
+        10_000_000, ge=1_024, le=100_000_000, description="A larger image file is not used (bytes)."
+    )
+    image_max_pixels: int = Field(
+        50_000_000,
+        ge=1_024,
+        le=200_000_000,
+        description="An image of more is not used (pixels, width times height); each takes 3 to 8 bytes of memory "
+        "while it is decoded.",
+    )
+
+    @field_validator("image_weight")
+    @classmethod
+    def _short_weight(cls, value: float) -> float:
+        # It is part of the name of a vector space: 0.30000000000000004 and 0.3 are to be one.
+        return round(value, 4)
 
 
 class DeliverySettings(_Group):

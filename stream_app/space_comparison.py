@@ -17,7 +17,7 @@ from stream_app.spaces.control import served_space
 from stream_app.topics import Topics
 from stream_app.users.state import id_hash
 
-__all__ = ["Compared", "Shown", "compare_spaces"]
+__all__ = ["Compared", "Shown", "compare_spaces", "items_taken_together", "vectors_of_space"]
 
 NEIGHBOURS = 10
 _NEAR = 50
@@ -64,14 +64,14 @@ async def compare_spaces(settings: Settings, target: ModelSpace, *, count: int, 
     live = served_space(control)
     if live.space == target.space:
         raise SpaceError(f"{target.space} is the one that is served; compare another one with it")
-    old, new = await _vectors(settings, live), await _vectors(settings, target)
+    old, new = await vectors_of_space(settings, live), await vectors_of_space(settings, target)
     ids = sorted(old.keys() & new.keys(), key=lambda item_id: (id_hash(item_id), item_id))[:count]
     if len(ids) <= _NEAR:
         raise SpaceError(f"{len(ids)} items are in both spaces; more than {_NEAR} are needed to compare them")
     tables = [np.stack([unpack_float32(side[item_id].vector) for item_id in ids]) for side in (old, new)]
     near = [nearest(table, _NEAR) for table in tables]
     place = {item_id: number for number, item_id in enumerate(ids)}
-    taken = await _taken(settings, place)
+    taken = await items_taken_together(settings, place)
     texts = [old[item_id].text for item_id in ids]
     return Compared(
         served=live.space,
@@ -87,7 +87,8 @@ async def compare_spaces(settings: Settings, target: ModelSpace, *, count: int, 
     )
 
 
-async def _vectors(settings: Settings, space: ModelSpace) -> dict[str, ItemVector]:
+async def vectors_of_space(settings: Settings, space: ModelSpace) -> dict[str, ItemVector]:
+    """The vectors that a space has, by item."""
     found: dict[str, ItemVector] = {}
     async for record in read_to_end(settings, Topics(settings).vectors_of(space.number), patience_s=PATIENCE_S):
         try:
@@ -101,8 +102,15 @@ async def _vectors(settings: Settings, space: ModelSpace) -> dict[str, ItemVecto
     return found
 
 
-async def _taken(settings: Settings, place: dict[str, int]) -> dict[int, list[int]]:
-    """The ten items most taken together with an item, of those in the sample."""
+async def items_taken_together(settings: Settings, place: dict[str, int]) -> dict[int, list[int]]:
+    """The ten items most taken together with an item, most first, of those in the sample.
+
+    Args:
+        place: numbers of the items in the sample, by id.
+
+    Returns:
+        Numbers of items, by number; none empty.
+    """
     found: dict[int, list[int]] = {}
     async for record in read_to_end(settings, Topics(settings).item_signals, patience_s=PATIENCE_S):
         try:

@@ -25,13 +25,13 @@ from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import follow, read_to_end
 from stream_app.encoders import encoder_settings
 from stream_app.errors import InvalidMessage
+from stream_app.images.space import describe_encoder
 from stream_app.metrics import Metrics
 from stream_app.replicas.spaces import read_control, write_control
 from stream_app.settings import Settings
 from stream_app.spaces.building import Building
 from stream_app.spaces.control import cut_over, find_space, first_control, retire, roll_back, served_space, with_space
 from stream_app.topics import Topics
-from workers.models import describe_model
 
 __all__ = [
     "Progress",
@@ -94,7 +94,7 @@ async def present_control(settings: Settings) -> tuple[SpaceControl, int]:
 
 
 def _first(settings: Settings) -> SpaceControl:
-    model = describe_model(settings.encoder)
+    model = describe_encoder(settings.encoder)
     return first_control(model.space, model.dimensions)
 
 
@@ -109,7 +109,7 @@ async def build_space(settings: Settings, encoder: Mapping[str, str | int | floa
     wanted = encoder_settings(
         settings, ModelSpace(space="that is to be built", dimensions=1, number=0, encoder=dict(encoder))
     )
-    model = describe_model(wanted)
+    model = describe_encoder(wanted)
     changed = with_space(control, model.space, model.dimensions, encoder, at=_now())
     space = find_space(changed, model.space)
     await create_vectors_topic(settings, space.number)

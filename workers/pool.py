@@ -20,7 +20,7 @@ from stream_app.textify import text_hash
 from workers.batching import estimated_tokens
 from workers.child import DEFAULT_COMMAND
 from workers.driver import Driver, PoolStats
-from workers.models import describe_model
+from workers.models import ModelInfo, describe_model
 from workers.texts import TextKind, encodable
 from workers.waiting import Priority, Ticket, WaitingTexts, same_error
 
@@ -49,7 +49,8 @@ class EncoderPool:
     """Encoder processes behind one coroutine.
 
     Use from one event loop. ``settings`` are the encoder's. ``cache`` is asked before a process is. ``command`` starts
-    a process; it gets ``--fd`` and ``--parent`` appended and speaks :mod:`workers.frames`.
+    a process; it gets ``--fd`` and ``--parent`` appended and speaks :mod:`workers.frames`. ``info`` is of the model in
+    the settings, where it is not one of texts.
 
     Raises:
         SettingsError: at once, when the model in the settings cannot be used.
@@ -61,9 +62,10 @@ class EncoderPool:
         *,
         cache: VectorCache | None = None,
         command: Sequence[str] = DEFAULT_COMMAND,
+        info: ModelInfo | None = None,
     ) -> None:
         self._cache = cache
-        self._info = info = describe_model(settings)
+        self._info = info = info or describe_model(settings)
         self.space = info.space
         self.dimensions = info.dimensions
         self.stats = PoolStats()

@@ -18,10 +18,11 @@ from stream_app.agents.base import Agent
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.records import InRecord
 from stream_app.errors import EncodeError, InvalidMessage
+from stream_app.images.pool import FusedPool, encode_items
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
 from stream_app.textify import Textifier, text_hash
-from workers.pool import EncoderPool, Priority
+from workers.pool import EncoderPool
 
 __all__ = ["CatalogueAgent"]
 
@@ -61,7 +62,7 @@ class CatalogueAgent(Agent):
         settings: Settings,
         publisher: Publisher,
         metrics: Metrics,
-        pool: EncoderPool | None,
+        pool: EncoderPool | FusedPool | None,
         *,
         number: int = 0,
     ) -> None:
@@ -145,8 +146,9 @@ class CatalogueAgent(Agent):
         ]
         items = [(record, item) for record, item in latest.values() if item is not None]
         texts = [self._textifier.item(item) for _, item in items]
+        images = [item.image_url for _, item in items]
         # One poisonous text costs the others nothing: each has an outcome of its own.
-        outcomes = await pool.encode_each(texts, Priority.CATALOGUE) if pool is not None and texts else []
+        outcomes = await encode_items(pool, texts, images) if pool is not None and texts else []
         for (record, item), text, vector in zip(items, texts, outcomes, strict=True):
             if isinstance(vector, EncodeError):
                 problem = InvalidMessage(

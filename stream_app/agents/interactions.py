@@ -36,6 +36,7 @@ from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import read_to_end
 from stream_app.delivery.records import InRecord
 from stream_app.errors import EncodeError, InvalidMessage, TailraceError, TooLate
+from stream_app.images.pool import FusedPool
 from stream_app.items.partitions import by_owner
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
@@ -140,7 +141,7 @@ class InteractionsAgent(Agent):
         users: UserStore,
         stage: UserStage,
         serving: ServingState,
-        pool: EncoderPool,
+        pool: EncoderPool | FusedPool,
     ) -> None:
         super().__init__(settings, publisher, metrics)
         self._users = users
@@ -233,7 +234,7 @@ class InteractionsAgent(Agent):
                 await self.publisher.publish(records)
                 _log.info("space beside is ready", space=name, records=[record.topic for record in records])
 
-    def use(self, pool: EncoderPool) -> None:
+    def use(self, pool: EncoderPool | FusedPool) -> None:
         """Texts are embedded by this pool from now on, which is of the space served from now on. To be called within
         :meth:`alone`."""
         self._pool = pool

@@ -139,6 +139,49 @@ def compare(space: str, count: int, show: int, as_json: bool) -> None:
         output().print(pair)
 
 
+@spaces.command("image-weight")
+@click.argument("space")
+@click.option("--items", "count", type=click.IntRange(10, 100_000), default=4_000, show_default=True, help="Sample.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def image_weight(space: str, count: int, as_json: bool) -> None:
+    """Learn what images should count, from a space that was built with them and from what people take together.
+
+    Nothing is changed: build a space with the weight it says, and compare the two.
+    """
+    from stream_app.cli.console import output, run, to_json
+    from stream_app.images.weight import weight_of_images
+    from stream_app.settings import load_settings
+
+    settings = load_settings()
+    target = _find(settings, space)
+    learned = run(weight_of_images(settings, target, count=count))
+    if as_json:
+        click.echo(to_json(learned))
+        return
+    from rich.table import Table
+
+    title = f"{learned.items:,} items, {learned.taken_items:,} of them taken together with others"
+    table = Table(title=title, title_justify="left")
+    table.add_column("image_weight", justify="right")
+    table.add_column("of what is taken with an item, near to it", justify="right")
+    for weight, recall in learned.recalls:
+        name = {0.0: "text alone", 1.0: "image alone"}.get(weight, f"{weight:.2f}")
+        table.add_row(name, f"{recall:.4f}", style="green" if weight == learned.weight else None)
+    output().print(table)
+    if learned.weight == 0.0:
+        output().print("images bring nothing together that the text does not: leave them out")
+    else:
+        output().print(
+            f"built with image_weight = {learned.built_with:g}; build anew with: {_rebuild(target, learned.weight)}"
+        )
+
+
+def _rebuild(space: ModelSpace, weight: float) -> str:
+    """The command that builds the space with another weight of images."""
+    changes = space.encoder | {"image_weight": min(weight, 0.99)}
+    return " ".join(["tailrace spaces build", *(f"--set {name}={value}" for name, value in changes.items())])
+
+
 @spaces.command()
 @click.argument("space")
 @click.option("--force", is_flag=True, help="Although items are missing, or it is not fitted.")
