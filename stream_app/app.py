@@ -25,10 +25,10 @@ from stream_app.delivery.admin import create_topics
 from stream_app.delivery.publisher import Publisher
 from stream_app.delivery.retry import until_it_works
 from stream_app.encoder_metrics import watch_pools
+from stream_app.encoder_space import describe_encoder
 from stream_app.encoders import Encoders
 from stream_app.errors import TailraceError, Unavailable
 from stream_app.images.pool import FusedPool
-from stream_app.images.space import describe_encoder
 from stream_app.logs import get_logger
 from stream_app.memory import settle
 from stream_app.metrics import Metrics, serve_metrics

@@ -9,9 +9,11 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from schemas.messages import ModelSpace
+from stream_app.adapters.file import AdapterFile
+from stream_app.adapters.pool import AdaptedPool
+from stream_app.encoder_space import EncoderSpace, describe_encoder
 from stream_app.errors import SettingsError
 from stream_app.images.pool import FusedPool, image_pool, image_source
-from stream_app.images.space import EncoderSpace, describe_encoder
 from stream_app.settings import EncoderSettings, Settings
 from stream_app.stores.embedding_cache import EmbeddingCache
 from workers.image_models import describe_image_model
@@ -84,10 +86,11 @@ class Encoders:
         settings = encoder_settings(self._settings, space)
         model = describe_encoder(settings)
         if (model.space, model.dimensions) != (space.space, space.dimensions):
-            images = f" with encoder.image_model = {settings.image_model!r}" if settings.image_model else ""
+            more = f" with encoder.image_model = {settings.image_model!r}" if settings.image_model else ""
+            more += f" with encoder.adapter = {str(settings.adapter)!r}" if settings.adapter else ""
             raise SettingsError(
-                f"encoder.model = {settings.model!r}{images} spans {model.space} here, and the space was built as "
-                f"{space.space}; put the same model there on every machine, with the same encoder.pooling, dimensions "
+                f"encoder.model = {settings.model!r}{more} spans {model.space} here, and the space was built as "
+                f"{space.space}; put the same files there on every machine, with the same encoder.pooling, dimensions "
                 "and document_prefix"
             )
         pool = self._pools[space.space] = self._fused(settings, model) if settings.image_model else self._text(settings)
@@ -95,7 +98,11 @@ class Encoders:
 
     def _text(self, settings: EncoderSettings) -> EncoderPool:
         model = describe_model(settings)
-        return EncoderPool(settings, cache=self._cache(settings, model.space, model.dimensions))
+        cache = self._cache(settings, model.space, model.dimensions)
+        if settings.adapter is None:
+            return EncoderPool(settings, cache=cache)
+        adapter = AdapterFile.load(settings.adapter.expanduser(), base_space=model.space)
+        return AdaptedPool(settings, adapter=adapter, cache=cache)
 
     def _fused(self, settings: EncoderSettings, space: EncoderSpace) -> FusedPool:
         """Each half has a cache of its own space: another weight, or the text alone, embeds nothing anew."""

@@ -385,6 +385,8 @@ class ServingState:
         if self.factors.basis is None:
             return
         rows = rows[self.index.has(rows)]
+        self.factors.reserve(int(rows.max(initial=-1)) + 1)
+        rows = rows[~self.factors.learned[rows]]
         for start in range(0, len(rows), _SLICE):
             piece = rows[start : start + _SLICE]
             self.factors.start(piece, self.live.model_vectors(piece))

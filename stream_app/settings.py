@@ -654,6 +654,11 @@ class EncoderSettings(_Group):
     batch_timeout_s: float = Field(
         60.0, gt=0, le=3_600, description="A batch not done by then ends its process and is tried again (seconds)."
     )
+    adapter: Path | None = Field(
+        None,
+        description="A file of tailrace adapter train, learned over this model's vectors: the adapted space is served "
+        "(docs/adapters.md). None: the model's own.",
+    )
     image_model: str = Field(
         "",
         max_length=4_096,

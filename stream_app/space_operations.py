@@ -23,14 +23,15 @@ from schemas.messages import ModelSpace, SpaceControl
 from stream_app.delivery.admin import create_vectors_topic, delete_topic, group_members
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import follow, read_to_end
+from stream_app.encoder_space import describe_encoder
 from stream_app.encoders import encoder_settings
 from stream_app.errors import InvalidMessage
-from stream_app.images.space import describe_encoder
 from stream_app.metrics import Metrics
 from stream_app.replicas.spaces import read_control, write_control
 from stream_app.settings import Settings
 from stream_app.spaces.building import Building
 from stream_app.spaces.control import cut_over, find_space, first_control, retire, roll_back, served_space, with_space
+from stream_app.spaces.served import adapted
 from stream_app.topics import Topics
 
 __all__ = [
@@ -162,7 +163,8 @@ async def hindrances(settings: Settings, space: ModelSpace) -> list[str]:
     whitened = await _spaces_with(settings, topics.spaces, _whitened)
     based = await _spaces_with(settings, topics.factor_basis, _based)
     missing = []
-    if settings.spaces.whiten and live.space in whitened and space.space not in whitened:
+    fitted = live.space in whitened or adapted(live.space)
+    if settings.spaces.whiten and fitted and space.space not in whitened and not adapted(space.space):
         missing.append("it is not fitted to the catalogue yet (the owner of partition 0 of interactions.v1 does that)")
     if live.space in based and space.space not in based:
         missing.append("learned factors have no basis in it yet (the owner of partition 0 of interactions.v1 makes it)")

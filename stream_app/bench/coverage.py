@@ -33,12 +33,12 @@ class SlateSequence:
 
         Args:
             number: of the event that caused it.
-            space: it was made in: a model's, with a suffix from "+" on where it is whitened.
+            space: it was made in: a model's, with a suffix from "+w" on where it is whitened.
         """
         before = self._known.get(user_id, -1)
         self.older += number < before
         self._known[user_id] = max(number, before)
-        model = space.partition("+")[0]
+        model = space.rpartition("+w")[0] or space
         models = self._models.setdefault(partition, [])
         if not models or models[-1] != model:
             models.append(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -67,6 +68,11 @@ def _state(control: SpaceControl, space: ModelSpace) -> str:
 @spaces.command()
 @click.option("--model", help="As encoder.model: a name or a local folder, there on every machine.")
 @click.option(
+    "--adapter",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file of tailrace adapter train, there on every machine: no text is embedded anew.",
+)
+@click.option(
     "--set",
     "changes",
     metavar="NAME=VALUE",
@@ -74,7 +80,7 @@ def _state(control: SpaceControl, space: ModelSpace) -> str:
     help="Another setting of the encoder for this space, for example max_tokens=64; may be given again.",
 )
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Follow it to its end; Ctrl-C ends only that.")
-def build(model: str | None, changes: tuple[str, ...], wait: bool) -> int:
+def build(model: str | None, adapter: Path | None, changes: tuple[str, ...], wait: bool) -> int:
     """Build a further space beside the one that is served.
 
     Catalogue processes embed every item for it, at most spaces.build_share of their time; what is served goes on.
@@ -84,9 +90,11 @@ def build(model: str | None, changes: tuple[str, ...], wait: bool) -> int:
     from stream_app.space_operations import build_space
 
     encoder: dict[str, Any] = {} if model is None else {"model": model}
+    if adapter is not None:
+        encoder["adapter"] = str(adapter.absolute())
     encoder |= dict(setting_change(change) for change in changes)
     if not encoder:
-        raise click.UsageError("say what is to be different: --model, or --set NAME=VALUE")
+        raise click.UsageError("say what is to be different: --model, --adapter, or --set NAME=VALUE")
     settings = load_settings()
     space = run(build_space(settings, encoder))
     errors().print(f"building space {space.number}: {space.space}")

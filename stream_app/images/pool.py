@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.encoder_space import EncoderSpace
 from stream_app.errors import EncodeError, SettingsError
 from stream_app.images.fusion import fuse
 from stream_app.images.sources import ImageSource
-from stream_app.images.space import EncoderSpace
 from stream_app.logs import get_logger
 from stream_app.settings import EncoderSettings
 from workers.image_models import describe_image_model

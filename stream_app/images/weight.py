@@ -7,10 +7,10 @@ import numpy as np
 
 from schemas.arrays import unpack_float32
 from schemas.messages import ModelSpace
+from stream_app.encoder_space import describe_encoder
 from stream_app.encoders import encoder_settings
 from stream_app.errors import SpaceError
 from stream_app.images.fusion import recall_by_weight, split
-from stream_app.images.space import describe_encoder
 from stream_app.settings import Settings
 from stream_app.space_comparison import items_taken_together, vectors_of_space
 from stream_app.users.state import id_hash

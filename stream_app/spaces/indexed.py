@@ -15,7 +15,7 @@ from schemas.messages import VectorSpace
 from stream_app.index.hnsw import VectorIndex
 from stream_app.settings import Settings
 from stream_app.spaces.migration import Migration
-from stream_app.spaces.served import ServedSpace, axes_within, describe
+from stream_app.spaces.served import ServedSpace, adapted, axes_within, describe
 from stream_app.spaces.whitening import Statistics, fit
 
 __all__ = ["SpaceIndex"]
@@ -109,7 +109,7 @@ class SpaceIndex:
     def due(self) -> bool:
         """Whether the catalogue has so changed in size that a space has to be fitted (again)."""
         settings, items = self._settings.spaces, len(self.index)
-        if not settings.whiten or self._migration is not None or items < settings.first_items:
+        if not settings.whiten or adapted(self.space) or self._migration is not None or items < settings.first_items:
             return False
         fitted = self.served.items
         return items >= settings.refit_growth * fitted or items * settings.refit_growth <= fitted

@@ -11,7 +11,7 @@ from schemas.arrays import pack_float16, pack_float32, unpack_float16, unpack_fl
 from schemas.messages import VectorSpace
 from stream_app.spaces.whitening import Whitening
 
-__all__ = ["ServedSpace", "axes_within", "describe"]
+__all__ = ["ServedSpace", "adapted", "axes_within", "describe"]
 
 
 class ServedSpace:
@@ -55,6 +55,12 @@ class ServedSpace:
     def to_model(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """The model's vectors for served ones, equal up to rounding."""
         return vectors if self._whitening is None else self._whitening.invert(vectors)
+
+
+def adapted(space: str) -> bool:
+    """Whether a space is that of an adapter, by its name: it was half-whitened before it was adapted, and is served as
+    it is."""
+    return "+a-" in space
 
 
 def describe(whitening: Whitening, *, model: str, version: int, items: int) -> VectorSpace:

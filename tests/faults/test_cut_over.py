@@ -21,7 +21,7 @@ from tests.waiting import eventually
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(420)]
 
-RUNS = int(os.environ.get("CUT_OVER_RUNS", "2"))
+RUNS = int(os.environ.get("CUT_OVER_RUNS", "1"))
 ROLES_KILLED = ("interactions", "catalogue", "ranker")
 MOMENTS = ("build", "cutover", "rollback")
 """Of the change that a process is killed in."""

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from schemas.messages import ModelSpace
+from stream_app.adapters.file import AdapterFile
 from stream_app.delivery.reading import read_to_end
 from stream_app.errors import SpaceError, TailraceError
+from stream_app.images.pool import FusedPool
 from stream_app.settings import Settings
 from stream_app.space_comparison import compare_spaces
 from stream_app.space_operations import (
@@ -28,7 +30,9 @@ from stream_app.space_operations import (
 from stream_app.topics import Topics
 from tests.checkpoints import make_bert
 from tests.integration.pipeline import Live, live
+from tests.unit.test_adapted_pool import TRAINING, an_adapter
 from tests.waiting import eventually
+from workers.models import describe_model
 
 WORDS = ("lamp", "rope", "cup", "novel", "drill", "violin", "tent", "bread", "scarf", "clock")
 ITEMS = 60
@@ -209,3 +213,20 @@ async def test_a_model_that_is_not_here_stops_nothing(settings: Settings, other:
         gone.symlink_to(other)
         control, _ = await present_control(settings)
         assert control.serving == gone_space.space
+
+
+async def test_an_adapter_is_served_and_no_text_is_embedded_for_it(settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    AdapterFile(adapter=an_adapter(), base_space=describe_model("minilm").space, training=TRAINING).save(path)
+    async with shop(settings) as pipeline:
+        space = await build_space(settings, {"adapter": str(path)})
+        await complete(settings, space)
+        assert pipeline.tailrace.encoders is not None
+        pool = pipeline.tailrace.encoders.pool(space)
+        assert pool.space == space.space
+        assert (pool.text.stats if isinstance(pool, FusedPool) else pool.stats).texts_encoded == 0
+        await cut_over_to(settings, space.space)
+        await eventually(lambda: served(pipeline) == space.space, timeout_s=60, what="the cut-over")
+        slate = await pipeline.slate_after("u0", await pipeline.event("u0", "i7", kind="search", text="a warm light"))
+        assert slate.versions.space == space.space
+        assert slate.items

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from schemas.messages import ModelSpace
 from stream_app.cli import checks
+from stream_app.encoder_space import describe_encoder
 from stream_app.encoders import Encoders, encoder_settings
 from stream_app.errors import PoisonText, SettingsError
 from stream_app.images.pool import FusedPool, VectorsOnly, encode_items, image_pool, image_source
 from stream_app.images.sources import ImageSource
-from stream_app.images.space import describe_encoder
 from stream_app.settings import EncoderSettings, load_settings
 from stream_app.stores.embedding_cache import EmbeddingCache
 from tests.image_checkpoints import make_clip, make_siglip, picture
