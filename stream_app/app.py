@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from schemas.messages import ModelSpace
 from stream_app.agents.base import Agent
 from stream_app.agents.catalogue import CatalogueAgent
+from stream_app.agents.catalogue_spaces import HOLDER as CATALOGUE
 from stream_app.agents.catalogue_spaces import CatalogueSpaces
 from stream_app.agents.interactions import InteractionsAgent
 from stream_app.agents.items import ItemsAgent
@@ -50,6 +51,7 @@ ROLES: tuple[Role, ...] = ("catalogue", "items", "ranker", "interactions")
 
 _log = get_logger(__name__)
 _Part = TypeVar("_Part")
+_LOOK_EVERY_S = 1.0
 
 
 class Tailrace:
@@ -143,19 +145,21 @@ class Tailrace:
             await publisher.publish([control_record(settings, watch.control)])
         self.encoders = encoders = Encoders(settings, redis)
         self._stack.push_async_callback(encoders.close)
-        if needs_redis:
-            pool = encoders.pool(served_space(watch.control))
-            if settings.encoder.eager or "catalogue" in self.roles:
+        if "interactions" in self.roles:
+            pool = encoders.pool(served_space(watch.control), "interactions")
+            if settings.encoder.eager:
                 await pool.start()
         # Together: joining a consumer group takes a broker up to half a session.
         await asyncio.gather(*(self._start_role(role, publisher, redis, watch, warming) for role in self.roles))
+        self._following.append(asyncio.create_task(self._watch_encoders(encoders, watch), name="encoders"))
+        self._stack.push_async_callback(_cancelled, self._following[-1])
         settle()
         self.ready.set()
         metrics.ready.set(1)
         catalogue = next((agent for agent in self.agents if agent.role == "catalogue"), None)
         watching = watch_pools(encoders, metrics, catalogue.unfinished if catalogue is not None else None)
-        measuring = asyncio.create_task(watching)
-        self._stack.callback(measuring.cancel)
+        self._following.append(asyncio.create_task(watching, name="encoder-metrics"))
+        self._stack.push_async_callback(_cancelled, self._following[-1])
         await self._watch(watch)
 
     async def _start_role(
@@ -206,7 +210,7 @@ class Tailrace:
             )
         if role == "catalogue":
             first = [one for one in watch.control.spaces if one.number == 0]
-            pool = encoders.pool(first[0]) if first else None
+            pool = encoders.pool(first[0], CATALOGUE) if first else None
             if pool is not None and not pool.started:
                 await pool.start()
             return CatalogueAgent(settings, publisher, metrics, pool)
@@ -217,6 +221,8 @@ class Tailrace:
         self._stack.push_async_callback(replica.stop)
         await self._caught_up(replica)
         serving = replica.serving
+        if replica.live != live:
+            await encoders.release(live.space, role)
         agent = InteractionsAgent(
             settings,
             publisher,
@@ -224,7 +230,7 @@ class Tailrace:
             users=UserStore(redis, settings, metrics),
             stage=UserStage(settings, serving, Recommender(settings, serving)),
             serving=serving,
-            pool=encoders.pool(replica.live),
+            pool=encoders.pool(replica.live, role),
         )
         replica.prepare = self._prepare
         replica.exclusively = agent.alone
@@ -247,8 +253,9 @@ class Tailrace:
     async def _prepare(self, space: ModelSpace) -> None:
         """The model is here and, where texts were embedded before, ready to embed more."""
         encoders, replica = self._made(self.encoders), self._made(self.replica)
-        pool = encoders.pool(space)
-        if encoders.pool(replica.live).started and not pool.started:
+        await encoders.describe(space)
+        pool = encoders.pool(space, "interactions")
+        if encoders.pool(replica.live, "interactions").started and not pool.started:
             await pool.start()
         if pool.started:
             await pool.ready()
@@ -258,11 +265,9 @@ class Tailrace:
 
         def cut_over(space: ModelSpace) -> None:
             nonlocal live
-            agent.use(encoders.pool(space))
+            agent.use(encoders.pool(space, agent.role))
             encoders.serve(space.space)
-            if "catalogue" not in self.roles:
-                # Made again should it be served again.
-                self._dropping = asyncio.create_task(encoders.drop(live.space))
+            self._dropping = asyncio.create_task(encoders.release(live.space, agent.role))
             live = space
 
         return cut_over
@@ -271,6 +276,16 @@ class Tailrace:
     def _made(part: _Part | None) -> _Part:
         assert part is not None  # noqa: S101 - made before anything that asks for it
         return part
+
+    async def _watch_encoders(self, encoders: Encoders, watch: SpaceWatch) -> None:
+        """Until the encoders of the space that is served have given up: without them what people say counts for
+        nothing, and started again the process says why."""
+        while True:
+            live = self.replica.live.space if self.replica is not None else watch.control.serving
+            pool = encoders.held(live)
+            if pool is not None and pool.error is not None and encoders.held(live) is pool:
+                raise pool.error
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _watch(self, watch: SpaceWatch) -> None:
         """Until a part fails."""
@@ -281,7 +296,7 @@ class Tailrace:
         await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         for part in (watch.failed, *self._following):
             if part.done() and (error := part.exception()) is not None:
-                raise TailraceError(f"following the vector spaces failed: {type(error).__name__}: {error}") from error
+                raise TailraceError(f"vector spaces and encoders: {type(error).__name__}: {error}") from error
         if self.replica is not None and self.replica.failed.done():
             self.replica.failed.result()
         for agent in self.agents:

@@ -62,7 +62,8 @@ def count_pool(pool: EncoderPool, metrics: Metrics, counted: PoolStats) -> PoolS
     metrics.encoder_batches.inc(stats.batches - counted.batches)
     read = stats.tokens_read - counted.tokens_read
     metrics.encoder_tokens.labels("read").inc(read)
-    metrics.encoder_tokens.labels("padding").inc(stats.tokens_computed - counted.tokens_computed - read)
+    # The two are counted one after the other, and read in between.
+    metrics.encoder_tokens.labels("padding").inc(max(0, stats.tokens_computed - counted.tokens_computed - read))
     for process, seconds in stats.seconds_encoding.items():
         metrics.encoder_seconds.labels(str(process)).inc(seconds - counted.seconds_encoding.get(process, 0.0))
     metrics.encoder_cache.labels("hit").inc(stats.cache_hits - counted.cache_hits)

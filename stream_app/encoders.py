@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -51,6 +52,8 @@ class Encoders:
         self._settings = settings
         self._redis = redis
         self._pools: dict[str, EncoderPool | FusedPool] = {}
+        self._holders: dict[str, set[str]] = {}
+        self._ending: asyncio.Future[None] | None = None
         self._outcomes = Counter[str]()  # of pools that are gone
 
     @property
@@ -74,14 +77,27 @@ class Encoders:
         """The pool of a space, if there is one."""
         return self._pools.get(space)
 
-    def pool(self, space: ModelSpace) -> EncoderPool | FusedPool:
+    async def describe(self, space: ModelSpace) -> None:
+        """Look at the model of a space in a thread: reading gigabytes of weights holds nobody up, and :meth:`pool` need
+        not read them again.
+
+        Raises:
+            SettingsError: when the model is not here.
+        """
+        await asyncio.to_thread(describe_encoder, encoder_settings(self._settings, space))
+
+    def pool(self, space: ModelSpace, holder: str) -> EncoderPool | FusedPool:
         """The pool of a space; not started when it is new.
+
+        Args:
+            holder: who needs it, until :meth:`release`.
 
         Raises:
             SettingsError: when the model is not here, or is another one than the space was built with.
         """
         held = self._pools.get(space.space)
-        if held is not None:
+        if held is not None and held.error is None:
+            self._holders[space.space].add(holder)
             return held
         settings = encoder_settings(self._settings, space)
         model = describe_encoder(settings)
@@ -94,6 +110,9 @@ class Encoders:
                 "and document_prefix"
             )
         pool = self._pools[space.space] = self._fused(settings, model) if settings.image_model else self._text(settings)
+        self._holders.setdefault(space.space, set()).add(holder)
+        if held is not None:  # It gave up: whoever comes gets another one.
+            self._ending = asyncio.ensure_future(held.close())
         return pool
 
     def _text(self, settings: EncoderSettings) -> EncoderPool:
@@ -130,9 +149,16 @@ class Encoders:
         for name, pool in self._pools.items():
             pool.share = 1.0 if name == space else self._settings.spaces.build_share
 
-    async def drop(self, space: str) -> None:
-        """End the pool of a space, if there is one."""
+    async def release(self, space: str, holder: str) -> None:
+        """Somebody needs the pool of a space no more; with the last it ends."""
+        holders = self._holders.get(space, set())
+        holders.discard(holder)
+        if not holders:
+            await self._end(space)
+
+    async def _end(self, space: str) -> None:
         pool = self._pools.pop(space, None)
+        self._holders.pop(space, None)
         if pool is not None:
             if isinstance(pool, FusedPool):
                 self._outcomes += pool.outcomes
@@ -141,4 +167,4 @@ class Encoders:
     async def close(self) -> None:
         """End all of them."""
         for space in list(self._pools):
-            await self.drop(space)
+            await self._end(space)

@@ -10,8 +10,8 @@ process is dealt with here:
 * A batch that ended two processes is tried text by text. A text that ends two more, alone, is poison: who asked for
   it gets :class:`PoisonText`, everybody else their vectors.
 * The batch does not fit the device's memory: it is halved, and this process gets no larger ones from then on.
-* It cannot be started: tried again with growing waits, callers wait meanwhile (back-pressure). If no process ever
-  started, or it says that it cannot work as configured, the driver gives up.
+* It cannot be started: tried again with growing waits, callers wait meanwhile (back-pressure). If none of the pool ever
+  started, or the process says several times that it cannot work as configured and no other works, the driver gives up.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class _Use:
 
 class Driver:
     """See the module. ``child`` is the process while it is ready. ``free`` are the drivers (by index) whose processes
-    could begin a batch at once; the drivers of a pool share it."""
+    could begin a batch at once, ``working`` those that have one; the drivers of a pool share them."""
 
     def __init__(
         self,
@@ -126,6 +126,7 @@ class Driver:
         stats: PoolStats,
         ready: asyncio.Event,
         free: set[int],
+        working: set[int],
     ) -> None:
         self.child: EncoderChild | None = None
         self.share = 1.0
@@ -139,6 +140,7 @@ class Driver:
         self._stats = stats
         self._ready = ready
         self._free = free
+        self._working = working
         self._device: str | None = None
         self._lanes, self._threads = lanes_for(settings.device, settings.threads or fair_threads(settings.processes))
 
@@ -146,15 +148,19 @@ class Driver:
         """Start processes and feed them until cancelled; then the process is ended.
 
         Raises:
-            SettingsError: when the process says that it cannot work as configured.
+            SettingsError: when the process says that it cannot work as configured, and none ever did or does.
             Unavailable: when no process of the pool could be started.
         """
         failures = 0  # starts and processes that came to nothing, one after the other
         while True:
             try:
                 child = await self._start()
-            except (Unavailable, OSError) as error:
+            except (Unavailable, OSError, SettingsError) as error:
                 failures += 1
+                # What worked before may work again: the device has no room just now, the folder is not mounted.
+                worked = self._ready.is_set() and (failures < START_ATTEMPTS or self._working)
+                if isinstance(error, SettingsError) and not worked:
+                    raise
                 _log.warning("encoder not started", index=self._index, failures=failures, error=str(error))
                 if failures >= START_ATTEMPTS and not self._ready.is_set():
                     raise Unavailable(f"no encoder process could be started, last: {error}") from error
@@ -206,6 +212,7 @@ class Driver:
             _log.warning("encoder on another device than before", before=self._device, now=ready.device)
         self._device = ready.device
         self.child = child
+        self._working.add(self._index)
         self._ready.set()
         tokens = self._settings.batch_tokens or tokens_at_once(ready.device)
         use = _Use(child, most=self._settings.batch, tokens=tokens)
@@ -222,6 +229,7 @@ class Driver:
         finally:
             self.child = None
             self._free.discard(self._index)
+            self._working.discard(self._index)
             # Each batch under way is put back.
             if use.running:
                 await child.kill()

@@ -77,6 +77,7 @@ class EncoderPool:
         self._over: TailraceError | None = None
         self._poison: dict[str, PoisonText] = {}
         free: set[int] = set()
+        working: set[int] = set()
         self._drivers = [
             Driver(
                 index,
@@ -87,6 +88,7 @@ class EncoderPool:
                 stats=self.stats,
                 ready=self._ready,
                 free=free,
+                working=working,
             )
             for index in range(settings.processes)
         ]
@@ -111,6 +113,11 @@ class EncoderPool:
     def started(self) -> bool:
         """Whether :meth:`start` was called."""
         return bool(self._tasks)
+
+    @property
+    def error(self) -> TailraceError | None:
+        """Why the pool gave up, or that it was closed; None while it works."""
+        return self._over
 
     @property
     def queue_length(self) -> int:

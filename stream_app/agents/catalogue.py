@@ -28,6 +28,7 @@ __all__ = ["CatalogueAgent"]
 
 _PART = 128
 """Events in a part, at most: vectors leave when their part is done, the first ones soon."""
+_ON_ITS_WAY_S = 2.0
 _PARTS = 4
 """Parts under way: so many texts are with the pool that batches of like length can be chosen among them."""
 
@@ -47,7 +48,8 @@ class CatalogueAgent(Agent):
     those out in silence.
 
     Each vector space has an agent and a consumer group of its own. The first (``number`` 0) is there for as long as the
-    role is: what is wrong in the topics is dead-lettered by its group alone, once, whichever spaces there are.
+    role is: what is wrong in the topics is dead-lettered by its group alone, once, whichever spaces there are. What a
+    model cannot embed is dead-lettered for each space, which the letter names.
 
     Args:
         settings, publisher, metrics: as for every agent.
@@ -72,6 +74,7 @@ class CatalogueAgent(Agent):
         self._vectors_topic = self.topics.vectors_of(number)
         self._textifier = Textifier.of(settings.textify)
         self._parts: deque[asyncio.Task[None]] = deque()
+        self._publishing: asyncio.Future[None] | None = None
 
     @property
     def group(self) -> str:
@@ -94,6 +97,15 @@ class CatalogueAgent(Agent):
         for part in parts:
             part.cancel()
         await asyncio.gather(*parts, return_exceptions=True)
+        if self._publishing is not None:
+            # What is on its way to the broker is there before the next owner begins, or it would come after its own.
+            await asyncio.wait([self._publishing], timeout=_ON_ITS_WAY_S)
+
+    async def without_vectors(self) -> None:
+        """No vectors are wanted of the space any more; returns when what is under way is done."""
+        self.pool = None
+        if self._parts:
+            await asyncio.wait(list(self._parts))
 
     async def handle(self, events: Sequence[Any]) -> None:
         """Begin with a part; returns while it is under way, but waits while too many are."""
@@ -114,7 +126,8 @@ class CatalogueAgent(Agent):
             await asyncio.wait([before])
         if self.failed.done():
             return  # the part before, most likely: nothing after it may be acknowledged
-        await self.publisher.publish(out)
+        publishing = self._publishing = asyncio.ensure_future(self.publisher.publish(out))
+        await asyncio.shield(publishing)
         for event in events:
             event.ack()
         self.metrics.batch_seconds.labels(self.role, "embed").observe(embedded - began)
@@ -152,7 +165,8 @@ class CatalogueAgent(Agent):
         for (record, item), text, vector in zip(items, texts, outcomes, strict=True):
             if isinstance(vector, EncodeError):
                 problem = InvalidMessage(
-                    "not_embeddable", f"item {item.item_id!r} could not be embedded: {vector}; change its text"
+                    "not_embeddable",
+                    f"item {item.item_id!r} could not be embedded in space {self._number}: {vector}; change its text",
                 )
                 out.append(self.letter(record, problem))
             else:

@@ -16,9 +16,11 @@ from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
 
-__all__ = ["CatalogueSpaces"]
+__all__ = ["HOLDER", "CatalogueSpaces"]
 
 _log = get_logger(__name__)
+HOLDER = "catalogue"
+"""Who holds the pools, of a process."""
 _AGAIN_S = 30.0
 """After so long a space that could not be worked on is tried again."""
 
@@ -55,8 +57,8 @@ class CatalogueSpaces:
         if 0 in kept:
             self._first_space = kept[0].space
         elif self._first.pool is not None:
-            self._first.pool = None
-            await self._encoders.drop(self._first_space)
+            await self._first.without_vectors()
+            await self._encoders.release(self._first_space, HOLDER)
         self._encoders.serve(control.serving)
 
     async def stop(self) -> None:
@@ -67,7 +69,7 @@ class CatalogueSpaces:
         task = self._tasks.pop(number)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await self._encoders.drop(self._spaces.pop(number).space)
+        await self._encoders.release(self._spaces.pop(number).space, HOLDER)
 
     async def _work_on(self, space: ModelSpace) -> None:
         while True:
@@ -80,11 +82,12 @@ class CatalogueSpaces:
                     error=f"{type(error).__name__}: {error}",
                     again_s=_AGAIN_S,
                 )
-            await self._encoders.drop(space.space)
+            await self._encoders.release(space.space, HOLDER)
             await asyncio.sleep(_AGAIN_S)
 
     async def _until_it_fails(self, space: ModelSpace) -> None:
-        pool = self._encoders.pool(space)
+        await self._encoders.describe(space)
+        pool = self._encoders.pool(space, HOLDER)
         if not pool.started:
             await pool.start()
         agent = CatalogueAgent(self._settings, self._publisher, self._metrics, pool, number=space.number)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_app.encoder_space import EncoderSpace
-from stream_app.errors import EncodeError, SettingsError
+from stream_app.errors import EncodeError, SettingsError, TailraceError
 from stream_app.images.fusion import fuse
 from stream_app.images.sources import ImageSource
 from stream_app.logs import get_logger
@@ -164,6 +164,11 @@ class FusedPool:
     def started(self) -> bool:
         """Whether :meth:`start` was called."""
         return self.text.started
+
+    @property
+    def error(self) -> TailraceError | None:
+        """Why one of the pools gave up, or that it was closed; None while both work."""
+        return self.text.error or self.images.error
 
     @property
     def queue_length(self) -> int:

@@ -205,7 +205,7 @@ async def test_a_model_that_is_not_here_stops_nothing(settings: Settings, other:
         gone_space = await build_space(settings, {"model": str(gone)})
         await complete(settings, gone_space)
         assert pipeline.tailrace.encoders is not None
-        await pipeline.tailrace.encoders.drop(gone_space.space)
+        await pipeline.tailrace.encoders._end(gone_space.space)
         gone.unlink()
         await cut_over_to(settings, gone_space.space)
         slate = await pipeline.slate_after("u0", await pipeline.event("u0", "i7"))
@@ -222,7 +222,7 @@ async def test_an_adapter_is_served_and_no_text_is_embedded_for_it(settings: Set
         space = await build_space(settings, {"adapter": str(path)})
         await complete(settings, space)
         assert pipeline.tailrace.encoders is not None
-        pool = pipeline.tailrace.encoders.pool(space)
+        pool = pipeline.tailrace.encoders.pool(space, "test")
         assert pool.space == space.space
         assert (pool.text.stats if isinstance(pool, FusedPool) else pool.stats).texts_encoded == 0
         await cut_over_to(settings, space.space)

@@ -95,12 +95,12 @@ def test_a_process_makes_the_pool_that_the_space_says(file: Path) -> None:
     found = describe_encoder(EncoderSettings(adapter=file))
     encoders = Encoders(settings, connect_redis(settings))
     space = ModelSpace(space=found.space, dimensions=DIMENSIONS, number=1, encoder={"adapter": str(file)})
-    pool = encoders.pool(space)
+    pool = encoders.pool(space, "test")
     assert isinstance(pool, AdaptedPool)
     assert pool.space == found.space
     other = ModelSpace(space="other", dimensions=DIMENSIONS, number=2, encoder={"adapter": str(file)})
     with pytest.raises(SettingsError, match="put the same files there on every machine"):
-        encoders.pool(other)
+        encoders.pool(other, "test")
 
 
 def test_an_adapted_space_is_not_whitened_again(file: Path) -> None:

@@ -188,3 +188,24 @@ async def test_one_part_has_vectors_tombstones_and_letters_the_last_change_of_an
     ]
     assert len(pool.asked[0]) == 2  # that of "a" was not embedded
     assert all(event.acked for event in events)
+
+
+async def test_when_no_vectors_are_wanted_any_more_what_is_under_way_is_finished(
+    agent: CatalogueAgent, pool: Pool, broker: Broker
+) -> None:
+    pool.held["slow"] = asyncio.Event()
+    first = Delivered(0, "a", "slow")
+    await agent.handle([first])
+    await eventually(lambda: pool.asked, what="it is with the pool")
+    leaving = asyncio.create_task(agent.without_vectors())
+    await asyncio.sleep(0)
+    assert not leaving.done()
+    pool.held["slow"].set()
+    await leaving
+    assert broker.keys == [["a"]]
+    assert first.acked
+    second = Delivered(1, "b", "lamp")
+    await agent.handle([second])
+    await eventually(lambda: second.acked, what="it is acknowledged")
+    assert not agent.failed.done()
+    assert broker.keys == [["a"], []]

@@ -380,6 +380,22 @@ async def test_a_device_that_disappears_ends_the_pool_with_the_reason(
         assert pool.stats.poison_texts == 0
 
 
+async def test_while_one_process_works_another_that_cannot_start_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lost = tmp_path / "lost"
+    monkeypatch.setenv(LOST_DEVICE, str(lost))
+    async with running(device="cuda:6", processes=2) as pool:
+        await eventually(lambda: len(pool.pids) == 2, what="both are ready")
+        lost.touch()
+        os.kill(pool.pids[0], signal.SIGKILL)
+        await eventually(lambda: len(pool.pids) == 1, what="one is gone")
+        assert_vectors(await pool.encode(["a"], Priority.CATALOGUE), ["a"])
+        lost.unlink()
+        await eventually(lambda: len(pool.pids) == 2, timeout_s=60, what="it is back")
+        assert pool.error is None
+
+
 async def test_a_device_that_comes_back_goes_on(tmp_path: Path) -> None:
     async with running(device="cuda:6") as pool:
         bad, good = (

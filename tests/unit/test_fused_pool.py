@@ -301,9 +301,9 @@ async def test_a_process_has_the_pools_of_a_space_as_the_space_says(model: Path,
     wanted = {"image_model": str(model), "image_weight": 0.4}
     named = describe_encoder(encoder_settings(settings, ModelSpace(space="x", dimensions=1, number=1, encoder=wanted)))
     encoders = Encoders(settings, None)  # type: ignore[arg-type] - the cache goes on without Redis
-    fused = encoders.pool(ModelSpace(space=named.space, dimensions=named.dimensions, number=1, encoder=wanted))
+    fused = encoders.pool(ModelSpace(space=named.space, dimensions=named.dimensions, number=1, encoder=wanted), "test")
     plain = describe_encoder(settings.encoder)
-    alone = encoders.pool(ModelSpace(space=plain.space, dimensions=plain.dimensions, number=0))
+    alone = encoders.pool(ModelSpace(space=plain.space, dimensions=plain.dimensions, number=0), "test")
     assert isinstance(fused, FusedPool)
     assert isinstance(alone, EncoderPool)
     assert encoders.pools == [fused.text, fused.images, alone]
@@ -312,10 +312,10 @@ async def test_a_process_has_the_pools_of_a_space_as_the_space_says(model: Path,
     assert fused.images.share == settings.spaces.build_share
     fused.outcomes["used"] += 3
     assert encoders.image_outcomes() == {"used": 3}
-    await encoders.drop(named.space)
+    await encoders.release(named.space, "test")
     assert encoders.image_outcomes() == {"used": 3}, "a counter does not go back"
     with pytest.raises(SettingsError, match="image_model"):
-        encoders.pool(ModelSpace(space="another", dimensions=7, number=2, encoder=wanted))
+        encoders.pool(ModelSpace(space="another", dimensions=7, number=2, encoder=wanted), "test")
     await encoders.close()
 
 
