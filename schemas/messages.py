@@ -279,8 +279,8 @@ class ModelSpace(Struct, frozen=True, kw_only=True, omit_defaults=True):
         int, Meta(ge=0, description="Its vectors are on item-vectors.v1 (0) or item-vectors.v1.<number>; never reused.")
     ]
     encoder: Annotated[
-        dict[str, str | int | float | bool],
-        Meta(max_length=64, description="Settings of the encoder that differ from those of the processes."),
+        dict[str, str | int | float | bool | None],
+        Meta(max_length=64, description="Settings of the encoder that decide its vectors, whatever processes have."),
     ] = {}
 
 

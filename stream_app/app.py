@@ -26,9 +26,8 @@ from stream_app.delivery.admin import create_topics
 from stream_app.delivery.publisher import Publisher
 from stream_app.delivery.retry import until_it_works
 from stream_app.encoder_metrics import watch_pools
-from stream_app.encoder_space import describe_encoder
-from stream_app.encoders import Encoders
-from stream_app.errors import TailraceError, Unavailable
+from stream_app.encoders import Encoders, deciding_settings
+from stream_app.errors import SettingsError, TailraceError, Unavailable
 from stream_app.images.pool import FusedPool
 from stream_app.logs import get_logger
 from stream_app.memory import settle
@@ -37,7 +36,8 @@ from stream_app.ranking.recommender import Recommender
 from stream_app.replicas.replica import Replica
 from stream_app.replicas.spaces import SpaceWatch, control_record
 from stream_app.settings import Settings
-from stream_app.spaces.control import first_control, served_space
+from stream_app.space_operations import control_of
+from stream_app.spaces.control import served_space
 from stream_app.stores.users import REDIS_TRANSIENT, UserStore, connect_redis
 from stream_app.users.stage import UserStage
 from stream_app.warm_up import warm_up
@@ -130,13 +130,12 @@ class Tailrace:
             await until_it_works(
                 redis.ping, what="Redis", transient=REDIS_TRANSIENT, settings=settings.delivery, metrics=metrics
             )
-        model = describe_encoder(settings.encoder)
-        self._watch_spaces = watch = SpaceWatch(settings, first_control(model.space, model.dimensions))
+        self._watch_spaces = watch = SpaceWatch(settings, lambda: control_of(settings))
         await watch.start()
         self._stack.push_async_callback(watch.stop)
-        if watch.control.serving != model.space:
+        if served_space(watch.control).encoder != deciding_settings(settings.encoder):
             _log.warning(
-                "encoder.model is not what is served; change that with: tailrace spaces",
+                "the encoder's settings are not those of the space that is served; change that with: tailrace spaces",
                 served=watch.control.serving,
                 setting=settings.encoder.model,
             )
@@ -210,7 +209,13 @@ class Tailrace:
             )
         if role == "catalogue":
             first = [one for one in watch.control.spaces if one.number == 0]
-            pool = encoders.pool(first[0], CATALOGUE) if first else None
+            try:
+                pool = encoders.pool(first[0], CATALOGUE) if first else None
+            except SettingsError as error:
+                raise SettingsError(
+                    f"space 0 is kept, and its model cannot be used: {error}; put it back, or where another space is "
+                    "served, retire it: tailrace spaces retire 0"
+                ) from error
             if pool is not None and not pool.started:
                 await pool.start()
             return CatalogueAgent(settings, publisher, metrics, pool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,12 +17,25 @@ from stream_app.encoder_space import EncoderSpace, describe_encoder
 from stream_app.errors import SettingsError
 from stream_app.images.pool import FusedPool, image_pool, image_source
 from stream_app.settings import EncoderSettings, Settings
+from stream_app.spaces.control import EncoderValue
 from stream_app.stores.embedding_cache import EmbeddingCache
 from workers.image_models import describe_image_model
 from workers.models import describe_model
 from workers.pool import EncoderPool
 
-__all__ = ["Encoders", "encoder_settings"]
+__all__ = ["Encoders", "deciding_settings", "encoder_settings"]
+
+_DECIDING = (
+    "model", "pooling", "dimensions", "query_prefix", "document_prefix", "max_tokens", "adapter", "image_model",
+    "image_weight",
+)  # fmt: skip
+"""Settings of the encoder that decide what vector a text gets. The others move it by rounding errors."""
+
+
+def deciding_settings(settings: EncoderSettings) -> dict[str, EncoderValue]:
+    """The encoder settings that decide its vectors: a space is kept by them, whatever processes have later."""
+    values = {name: getattr(settings, name) for name in _DECIDING}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def encoder_settings(settings: Settings, space: ModelSpace) -> EncoderSettings:
@@ -54,6 +68,7 @@ class Encoders:
         self._pools: dict[str, EncoderPool | FusedPool] = {}
         self._holders: dict[str, set[str]] = {}
         self._ending: asyncio.Future[None] | None = None
+        self._serving = ""
         self._outcomes = Counter[str]()  # of pools that are gone
 
     @property
@@ -111,6 +126,7 @@ class Encoders:
             )
         pool = self._pools[space.space] = self._fused(settings, model) if settings.image_model else self._text(settings)
         self._holders.setdefault(space.space, set()).add(holder)
+        self._share(space.space)
         if held is not None:  # It gave up: whoever comes gets another one.
             self._ending = asyncio.ensure_future(held.close())
         return pool
@@ -146,8 +162,12 @@ class Encoders:
 
     def serve(self, space: str) -> None:
         """From now on texts of this space are waited for; those of others have a bounded share of the time."""
-        for name, pool in self._pools.items():
-            pool.share = 1.0 if name == space else self._settings.spaces.build_share
+        self._serving = space
+        for name in self._pools:
+            self._share(name)
+
+    def _share(self, space: str) -> None:
+        self._pools[space].share = 1.0 if space == self._serving else self._settings.spaces.build_share
 
     async def release(self, space: str, holder: str) -> None:
         """Somebody needs the pool of a space no more; with the last it ends."""

@@ -76,6 +76,7 @@ class ServingState:
         self.beside: dict[str, SpaceIndex] = {}
         self._whitenings: dict[str, VectorSpace] = {}
         self._bases: dict[str, FactorBasis] = {}
+        self._frame = ""
         self.catalogue = Catalogue(unknown_items=settings.replica.unknown_items)
         self.signals = Signals(settings.items)
         self.factors = Factors(settings.factors)
@@ -106,7 +107,7 @@ class ServingState:
     @property
     def frame(self) -> str:
         """What learned factors are comparable in: the space whose basis they started from."""
-        return self.space if self.factors.basis is None else self.factors.basis.frame
+        return (self._frame or self.space) if self.factors.basis is None else self.factors.basis.frame
 
     @property
     def versions(self) -> Versions:
@@ -317,10 +318,16 @@ class ServingState:
         if basis.same_as(self.factors.basis):
             self.counters["bases_ignored"] += 1
             return False
-        self.factors.basis = basis
+        self._begin_from(basis, self.frame)
         self._start_factors(self.index.rows())
         self.counters["bases"] += 1
         return True
+
+    def _begin_from(self, basis: FactorBasis, frame: str) -> None:
+        """Put a basis in force; what was learned in another ``frame`` than its own is not comparable, and goes."""
+        if basis.frame != frame:
+            self.factors.forget(np.flatnonzero(self.factors.learned).astype(np.int32))
+        self.factors.basis, self._frame = basis, ""
 
     def forget_basis(self, space: str) -> None:
         """The basis of a space that is kept no longer is gone; the one in force stays."""
@@ -430,7 +437,11 @@ class ServingState:
         Not to be called while something ranks or saves: vectors of two spaces must not meet.
         """
         for kept in self.beside.values():
-            kept.advance(wait=wait)
+            try:
+                kept.advance(wait=wait)
+            except Exception:  # no room for it: what is served goes on, and the other is as it was
+                kept.give_up()
+                self.counters["spaces_given_up"] += 1
         return self.live.advance(wait=wait)
 
     def keep_beside(self, space: str, dimensions: int) -> None:
@@ -455,21 +466,24 @@ class ServingState:
         Raises:
             KeyError: when the space is not kept.
         """
-        before, basis = self.live, self.factors.basis
+        before, basis, frame = self.live, self.factors.basis, self.frame
         self.live = self.beside.pop(space)
         self.beside[before.space] = before
         # Seen by what remembers which version of an index it looked at: it never goes back.
         self.live.index.version = max(self.live.index.version, before.index.version) + 1
-        if before.served.message is not None:
-            _remember(self._whitenings, before.space, before.served.message)
+        if before.coming.message is not None:
+            _remember(self._whitenings, before.space, before.coming.message)
+        else:
+            self._whitenings.pop(before.space, None)
         if basis is not None:
             _remember(self._bases, before.space, basis)
-        self.factors.basis = self._bases.get(space)
-        started = np.flatnonzero(self.factors.has & ~self.factors.learned).astype(np.int32)
-        self.factors.forget_started(started)
-        if basis is not None and self.factors.basis is not None and basis.frame != self.factors.basis.frame:
-            # Learned from another beginning: not comparable with what is learned from now on.
-            self.factors.forget(np.flatnonzero(self.factors.learned).astype(np.int32))
+        self.factors.forget_started(np.flatnonzero(self.factors.has & ~self.factors.learned).astype(np.int32))
+        carried = self._bases.get(space)
+        if carried is not None:
+            self._begin_from(carried, frame)
+        else:
+            # What was learned stays good for as long as no other beginning is told of.
+            self.factors.basis, self._frame = None, frame
         self._start_factors(self.index.rows())
         known = np.flatnonzero(self.catalogue.known).astype(np.int32)
         self.cold.set_all(known, self.is_cold(known), changed=True)
@@ -478,7 +492,10 @@ class ServingState:
     def covered(self, space: str) -> bool:
         """Whether a space kept beside the served one has a vector of nearly every item that one has."""
         kept, rows = self.beside.get(space), self.index.rows()
-        return kept is not None and int(np.count_nonzero(kept.index.has(rows))) >= _COVERED * len(rows)
+        if kept is None or not len(rows):
+            return False
+        missing = len(rows) - int(np.count_nonzero(kept.index.has(rows)))
+        return missing < len(rows) and missing <= max(1.0, (1.0 - _COVERED) * len(rows))
 
     def to_space(self, vectors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
         """The model's vectors of texts, by text, as vectors of the space served now. Not kept: the space may change."""

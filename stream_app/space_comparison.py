@@ -64,7 +64,8 @@ async def compare_spaces(settings: Settings, target: ModelSpace, *, count: int, 
     live = served_space(control)
     if live.space == target.space:
         raise SpaceError(f"{target.space} is the one that is served; compare another one with it")
-    old, new = await vectors_of_space(settings, live), await vectors_of_space(settings, target)
+    # Twice as many: an item may be in one of them only.
+    old, new = [await vectors_of_space(settings, space, most=2 * count) for space in (live, target)]
     ids = sorted(old.keys() & new.keys(), key=lambda item_id: (id_hash(item_id), item_id))[:count]
     if len(ids) <= _NEAR:
         raise SpaceError(f"{len(ids)} items are in both spaces; more than {_NEAR} are needed to compare them")
@@ -87,19 +88,25 @@ async def compare_spaces(settings: Settings, target: ModelSpace, *, count: int, 
     )
 
 
-async def vectors_of_space(settings: Settings, space: ModelSpace) -> dict[str, ItemVector]:
-    """The vectors that a space has, by item."""
+async def vectors_of_space(settings: Settings, space: ModelSpace, *, most: int) -> dict[str, ItemVector]:
+    """The vectors that a space has, by item; of more than ``most`` items, those with the smallest hash of their id."""
     found: dict[str, ItemVector] = {}
+    largest = 1 << 63
     async for record in read_to_end(settings, Topics(settings).vectors_of(space.number), patience_s=PATIENCE_S):
         try:
             item_id, vector = decode_item_vector(record.key, record.value)
         except InvalidMessage:
             continue
+        if id_hash(item_id) > largest:
+            continue
         if vector is None:
             found.pop(item_id, None)
         elif vector.space == space.space and vector.dimensions == space.dimensions:
             found[item_id] = vector
-    return found
+        if len(found) > 2 * most:
+            largest = sorted(map(id_hash, found))[most - 1]
+            found = {item_id: vector for item_id, vector in found.items() if id_hash(item_id) <= largest}
+    return dict(sorted(found.items(), key=lambda pair: id_hash(pair[0]))[:most])
 
 
 async def items_taken_together(settings: Settings, place: dict[str, int]) -> dict[int, list[int]]:

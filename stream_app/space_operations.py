@@ -20,11 +20,11 @@ from aiokafka.structs import ConsumerRecord
 
 from schemas.decode import decode_factor_basis, decode_vector_space
 from schemas.messages import ModelSpace, SpaceControl
-from stream_app.delivery.admin import create_vectors_topic, delete_topic, group_members
+from stream_app.delivery.admin import create_vectors_topic, delete_topic, group_lag, group_members
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import follow, read_to_end
 from stream_app.encoder_space import describe_encoder
-from stream_app.encoders import encoder_settings
+from stream_app.encoders import deciding_settings, encoder_settings
 from stream_app.errors import InvalidMessage
 from stream_app.metrics import Metrics
 from stream_app.replicas.spaces import read_control, write_control
@@ -37,6 +37,7 @@ from stream_app.topics import Topics
 __all__ = [
     "Progress",
     "build_space",
+    "control_of",
     "cut_over_to",
     "follow_build",
     "hindrances",
@@ -68,20 +69,22 @@ class Progress:
 
     Attributes:
         items: that the served space has vectors of.
-        done: of these, with the same text in the new space.
+        done: of these, with a vector in the new space.
         caught_up: whether both topics were read to where they ended.
+        waiting: items that are made of another text there, and changes of the catalogue are on their way.
         missing: ids of some that are missing.
     """
 
     items: int
     done: int
     caught_up: bool
+    waiting: int = 0
     missing: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
         """Whether the new space has what it needs to be served."""
-        return self.caught_up and self.items - self.done <= _ITEM_MAY_LACK * self.items
+        return self.caught_up and not self.waiting and self.items - self.done <= _ITEM_MAY_LACK * self.items
 
 
 async def present_control(settings: Settings) -> tuple[SpaceControl, int]:
@@ -91,12 +94,17 @@ async def present_control(settings: Settings) -> tuple[SpaceControl, int]:
         SettingsError: when the model of the settings is not here.
         Unavailable, TopicError: when the broker or the topic is not there.
     """
-    return await read_control(settings, _first(settings), patience_s=PATIENCE_S)
+    return await read_control(settings, lambda: control_of(settings), patience_s=PATIENCE_S)
 
 
-def _first(settings: Settings) -> SpaceControl:
+def control_of(settings: Settings) -> SpaceControl:
+    """What holds where there is no record: the model of the settings, alone.
+
+    Raises:
+        SettingsError: when the model is not here.
+    """
     model = describe_encoder(settings.encoder)
-    return first_control(model.space, model.dimensions)
+    return first_control(model.space, model.dimensions, deciding_settings(settings.encoder))
 
 
 async def build_space(settings: Settings, encoder: Mapping[str, str | int | float | bool]) -> ModelSpace:
@@ -111,12 +119,15 @@ async def build_space(settings: Settings, encoder: Mapping[str, str | int | floa
         settings, ModelSpace(space="that is to be built", dimensions=1, number=0, encoder=dict(encoder))
     )
     model = describe_encoder(wanted)
-    changed = with_space(control, model.space, model.dimensions, encoder, at=_now())
-    space = find_space(changed, model.space)
-    await create_vectors_topic(settings, space.number)
+    number, deciding = control.next_number, deciding_settings(wanted)
+    changed = with_space(control, model.space, model.dimensions, deciding, at=_now())
+    # Who makes the topic has the number: another build at the same time gets another one.
+    while not await create_vectors_topic(settings, number):
+        number += 1
+    changed = with_space(control, model.space, model.dimensions, deciding, at=_now(), number=number)
     async with _publisher(settings) as publisher:
-        await write_control(settings, publisher, changed, first=_first(settings), based_on=offset)
-    return space
+        await write_control(settings, publisher, changed, based_on=offset, patience_s=PATIENCE_S)
+    return find_space(changed, model.space)
 
 
 async def follow_build(settings: Settings, space: ModelSpace) -> AsyncGenerator[Progress, None]:
@@ -139,8 +150,14 @@ async def follow_build(settings: Settings, space: ModelSpace) -> AsyncGenerator[
             for reader in readers:
                 if reader.done():
                     reader.result()
-            missing = tuple(building.some_missing(5)) if all(caught_up.values()) else ()
-            yield Progress(building.items, building.done, all(caught_up.values()), missing)
+            there = all(caught_up.values())
+            missing = tuple(building.some_missing(5)) if there else ()
+            # Made of another text: of one that is on its way still, or, when nothing is, of other templates.
+            waits = building.other_texts if building.other_texts > _ITEM_MAY_LACK * building.items else 0
+            if there and waits and building.missing <= _ITEM_MAY_LACK * building.items:
+                group = topics.group(f"catalogue-{space.number}" if space.number else "catalogue")
+                waits = min(waits, await group_lag(settings, group, topics.items))
+            yield Progress(building.items, building.done, there, waits, missing)
     finally:
         for reader in readers:
             reader.cancel()
@@ -239,7 +256,7 @@ async def _change(settings: Settings, change: Callable[[SpaceControl], SpaceCont
     control, offset = await present_control(settings)
     changed = change(control)
     async with _publisher(settings) as publisher:
-        await write_control(settings, publisher, changed, first=_first(settings), based_on=offset)
+        await write_control(settings, publisher, changed, based_on=offset, patience_s=PATIENCE_S)
     return changed
 
 

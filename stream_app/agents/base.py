@@ -8,6 +8,7 @@ it starts it again; nothing was acknowledged, nothing is lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -119,6 +120,8 @@ class Agent(ABC):
         if self._app is not None:
             await self._app.stop()
             self._app = None
+            with contextlib.suppress(KeyError):  # nobody consumes any more, and nothing is behind
+                self.metrics.lag.remove(self.group)
         if not self.failed.done():
             self.failed.cancel()
 

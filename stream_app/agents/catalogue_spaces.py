@@ -49,8 +49,9 @@ class CatalogueSpaces:
     async def spaces_changed(self, control: SpaceControl) -> None:
         """Work on the spaces that are kept, and on no others."""
         kept = {one.number: one for one in control.spaces}
-        for number in self._tasks.keys() - kept.keys():
-            await self._end(number)
+        for number, space in list(self._spaces.items()):
+            if kept.get(number) != space:
+                await self._end(number)
         for number in kept.keys() - self._tasks.keys() - {0}:
             self._spaces[number] = kept[number]
             self._tasks[number] = asyncio.create_task(self._work_on(kept[number]), name=f"catalogue-{number}")

@@ -184,8 +184,7 @@ class InteractionsAgent(Agent):
         await super().start()
         self._run("withdrawals", self._replace_withdrawn())
         self._run("standing", self._follow_standing())
-        if self.settings.spaces.whiten:
-            self._run("space", self._keep_space_fitted())
+        self._run("space", self._keep_space_fitted())
         self._run("arrivals", self._offer_arrivals())
 
     async def _keep_space_fitted(self) -> None:
@@ -193,21 +192,23 @@ class InteractionsAgent(Agent):
 
         Should two take themselves for the owner while partitions move, everyone ends with the later record.
         """
-        asked = 0
+        asked, of = 0, ""
+        too_long: set[str] = set()
         while True:
             serving = self._serving
             # Our own record comes back through the replica; until then nothing new is known.
-            if serving.served.version >= asked:
+            if serving.served.version >= asked or serving.space != of:
                 asked = 0
-            if 0 in self.assignment() and not asked and serving.space_due():
+            if 0 in self.assignment() and not asked and serving.space not in too_long and serving.space_due():
                 space = await asyncio.to_thread(serving.fit_space())
                 if space is None:
                     _log.warning("vectors too long to whiten", setting="connection.max_message_bytes")
-                    return
-                record = OutRecord(self.topics.spaces, space.space.encode(), encode(space))
-                await self.publisher.publish([record])
-                asked = space.version
-                _log.info("space fitted", version=space.version, items=space.items)
+                    too_long.add(serving.space)
+                else:
+                    record = OutRecord(self.topics.spaces, space.space.encode(), encode(space))
+                    await self.publisher.publish([record])
+                    asked, of = space.version, space.space
+                    _log.info("space fitted", version=space.version, items=space.items)
             if 0 in self.assignment():
                 await self._ready_others()
             await asyncio.sleep(self.settings.spaces.check_interval_s)

@@ -109,6 +109,7 @@ class RankerAgent(Agent):
         super().__init__(settings, publisher, metrics)
         self._space = ModelSpace(space=space, dimensions=dimensions, number=number)
         self._next_space = self._space
+        self._told = asyncio.Event()
         # One broadcast of each kind at a time; a hand-over may come while one is under way.
         self._publishing, self._flushing = asyncio.Lock(), asyncio.Lock()
         self._owned: _Owned | None = None
@@ -123,6 +124,7 @@ class RankerAgent(Agent):
         """Items start from their vectors of this space from now on. What was learned stays, where the basis of learned
         factors was carried over to it."""
         self._next_space = space
+        self._told.set()
 
     async def start(self) -> None:
         await super().start()
@@ -145,7 +147,7 @@ class RankerAgent(Agent):
         owned = self._owned
         if owned is None:
             moves = self._moves
-            owned = await self.reading(self._take_over, self.topics.training_examples)
+            owned = await self._taken_over()
             if moves != self._moves:
                 await owned.close()
                 return  # The partition moved meanwhile.
@@ -170,6 +172,24 @@ class RankerAgent(Agent):
         while self._owned is owned and len(owned.held) > _MAX_HELD:
             async with self._flushed:
                 await self._flushed.wait()
+
+    async def _taken_over(self) -> _Owned:
+        """Take over in the space that is to be served, begun again when that is another one meanwhile: the topic of the
+        one before may be gone, and would be waited for."""
+        while True:
+            self._told.clear()
+            self._space = self._next_space
+            taking = asyncio.ensure_future(self.reading(self._take_over, self.topics.training_examples))
+            told = asyncio.ensure_future(self._told.wait())
+            try:
+                await asyncio.wait((taking, told), return_when=asyncio.FIRST_COMPLETED)
+                if taking.done() or self._next_space == self._space:
+                    return await taking
+            finally:
+                told.cancel()
+                if not taking.done():
+                    taking.cancel()
+                    await asyncio.gather(taking, return_exceptions=True)
 
     async def _change_space(self) -> None:
         """Make everything durable and leave it; what is read next is taken over in the other space."""

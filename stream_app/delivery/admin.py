@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
@@ -28,6 +29,7 @@ __all__ = [
     "create_vectors_topic",
     "delete_topic",
     "describe_topics",
+    "group_lag",
     "group_members",
 ]
 
@@ -166,10 +168,11 @@ async def describe_topics(settings: Settings) -> list[TopicState]:
         return await _describe(client, settings)
 
 
-async def create_vectors_topic(settings: Settings, number: int) -> None:
+async def create_vectors_topic(settings: Settings, number: int) -> bool:
     """Create the topic of a further vector space as the first one's is, and wait until the broker shows it.
 
-    Nothing happens when it is there.
+    Returns:
+        whether this call made it: of two that ask for one number, one did.
 
     Raises:
         Unavailable: when no broker answers; worth trying again.
@@ -182,13 +185,34 @@ async def create_vectors_topic(settings: Settings, number: int) -> None:
         first = states[topics.item_vectors]
         if first.partitions is None:
             raise TopicError(f"topic {first.name} is not on Kafka at {settings.kafka}; {_CREATE_COMMAND}")
-        await _create(client, settings, [replace(first, name=name, wanted_partitions=first.partitions)])
+        created = await _create(client, settings, [replace(first, name=name, wanted_partitions=first.partitions)])
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _VISIBLE_WITHIN_S
         while name not in await _names(client):
             if loop.time() > deadline:
                 raise Unavailable(f"Kafka at {settings.kafka} created {name} and does not show it yet")
             await asyncio.sleep(_ASK_EVERY_S)
+        return name in created
+
+
+async def group_lag(settings: Settings, group: str, topic: str) -> int:
+    """Records of a topic that a consumer group has not committed yet.
+
+    Raises:
+        Unavailable: when no broker answers.
+    """
+    # A consumer that joins nothing may ask for a group's offsets, on every broker.
+    consumer = AIOKafkaConsumer(**kafka_options(settings), group_id=group, enable_auto_commit=False)
+    try:
+        await consumer.start()
+        await consumer.topics()
+        places = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+        ends = await consumer.end_offsets(places)
+        return sum([max(0, end - (await consumer.committed(place) or 0)) for place, end in ends.items()])
+    except (KafkaError, OSError) as error:
+        raise Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}") from error
+    finally:
+        await consumer.stop()
 
 
 async def delete_topic(settings: Settings, name: str) -> None:

@@ -190,7 +190,7 @@ def carry_basis(basis: FactorBasis, old: NDArray[np.float32], new: NDArray[np.fl
     matrix = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), centred.T @ (wanted - middle))
     found = basis.columns
     matrix[:, ~found] = 0.0
-    # Where the mean has to lie for the items' middle to stay what it was.
+    # Where the mean has to lie for the items' middle to stay what it was, as nearly as the new space allows.
     mean -= middle[found] @ np.linalg.pinv(matrix[:, found])
     return FactorBasis(space, mean.astype(np.float32), matrix.astype(np.float32), basis.frame)
 

@@ -57,7 +57,7 @@ async def weight_of_images(settings: Settings, space: ModelSpace, *, count: int)
     described = describe_encoder(encoder)
     if described.space != space.space:
         raise SpaceError(f"{space.space} was built with other models than those here, which span {described.space}")
-    found = await vectors_of_space(settings, space)
+    found = await vectors_of_space(settings, space, most=count)
     ids = sorted(found, key=lambda item_id: (id_hash(item_id), item_id))[:count]
     if len(ids) <= _NEAR:
         raise SpaceError(f"{len(ids)} items have vectors of {space.space}; more than {_NEAR} are needed")

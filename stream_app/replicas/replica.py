@@ -64,6 +64,8 @@ _TOGETHER = 32
 _POLL_MS = 200
 _SETTLE_S = 1.0
 """Topics that keep growing are read this far beyond where they ended at the start; then the replica is ready."""
+_LOOK_AGAIN_S = 5.0
+"""After this long a topic that was not there is looked for again."""
 _PREPARE_AGAIN_S = 10.0
 """After this long what could not be made ready for another space is tried again."""
 _STALE_EXPIRIES = 1_024
@@ -103,7 +105,7 @@ class Replica:
         live: the space that is served.
         prepare: makes the process ready to serve another space; what it raises is logged, and it is tried again.
         exclusively: nothing ranks and no batch is under way within the context it gives.
-        on_cut_over: called within it, when another space is served from then on.
+        on_cut_over: called within it, just before another space is served; what it raises puts that off.
         on_withdrawn: called when an item that could be recommended no longer can.
         on_arrived: called, once :attr:`ready`, when a new item (one with hardly any events) can be recommended and has
             a vector, and it was not so before.
@@ -234,18 +236,14 @@ class Replica:
 
     async def _run(self) -> None:
         topics = self._topics
-        names = [topics.items, topics.item_signals, topics.ranker_weights, topics.rules]
-        names += [topics.factor_basis, topics.item_factors, topics.spaces]
         while True:
-            control = self._control
-            vectors = {topics.vectors_of(one.number): one.space for one in self._kept(control)}
-            consumer = await self._connect([*names, *vectors])
+            consumer, vectors = await self._connect()
             try:
                 if self.serving.factors.basis is None:
                     # What is learned is of the basis' frame: it must not come first.
                     async for record in read_to_end(self.settings, topics.factor_basis):
                         self._apply_one(record, self._apply_basis)
-                await self._tail(consumer, control, vectors)
+                await self._tail(consumer, vectors)
             except OffsetOutOfRangeError as error:
                 self._start_over(str(error))
             except (KafkaError, OSError) as error:
@@ -254,8 +252,16 @@ class Replica:
             finally:
                 await consumer.stop()
 
-    async def _connect(self, names: list[str]) -> AIOKafkaConsumer:
-        async def attempt() -> AIOKafkaConsumer:
+    async def _connect(self) -> tuple[AIOKafkaConsumer, dict[str, str]]:
+        """A consumer of everything, and the topics of vectors among it with their spaces."""
+        topics = self._topics
+        names = [topics.items, topics.item_signals, topics.ranker_weights, topics.rules]
+        names += [topics.factor_basis, topics.item_factors, topics.spaces]
+
+        async def attempt() -> tuple[AIOKafkaConsumer, dict[str, str]]:
+            # Looked at again at every try: a space may be retired, and its topic gone, while a broker is waited for.
+            kept, served = self._kept(self._control), topics.vectors_of(self.live.number)
+            vectors = {topics.vectors_of(one.number): one.space for one in kept}
             consumer = AIOKafkaConsumer(
                 **kafka_options(self.settings),
                 enable_auto_commit=False,
@@ -266,14 +272,22 @@ class Replica:
             try:
                 await consumer.start()
                 partitions = []
-                for name in names:
+                for name in [*names, *vectors]:
                     found = consumer.partitions_for_topic(name)
                     if not found:
                         await consumer._client.force_metadata_update()
                         found = await self._partitions(consumer, name)
+                    if not found:
+                        needed = name in names or (name == served and self.live in self._control.spaces)
+                        if needed:
+                            raise KafkaError(f"topic {name} does not exist yet; create it with: tailrace topics create")
+                        _log.warning("vectors of a space are not there", topic=name, space=vectors.pop(name))
+                        continue
                     partitions += [TopicPartition(name, number) for number in sorted(found)]
-                # Of spaces that are kept no longer, or that were made again.
-                self.positions = {place: at for place, at in self.positions.items() if place.topic in names}
+                # Of spaces that are kept no longer.
+                there = {*names, *vectors}
+                self.positions = {place: at for place, at in self.positions.items() if place.topic in there}
+                self._target_ends = None
                 consumer.assign(partitions)
                 beginning = await consumer.beginning_offsets(partitions)
                 end = await consumer.end_offsets(partitions)
@@ -284,7 +298,7 @@ class Replica:
             except BaseException:
                 await consumer.stop()
                 raise
-            return consumer
+            return consumer, vectors
 
         return await until_it_works(
             attempt,
@@ -297,10 +311,7 @@ class Replica:
     @staticmethod
     async def _partitions(consumer: AIOKafkaConsumer, name: str) -> set[int]:
         await consumer.topics()
-        found = consumer.partitions_for_topic(name)
-        if not found:
-            raise KafkaError(f"topic {name} does not exist yet; create it with: tailrace topics create")
-        return set(found)
+        return set(consumer.partitions_for_topic(name) or ())
 
     def _check_positions(self, beginning: dict[TopicPartition, int], end: dict[TopicPartition, int]) -> None:
         """Start over when a position cannot be continued from: the topic was made again or cleaned up.
@@ -335,7 +346,15 @@ class Replica:
         """The spaces to tail: those that are to be kept, and what is served while it still is."""
         return [*control.spaces, *([] if self.live in control.spaces else [self.live])]
 
-    async def _tail(self, consumer: AIOKafkaConsumer, control: SpaceControl, vectors: dict[str, str]) -> None:
+    def _reads_what_is_kept(self, vectors: dict[str, str], since: float) -> bool:
+        """Whether no other spaces are to be kept, nor is it time to look for topics that were not there."""
+        kept = {self._topics.vectors_of(one.number): one for one in self._kept(self._control)}
+        missing = [one for topic, one in kept.items() if topic not in vectors and one in self._control.spaces]
+        look_again = bool(missing) and time.monotonic() - since > _LOOK_AGAIN_S
+        held = {*self.serving.beside, self.live.space}
+        return vectors.keys() <= kept.keys() and held == {one.space for one in kept.values()} and not look_again
+
+    async def _tail(self, consumer: AIOKafkaConsumer, vectors: dict[str, str]) -> None:
         """Until other spaces are to be kept."""
         topics = self._topics
         self._keep_spaces(self.serving)
@@ -355,7 +374,8 @@ class Replica:
         }
         last_snapshot = time.monotonic()
         loop_time = time.perf_counter
-        while {topics.vectors_of(one.number) for one in self._kept(self._control)} == vectors.keys():
+        since = time.monotonic()
+        while self._reads_what_is_kept(vectors, since):
             fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=self.settings.replica.apply_slice)
             started = loop_time()
             newest = 0
@@ -397,10 +417,17 @@ class Replica:
         target = served_space(self._control)
         if target.space == self.live.space:
             self._target_ends = None
+            if self._preparing is not None:
+                self._preparing.cancel()
+                self._preparing = None
             return False
         if self._target_ends is None or self._target_ends[0] != target.space:
-            topic = self._topics.vectors_of(target.number)
-            places = [place for place in consumer.assignment() if place.topic == topic]
+            topics = self._topics
+            topic = topics.vectors_of(target.number)
+            if all(place.topic != topic for place in consumer.assignment()):
+                return False  # it is not read yet
+            wanted = (topic, topics.spaces, topics.factor_basis)
+            places = [place for place in consumer.assignment() if place.topic in wanted]
             self._target_ends = target.space, Ends(dict(await consumer.end_offsets(places)))
             _log.info("another space is to be served", space=target.space, now=self.live.space)
         kept = self.serving.beside.get(target.space)
@@ -409,10 +436,15 @@ class Replica:
         if self.ready.is_set() and not self._prepared(target):
             return False
         async with self.exclusively():
+            try:
+                if self.on_cut_over is not None:
+                    self.on_cut_over(target)
+            except TailraceError as error:
+                _log.error("another space cannot be served here", space=target.space, error=str(error))
+                self._preparing = None
+                return False
             self.serving.cut_over(target.space)
             before, self.live = self.live, target
-            if self.on_cut_over is not None:
-                self.on_cut_over(target)
         self._target_ends = self._preparing = None
         _log.info("cut over", space=self.serving.served.name, before=before.space, vectors=len(self.serving.index))
         return True

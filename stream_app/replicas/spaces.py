@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from functools import lru_cache
 
 from aiokafka.structs import ConsumerRecord
 
@@ -23,23 +24,24 @@ _log = get_logger(__name__)
 
 
 async def read_control(
-    settings: Settings, first: SpaceControl, *, patience_s: float | None = None
+    settings: Settings, first: Callable[[], SpaceControl], *, patience_s: float | None = None
 ) -> tuple[SpaceControl, int]:
-    """What holds now, and the offset of the record that says so (-1: there is none, ``first`` holds).
+    """What holds now, and the offset of the record that says so (-1: there is none, what ``first`` makes holds).
 
     Raises:
         Unavailable, TopicError: as ``read_to_end``.
     """
-    control, offset = first, -1
+    control: SpaceControl | None = None
+    offset = -1
     async for record in read_to_end(settings, Topics(settings).space_control, patience_s=patience_s):
-        found = _decoded(record, first)
-        if found is not None:
+        understood, found = _decoded(record)
+        if understood:
             control, offset = found, record.offset
-    return control, offset
+    return control or first(), offset
 
 
 async def write_control(
-    settings: Settings, publisher: Publisher, control: SpaceControl, *, first: SpaceControl, based_on: int
+    settings: Settings, publisher: Publisher, control: SpaceControl, *, based_on: int, patience_s: float | None = None
 ) -> None:
     """Make ``control`` what holds from now on.
 
@@ -52,8 +54,8 @@ async def write_control(
     topic = Topics(settings).space_control
     await publisher.publish([control_record(settings, control)])
     between: SpaceControl | None = None
-    async for record in read_to_end(settings, topic):
-        found = _decoded(record, first)
+    async for record in read_to_end(settings, topic, patience_s=patience_s):
+        _, found = _decoded(record)
         if found is None or record.offset <= based_on:
             continue
         if found == control:
@@ -71,13 +73,13 @@ def control_record(settings: Settings, control: SpaceControl) -> OutRecord:
     return OutRecord(Topics(settings).space_control, SPACES_KEY.encode(), encode(control), partition=0)
 
 
-def _decoded(record: ConsumerRecord, first: SpaceControl) -> SpaceControl | None:
-    """What a record says; None when it says nothing that can be understood, which is logged."""
+def _decoded(record: ConsumerRecord) -> tuple[bool, SpaceControl | None]:
+    """Whether a record can be understood, which is logged where not; and what it says, None: nothing holds any more."""
     try:
-        return decode_space_control(record.key, record.value) or first
+        return True, decode_space_control(record.key, record.value)
     except InvalidMessage as error:
         _log.warning("record left out", topic=record.topic, offset=record.offset, error=str(error))
-        return None
+        return False, None
 
 
 class SpaceWatch:
@@ -85,24 +87,35 @@ class SpaceWatch:
 
     Args:
         settings: of this process.
-        first: what holds where there is no record.
+        first: makes what holds where there is no record; asked only then.
 
     Attributes:
-        control: what holds, as far as was read.
-        recorded: whether a record says so; else it is ``first``.
         failed: completes with what ended the reading.
     """
 
-    def __init__(self, settings: Settings, first: SpaceControl) -> None:
-        self.control = first
-        self.recorded = False
+    def __init__(self, settings: Settings, first: Callable[[], SpaceControl]) -> None:
+        self._control: SpaceControl | None = None
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._settings = settings
-        self._first = first
+        self._first = lru_cache(maxsize=1)(first)
         self._changes = 0
         self._changed = asyncio.Condition()
         self._caught_up = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether a record says what holds, as far as was read."""
+        return self._control is not None
+
+    @property
+    def control(self) -> SpaceControl:
+        """What holds, as far as was read.
+
+        Raises:
+            SettingsError: where there is no record, and the model of the settings is not here.
+        """
+        return self._control or self._first()
 
     async def start(self) -> None:
         """Read what is there, and go on reading."""
@@ -133,14 +146,14 @@ class SpaceWatch:
     async def _follow(self) -> None:
         async with aclosing(follow(self._settings, Topics(self._settings).space_control)) as polls:
             async for records, caught_up in polls:
-                control = self.control
+                control = self._control
                 for record in records:
-                    found = _decoded(record, self._first)
-                    if found is not None:
-                        control, self.recorded = found, record.value is not None
-                if control != self.control:
+                    understood, found = _decoded(record)
+                    if understood:
+                        control = found
+                if control != self._control:
                     async with self._changed:
-                        self.control = control
+                        self._control = control
                         self._changes += 1
                         self._changed.notify_all()
                 if caught_up:

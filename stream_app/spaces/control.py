@@ -17,6 +17,7 @@ from stream_app.errors import SpaceError
 
 __all__ = [
     "MOST_SPACES",
+    "EncoderValue",
     "cut_over",
     "find_space",
     "first_control",
@@ -26,15 +27,19 @@ __all__ = [
     "with_space",
 ]
 
+EncoderValue = str | int | float | bool | None
 MOST_SPACES = 3
 """Served, served before, and being built: each is an index in every process and a share of the encoders."""
 
 
-def first_control(space: str, dimensions: int) -> SpaceControl:
-    """What holds where nobody ever changed anything: the settings' model, in ``item-vectors.v1``."""
-    return SpaceControl(
-        version=1, serving=space, spaces=[ModelSpace(space=space, dimensions=dimensions, number=0)], next_number=1
-    )
+def first_control(space: str, dimensions: int, encoder: Mapping[str, EncoderValue] | None = None) -> SpaceControl:
+    """What holds where nobody ever changed anything: the settings' model, in ``item-vectors.v1``.
+
+    Args:
+        encoder: settings of the encoder that decide its vectors.
+    """
+    first = ModelSpace(space=space, dimensions=dimensions, number=0, encoder=dict(encoder or {}))
+    return SpaceControl(version=1, serving=space, spaces=[first], next_number=1)
 
 
 def served_space(control: SpaceControl) -> ModelSpace:
@@ -60,14 +65,16 @@ def with_space(
     control: SpaceControl,
     space: str,
     dimensions: int,
-    encoder: Mapping[str, str | int | float | bool],
+    encoder: Mapping[str, EncoderValue],
     *,
     at: datetime,
+    number: int | None = None,
 ) -> SpaceControl:
     """A further space, to be built beside the one that is served.
 
     Args:
-        encoder: settings of the encoder that differ from those of the processes.
+        encoder: settings of the encoder that decide its vectors.
+        number: of the space, ``next_number`` at least; None: that.
 
     Raises:
         SpaceError: when it is there already, or there is no place for it.
@@ -80,8 +87,9 @@ def with_space(
             f"{MOST_SPACES} spaces are kept at most; retire one first, for example: tailrace spaces retire "
             f"{spare[0].number}"
         )
-    added = ModelSpace(space=space, dimensions=dimensions, number=control.next_number, encoder=dict(encoder))
-    return _changed(control, at, spaces=[*control.spaces, added], next_number=control.next_number + 1)
+    number = max(control.next_number, number or 0)
+    added = ModelSpace(space=space, dimensions=dimensions, number=number, encoder=dict(encoder))
+    return _changed(control, at, spaces=[*control.spaces, added], next_number=number + 1)
 
 
 def cut_over(control: SpaceControl, space: str, *, at: datetime) -> SpaceControl:
@@ -103,9 +111,7 @@ def roll_back(control: SpaceControl, *, at: datetime) -> SpaceControl:
         SpaceError: when there was none, or it is retired.
     """
     if not control.previous:
-        raise SpaceError("nothing was served before: there is nothing to go back to")
-    if all(one.space != control.previous for one in control.spaces):
-        raise SpaceError(f"{control.previous} is retired; build it again: tailrace spaces build")
+        raise SpaceError("nothing was served before that is still kept: there is nothing to go back to")
     return cut_over(control, control.previous, at=at)
 
 

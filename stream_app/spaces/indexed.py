@@ -106,6 +106,12 @@ class SpaceIndex:
                 break
         return False
 
+    def give_up(self) -> None:
+        """Stay in the space that is served; the change under way came to nothing."""
+        if self._migration is not None:
+            self._migration.abandon()
+            self._migration = None
+
     def due(self) -> bool:
         """Whether the catalogue has so changed in size that a space has to be fitted (again)."""
         settings, items = self._settings.spaces, len(self.index)

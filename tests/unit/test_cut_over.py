@@ -298,3 +298,62 @@ def test_a_user_without_history_is_ranked_in_the_new_space_too() -> None:
     serving.cut_over(OTHER)
     (ranking,) = recommender.rank([request])
     assert len(recommender.slate_items(ranking)) == 20
+
+
+def test_an_empty_catalogue_is_covered_by_nothing() -> None:
+    serving = ServingState(SETTINGS, space=PLAN.space, dimensions=PLAN.dimensions)
+    serving.keep_beside(OTHER, OTHER_DIMENSIONS)
+    assert not serving.covered(OTHER)
+    assert not serving.basis_due(OTHER)
+
+
+def test_a_fit_under_way_at_the_cut_over_is_there_on_the_way_back() -> None:
+    serving = with_other(shop())
+    fitted = serving.fit_space()()
+    assert fitted is not None
+    serving.apply_space(fitted)
+    assert serving.live.coming.version == 2
+    serving.cut_over(OTHER)
+    assert serving._whitenings[PLAN.space] == fitted
+    serving.drop_beside(PLAN.space)
+    serving.keep_beside(PLAN.space, PLAN.dimensions)
+    assert serving.beside[PLAN.space].coming.version == 2
+
+
+def test_another_beginning_told_of_after_the_cut_over_ends_what_was_learned_from_the_first() -> None:
+    serving = shop()
+    serving.keep_beside(OTHER, OTHER_DIMENSIONS)
+    serving.cut_over(OTHER)
+    assert serving.frame == PLAN.space
+    assert serving.factors.learned.any()
+    assert serving.apply_basis(fit_basis(OTHER_VECTORS, space=OTHER, factors=64, length=1.2).message())
+    assert serving.frame == OTHER
+    assert not serving.factors.learned.any()
+
+
+def test_a_basis_carried_over_that_comes_after_the_cut_over_keeps_what_was_learned() -> None:
+    serving = shop()
+    serving.keep_beside(OTHER, OTHER_DIMENSIONS)
+    serving.cut_over(OTHER)
+    learned = serving.factors.learned.copy()
+    row = next(one for one in PAST.learner.take(1) if one[1] is not None)
+    assert row[1] is not None
+    assert serving.apply_factors(row[0], row[1])
+    assert serving.apply_basis(CARRIED.message())
+    assert serving.frame == PLAN.space
+    assert (serving.factors.learned >= learned).all()
+
+
+def test_a_space_beside_that_fails_is_given_up_and_the_served_one_goes_on() -> None:
+    serving = with_other(shop())
+    fitted = serving.fit_space(OTHER)()
+    assert fitted is not None
+    serving.apply_space(fitted)
+    migration = serving.beside[OTHER]._migration
+    assert migration is not None
+    migration.wait()
+    migration._error = MemoryError("no room")
+    assert not serving.advance_space(wait=True)
+    assert not serving.beside[OTHER].migrating
+    assert len(serving.beside[OTHER].index) == ITEMS
+    assert serving.counters["spaces_given_up"] == 1
