@@ -81,7 +81,14 @@ def describe_image_model(name: str) -> ImageModelInfo:
     else:
         dimensions = _number(vision, "hidden_size", dimensions, name)
     files = [*weights, *(folder / part for part in _FINGERPRINTED if (folder / part).is_file())]
-    fingerprint = _fingerprint(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+    try:
+        stats = [(path, path.stat()) for path in files]
+        fingerprint = _fingerprint(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
+    except OSError as error:  # a link whose file is gone, a file of somebody else
+        raise _wrong(
+            name,
+            f"{error.filename or folder} cannot be read ({error.strerror}); fetch the model again, or let us read it",
+        ) from error
     label = re.sub(r"[^a-z0-9._-]+", "-", folder.name.lower())
     return ImageModelInfo(
         space=f"{label}/{kind}/{dimensions}/{fingerprint}",
