@@ -25,7 +25,7 @@ Kind = Literal["clip", "siglip"]
 _TOKENIZERS = ("tokenizer.json", "spiece.model", "vocab.json")
 _FINGERPRINTED = ("config.json", "preprocessor_config.json", "tokenizer_config.json", "merges.txt", *_TOKENIZERS)
 """Besides the weights: the files that decide which vector a picture or a text gets."""
-_READ_AS = "upright, on white"
+_READ_AS = "upright, on white, large ones made smaller"
 """How :mod:`workers.pictures` reads pictures; part of the name of the space, for it decides vectors too."""
 _DEFAULTS: dict[Kind, tuple[int, int, int]] = {"clip": (512, 77, 224), "siglip": (768, 64, 224)}
 """Of what transformers leaves out of a ``config.json`` when it is the default: dimensions, tokens, pixels."""

@@ -179,8 +179,8 @@ def _number(space: str, control: SpaceControl) -> int:
     kept = ", ".join(f"{one.number} ({one.space})" for one in control.spaces)
     raise DatasetError(
         f"the space {space} (settings encoder.model, pooling, dimensions, document_prefix) is not kept, so its vectors "
-        f"are on no topic; kept are {kept}. Set encoder.model to that of a kept space that is neither adapted (+a-) nor "
-        "fused with images (&), or build it: tailrace spaces build"
+        f"are on no topic; kept are {kept}. Set encoder.model to that of a kept space that is neither adapted (+a-) "
+        "nor fused with images (&), or build it: tailrace spaces build"
     )
 
 
