@@ -25,7 +25,7 @@ Kind = Literal["clip", "siglip"]
 _TOKENIZERS = ("tokenizer.json", "spiece.model", "vocab.json")
 _FINGERPRINTED = ("config.json", "preprocessor_config.json", "tokenizer_config.json", "merges.txt", *_TOKENIZERS)
 """Besides the weights: the files that decide which vector a picture or a text gets."""
-_READ_AS = "upright, on white"
+_READ_AS = "upright, on white, large ones made smaller"
 """How :mod:`workers.pictures` reads pictures; part of the name of the space, for it decides vectors too."""
 _DEFAULTS: dict[Kind, tuple[int, int, int]] = {"clip": (512, 77, 224), "siglip": (768, 64, 224)}
 """Of what transformers leaves out of a ``config.json`` when it is the default: dimensions, tokens, pixels."""
@@ -81,7 +81,14 @@ def describe_image_model(name: str) -> ImageModelInfo:
     else:
         dimensions = _number(vision, "hidden_size", dimensions, name)
     files = [*weights, *(folder / part for part in _FINGERPRINTED if (folder / part).is_file())]
-    fingerprint = _fingerprint(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+    try:
+        stats = [(path, path.stat()) for path in files]
+        fingerprint = _fingerprint(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
+    except OSError as error:  # a link whose file is gone, a file of somebody else
+        raise _wrong(
+            name,
+            f"{error.filename or folder} cannot be read ({error.strerror}); fetch the model again, or let us read it",
+        ) from error
     label = re.sub(r"[^a-z0-9._-]+", "-", folder.name.lower())
     return ImageModelInfo(
         space=f"{label}/{kind}/{dimensions}/{fingerprint}",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 # As in ``transformer.py``: nothing is looked up on the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,43 +18,61 @@ from stream_app.errors import SettingsError
 from workers.folders import MULTILINGUAL
 from workers.models import describe_model
 
+if TYPE_CHECKING:
+    from stream_app.settings import EncoderSettings
+
 __all__ = ["ModelTokens"]
 
 
 class ModelTokens:
-    """The tokenizer of a model, used as its encoder processes use it.
+    """The tokenizer of a model, used as its encoder processes use it for documents.
 
     Args:
-        model: as the setting ``encoder.model``.
-        max_tokens: as the setting ``encoder.max_tokens``; the model may read less.
+        settings: those of the encoder; ``max_tokens`` is the most of a text, without its prefix, and the model may read
+            less.
+
+    Attributes:
+        max_tokens: the most that is read, prefix and the tokens the model adds included.
 
     Raises:
         SettingsError: when there is no such model, or its tokenizer cannot be used here.
     """
 
-    def __init__(self, model: str, *, max_tokens: int) -> None:
-        info = describe_model(model)
+    def __init__(self, settings: EncoderSettings) -> None:
+        info = describe_model(settings)
         if info.name == MULTILINGUAL:
             raise SettingsError(
-                f"encoder.model = {model!r}: its package does not count tokens; they can only be estimated here"
+                f"encoder.model = {info.name!r}: its package does not count tokens; they can only be estimated here"
             )
-        self.max_tokens = min(max_tokens, info.max_tokens)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 info.folder, local_files_only=True, trust_remote_code=False, use_fast=True
             )
         except (OSError, ValueError) as error:
-            raise SettingsError(f"encoder.model = {model!r}: its tokenizer cannot be loaded: {error}") from error
+            raise SettingsError(f"encoder.model = {info.name!r}: its tokenizer cannot be loaded: {error}") from error
         if not self._tokenizer.is_fast:
-            raise SettingsError(f"encoder.model = {model!r}: its tokenizer does not say which characters a token is of")
+            raise SettingsError(
+                f"encoder.model = {info.name!r}: its tokenizer does not say which characters a token is of"
+            )
+        self._tokenizer.truncation_side = "right"  # a folder may have it otherwise; what is read is the beginning
+        self._prefix = info.prefix("document")
+        self._lowercase = info.lowercase
+        taken = len(self._tokenizer(self._prefix, add_special_tokens=False)["input_ids"]) if self._prefix else 0
+        self.max_tokens = min(settings.max_tokens + taken, info.max_tokens)
 
     def read(self, text: str) -> tuple[int, int]:
-        """How many tokens ``text`` has, those the model adds included, and how many of its characters are read."""
-        found = self._tokenizer(text, truncation=False, return_offsets_mapping=True, verbose=False)
+        """How many tokens ``text`` has, prefix and those the model adds included, and how many of its characters are
+        read."""
+        whole = self._prefix + text
+        told = whole.lower() if self._lowercase else whole
+        found = self._tokenizer(told, truncation=False, return_offsets_mapping=True, verbose=False)
         tokens = len(found["input_ids"])
         if tokens <= self.max_tokens:
             return tokens, len(text)
         kept = self._tokenizer(
-            text, truncation=True, max_length=self.max_tokens, return_offsets_mapping=True, verbose=False
+            told, truncation=True, max_length=self.max_tokens, return_offsets_mapping=True, verbose=False
         )
-        return tokens, max((end for _, end in kept["offset_mapping"]), default=0)
+        end = max((end for _, end in kept["offset_mapping"]), default=0)
+        if len(told) != len(whole):  # a few capitals, as those of Turkish, are two characters when they are small
+            end = bisect_left(list(accumulate(len(one.lower()) for one in whole)), end) + 1 if end else 0
+        return tokens, max(end - len(self._prefix), 0)

@@ -151,6 +151,7 @@ class AdapterFile:
                 f"adapter {path}: it takes vectors of the space {about.base_space}, the encoder gives {base_space}; "
                 "set encoder.model to the model it was trained on, or train one for this model: tailrace adapter train"
             )
+        _check_times(path, about.training)
         return cls(
             adapter=_adapter(path, arrays, about),
             base_space=about.base_space,
@@ -183,13 +184,33 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], _About]:
                 said = metadata.get("format", "none")
                 raise _bad(path, f"its format is {said!r}, this release reads {FORMAT!r}")
             about = msgspec.json.decode(metadata.get("adapter", ""), type=_About)
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 - not a mapping
+            return {name: _tensor(path, file, name) for name in file.keys()}, about  # noqa: SIM118 - not a mapping
     except OSError as error:
         raise SettingsError(f"adapter {path} cannot be read: {error.strerror or error}; is the path right?") from error
     except SafetensorError as error:
         raise _bad(path, f"not a whole safetensors file ({error})") from error
     except msgspec.MsgspecError as error:
         raise _bad(path, f"what it says of itself cannot be read ({error})") from error
+
+
+def _tensor(path: Path, file: Any, name: str) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = file.get_tensor(name)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a type that numpy lacks: bfloat16, float8
+        said = file.get_slice(name).get_dtype()
+        raise _bad(path, f"{name} is {said}, which numpy does not have; arrays are float32, axes float16") from error
+    return array
+
+
+def _check_times(path: Path, training: Training) -> None:
+    for name in ("first", "last"):
+        time: str | None = getattr(training, name)
+        try:
+            known = time is None or datetime.fromisoformat(time).tzinfo is not None
+        except ValueError:
+            known = False
+        if not known:
+            raise _bad(path, f"training.{name} is {time!r}, not a time of RFC 3339 (2026-02-01T00:00:00+00:00)")
 
 
 def _adapter(path: Path, arrays: Mapping[str, NDArray[Any]], about: _About) -> Adapter:

@@ -1,6 +1,7 @@
 """What an adapter learns from, read back from the topics: catalogue, vectors, interactions and published slates.
 
-Each topic is read once, to where it ends. Nothing is embedded: the vectors are those of ``item-vectors.v1``. Of
+Each topic is read once, to where it ends. Nothing is embedded: the vectors are
+those that a kept space has (``item-vectors.v1``, or a further space's topic). Of
 interactions and slates the newest are kept, so memory is bounded whatever retention is. Records that cannot be used are
 counted and left out, as everywhere.
 """
@@ -21,13 +22,14 @@ from numpy.typing import NDArray
 
 from schemas.arrays import unpack_float32
 from schemas.decode import decode_interaction, decode_item, decode_item_vector, decode_slate
-from schemas.messages import Interaction, Item
+from schemas.messages import Interaction, Item, SpaceControl
 from stream_app.adapters.choices import HARD
 from stream_app.adapters.shown import SlateShown
 from stream_app.adapters.train import Examples
 from stream_app.delivery.reading import read_to_end
 from stream_app.errors import DatasetError, InvalidMessage
 from stream_app.settings import Settings
+from stream_app.space_operations import present_control
 from stream_app.topics import Topics
 from workers.models import describe_model
 
@@ -97,7 +99,7 @@ class Records:
             self._items[item_id] = item
 
     def vector(self, record: ConsumerRecord) -> None:
-        """A record of ``item-vectors.v1``."""
+        """A record of ``item-vectors.v1`` or of a further space."""
         item_id, row = decode_item_vector(record.key, record.value)
         if row is None or row.space != self._space:
             self._vectors.pop(item_id, None)
@@ -169,8 +171,21 @@ def _counted(rejected: Counter[str]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common()) or "none was refused"
 
 
+def _number(space: str, control: SpaceControl) -> int:
+    """Of the kept space with this name: after a cut-over its vectors are not where the first space's are."""
+    for one in control.spaces:
+        if one.space == space:
+            return one.number
+    kept = ", ".join(f"{one.number} ({one.space})" for one in control.spaces)
+    raise DatasetError(
+        f"the space {space} (settings encoder.model, pooling, dimensions, document_prefix) is not kept, so its vectors "
+        f"are on no topic; kept are {kept}. Set encoder.model to that of a kept space that is neither adapted (+a-) "
+        "nor fused with images (&), or build it: tailrace spaces build"
+    )
+
+
 async def read_topics(settings: Settings, *, events: int, patience_s: float) -> Examples:
-    """Read the four topics to their ends.
+    """Read the four topics to their ends; the vectors are those of the encoder's own space, wherever it is kept.
 
     Args:
         settings: where the broker is, and the encoder.
@@ -179,14 +194,16 @@ async def read_topics(settings: Settings, *, events: int, patience_s: float) -> 
 
     Raises:
         Unavailable, TopicError: as :func:`~stream_app.delivery.reading.read_to_end`.
-        DatasetError: when there is nothing to learn from.
+        SettingsError: when the model of the settings is not here.
+        DatasetError: when there is nothing to learn from, or the model's space is not kept.
     """
     topics = Topics(settings)
     space = describe_model(settings.encoder).space
+    vectors = topics.vectors_of(_number(space, (await present_control(settings))[0]))
     records = Records(settings, space=space, events=events, now=time.time())
     for topic, how in (
         (topics.items, records.item),
-        (topics.item_vectors, records.vector),
+        (vectors, records.vector),
         (topics.interactions, records.interaction),
         (topics.recommendations, records.slate),
     ):

@@ -20,7 +20,7 @@ from stream_app.bench.titles import made_up_items, shipped_titles
 from stream_app.settings import load_settings
 from stream_app.textify import item_text
 from workers.driver import fair_threads
-from workers.models import load_model
+from workers.models import describe_model, load_model
 from workers.tokens import ModelTokens
 
 __all__ = ["EncoderLoopJob"]
@@ -29,7 +29,7 @@ _VECTORS_AT_ONCE = 64
 
 
 class EncoderLoopJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What to encode; model, device, precision and threads are those of the settings.
+    """What to encode; model, pooling, prefix, device, precision and threads are those of the settings.
 
     Attributes:
         titles: made-up titles to time; 0: none.
@@ -45,21 +45,22 @@ class EncoderLoopJob(msgspec.Struct, frozen=True, kw_only=True):
 def _work(job: EncoderLoopJob) -> dict[str, object]:
     settings = load_settings().encoder
     encoder = load_model(
-        settings.model,
+        settings,
         device=settings.device,
         precision=settings.precision,
         max_tokens=settings.max_tokens,
         threads=settings.threads or fair_threads(1),
         batch=max(job.batches, default=_VECTORS_AT_ONCE),
     )
+    prefix = describe_model(settings).prefix("document")
     titles = shipped_titles()
     rates: dict[str, float] = {}
     if job.titles:
         texts = [item_text(item) for item in made_up_items(titles, job.titles)]
         # The tokenizer's counts in the order of the texts; by them batches are perfect.
-        counted = ModelTokens(settings.model, max_tokens=settings.max_tokens)
+        counted = ModelTokens(settings)
         lengths = [counted.read(text)[0] for text in texts]
-        ordered = [texts[place] for place in sorted(range(len(texts)), key=lengths.__getitem__)]
+        ordered = [prefix + texts[place] for place in sorted(range(len(texts)), key=lengths.__getitem__)]
         encoder.encode(ordered[:256])
         for size in job.batches:
             began = time.perf_counter()
@@ -71,7 +72,8 @@ def _work(job: EncoderLoopJob) -> dict[str, object]:
     if job.vectors:
         parts = []
         for start in range(0, len(titles), _VECTORS_AT_ONCE):
-            parts.append(encoder.encode(titles[start : start + _VECTORS_AT_ONCE]))
+            part = titles[start : start + _VECTORS_AT_ONCE]
+            parts.append(encoder.encode([prefix + title for title in part]))
             done = min(start + _VECTORS_AT_ONCE, len(titles))
             tell(f"shipped titles in {encoder.precision}", done, len(titles))
         np.save(Path(job.vectors), np.concatenate(parts))

@@ -70,6 +70,7 @@ def adapter() -> None:
 @click.option("--keep", is_flag=True, help="Write the adapter even if it does not win.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Folder for vectors between runs.")
 @click.option("--out", type=_FILE, default=Path("adapter.safetensors"), show_default=True, help="Where it goes.")
+@click.option("--overwrite", is_flag=True, help="Write over an adapter that is there; no space may be built from it.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as one JSON object.")
 def train_command(
     dataset: str | None,
@@ -90,6 +91,7 @@ def train_command(
     keep: bool,
     cache: Path | None,
     out: Path,
+    overwrite: bool,
     as_json: bool,
 ) -> int:
     """Train an adapter, and write it if it beats the encoder's own space.
@@ -105,6 +107,8 @@ def train_command(
     if start is not None and hidden is not None:
         raise click.UsageError("--hidden is that of the adapter that --start names; leave it out")
     writable(out, read=(items, interactions))
+    if not overwrite:
+        _refuse_to_overwrite(out)
     from stream_app.adapters.file import AdapterFile
     from stream_app.adapters.train import train
     from stream_app.adapters.training import TrainingOptions
@@ -266,6 +270,23 @@ def evaluate_command(
         why = f"; its training ended {found.training.last}, and --all counts what was before" if ended else ""
         console.print(f"warning: the log holds no test{why}", style="yellow", markup=False)
     return 0 if wins(measured) else 1
+
+
+def _refuse_to_overwrite(out: Path) -> None:
+    """Before the training, and whatever it will give: it is all but sure to be another adapter."""
+    from stream_app.adapters.file import AdapterFile
+    from stream_app.errors import SettingsError
+
+    if not out.exists():
+        return
+    try:
+        held = f"the adapter of the space {AdapterFile.load(out).space}"
+    except SettingsError:
+        held = "something else than a whole adapter"
+    raise click.UsageError(
+        f"{out} holds {held}. Processes that serve a space built from it would not start again with another one there: "
+        "give every training a name of its own (--out), or --overwrite when no space is built from it"
+    )
 
 
 def _from_files(

@@ -130,7 +130,7 @@ def read_with(settings: EncoderSettings, *, estimate: bool) -> Reading:
     # Here, because it takes seconds.
     from workers.tokens import ModelTokens
 
-    return Reading(ModelTokens(settings.model, max_tokens=settings.max_tokens).read, estimated=False)
+    return Reading(ModelTokens(settings).read, estimated=False)
 
 
 def _estimated(text: str, max_tokens: int) -> tuple[int, int]:

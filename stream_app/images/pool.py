@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from stream_app.encoder_space import EncoderSpace
 from stream_app.errors import EncodeError, SettingsError, TailraceError
 from stream_app.images.fusion import fuse
+from stream_app.images.looking import PATIENCE_S, Looking
 from stream_app.images.sources import ImageSource
 from stream_app.logs import get_logger
 from stream_app.settings import EncoderSettings
 from workers.image_models import describe_image_model
 from workers.image_process import command
 from workers.models import ModelInfo
-from workers.picture_requests import MOST_CHARS, Reason, Unusable, ask_for_text, reason_of
+from workers.picture_requests import MOST_CHARS, Reason, ask_for_text, reason_of
 from workers.pool import CHARS_PER_TOKEN, EncoderPool, Priority, VectorCache
 from workers.texts import TextKind
 from workers.waiting import same_error
@@ -113,6 +114,7 @@ class FusedPool:
         space: that they span together.
         weight: of the image, 0 to 1.
         source: where images are.
+        patience_s: how long looking at one image may take (seconds).
         clock: monotonic seconds, for how often is logged.
 
     Attributes:
@@ -128,6 +130,7 @@ class FusedPool:
         space: EncoderSpace,
         weight: float,
         source: ImageSource,
+        patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.text = text
@@ -136,7 +139,7 @@ class FusedPool:
         self.dimensions = space.dimensions
         self.outcomes: Counter[str] = Counter()
         self._weight = weight
-        self._source = source
+        self._looking = Looking(source, patience_s=patience_s)
         self._clock = clock
         self._log_at = -float("inf")
 
@@ -253,7 +256,7 @@ class FusedPool:
         reasons: dict[int, Reason] = {}
         wanted = {row: url for row, url in enumerate(image_urls) if url}
         for _ in range(_TRIES):
-            found = await asyncio.to_thread(self._requests, list(wanted.values()))
+            found = await self._looking.requests(list(wanted.values()))
             asked = dict(zip(wanted, found, strict=True))
             reasons |= {row: request for row, request in asked.items() if isinstance(request, Reason)}
             requests = {row: request for row, request in asked.items() if not isinstance(request, Reason)}
@@ -288,15 +291,6 @@ class FusedPool:
             effect="the image model reads the texts of these items instead; docs/images.md",
             since_start={name: count for name, count in self.outcomes.items() if name not in (USED, NONE)},
         )
-
-    def _requests(self, image_urls: Sequence[str]) -> list[str | Reason]:
-        requests: list[str | Reason] = []
-        for url in image_urls:
-            try:
-                requests.append(self._source.request(url))
-            except Unusable as error:
-                requests.append(error.reason)
-        return requests
 
     def _fused(
         self, read: Sequence[NDArray[np.float32] | EncodeError], seen: Sequence[NDArray[np.float32] | EncodeError]

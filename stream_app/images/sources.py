@@ -11,13 +11,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from workers.picture_requests import Reason, Unusable, ask_for_data, ask_for_file, digest_of, read_bounded
 
 __all__ = ["ImageSource"]
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:|//")
+_SUFFIX = re.compile(r"[?#]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,9 @@ class ImageSource:
             return ask_for_data(image_url)
         name = image_url
         if self.url_prefix and image_url.startswith(self.url_prefix):
-            # What follows ? or # is for the host that serves it: a size, a version.
-            name = unquote(urlsplit(image_url[len(self.url_prefix) :].lstrip("/"), allow_fragments=True).path)
+            # What follows ? or # is for the host that serves it: a size, a version. The rest is the name of a file, not
+            # an address to be parsed: `http://[x` there is a file that is missing.
+            name = unquote(_SUFFIX.split(image_url[len(self.url_prefix) :], maxsplit=1)[0].lstrip("/"))
         elif _SCHEME.match(image_url):
             raise Unusable(Reason.ELSEWHERE)
         if self.folder is None or "\0" in name or "\n" in name:

@@ -21,7 +21,7 @@ import msgspec
 from stream_app.textify.fields import FIELDS
 from stream_app.textify.parts import Part
 
-__all__ = ["AGES", "DOMAINS", "Behaviours", "Language", "Template", "load_languages", "lookup"]
+__all__ = ["AGES", "DOMAINS", "Behaviours", "Language", "Template", "load_languages", "lookup", "plain_domain"]
 
 DOMAINS: Final = ("shop", "news", "video", "music", "games", "courses", "books")
 """What every language has a template for. A file may have more."""
@@ -112,6 +112,11 @@ def load_languages(folder: Path | None = None) -> Mapping[str, Language]:
     return MappingProxyType({tag: _language(tag, name, table) for tag, (name, table) in tables.items()})
 
 
+def plain_domain(named: str) -> str:
+    """The domain that an item means by ``named``, in capitals or not."""
+    return named.strip().casefold()
+
+
 def lookup(tag: str, languages: Mapping[str, Language]) -> Language | None:
     """The language for a tag: the most special one there is (``zh-Hant-TW``, ``zh-hant``, ``zh``; RFC 4647, section
     3.4), None when there is none."""
@@ -138,7 +143,13 @@ def _tables(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
         raise ValueError(
             f"{folder} holds {len(files)} .toml files, more than the {_MOST_FILES} languages that are read"
         )
-    return {_tag(file): (file.name, _content(file)) for file in files}
+    tables: dict[str, tuple[str, dict[str, Any]]] = {}
+    for file in files:
+        tag = _tag(file)
+        if tag in tables:
+            raise ValueError(f"{tables[tag][0]} and {file.name} are both of the language {tag}; make one file of them")
+        tables[tag] = file.name, _content(file)
+    return tables
 
 
 def _tag(file: Path) -> str:
@@ -208,6 +219,12 @@ def _language(tag: str, file: str, table: Mapping[str, Any]) -> Language:
     names = (*FIELDS, *attributes)
     if missing := [domain for domain in DOMAINS if domain not in given.domains]:
         raise ValueError(f"{file}: domains.{missing[0]} is missing; every language has {', '.join(DOMAINS)}")
+    for domain in given.domains:
+        if domain != (plain := plain_domain(domain)):
+            raise read.wrong(
+                f"domains.{domain}",
+                f"no item would have it: what items name is made small and stripped of spaces; write domains.{plain}",
+            )
     return Language(
         tag=tag,
         sentence=given.sentence,

@@ -16,7 +16,7 @@ from stream_app.textify.items import item_parts, render_item
 from stream_app.textify.masking import MASKS, Masks, pattern_mask
 from stream_app.textify.portraits import portrait
 from stream_app.textify.profiles import profile_texts
-from stream_app.textify.templates import Language, load_languages, lookup
+from stream_app.textify.templates import Language, load_languages, lookup, plain_domain
 from stream_app.textify.tokens import Piece, Tokens, estimated_tokens
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Textifier:
     def template_of(self, item: Item) -> tuple[Language, str]:
         """The language and the domain whose template an item has."""
         named = item.attributes.get(DOMAIN_ATTRIBUTE)
-        return self._template(item.language, named.strip().casefold() if isinstance(named, str) else self.domain)
+        return self._template(item.language, plain_domain(named) if isinstance(named, str) else self.domain)
 
     def said(self, event: Interaction, *, max_chars: int) -> str:
         """What an event says in words, see :func:`stream_app.textify.events.said`."""

@@ -96,6 +96,25 @@ def test_one_that_does_not_win_is_not_written_unless_it_is_to_be_kept(capsys: py
     assert not AdapterFile.load(Path("a.safetensors")).promoted
 
 
+def test_an_adapter_that_may_be_served_is_not_written_over_unasked(capsys: pytest.CaptureFixture[str]) -> None:
+    """A space is named after its adapter: with another one at its path no process that serves it starts again."""
+    log = write(moved_log(300))
+    assert main(["adapter", "train", *log, *QUICK]) == 0
+    before = AdapterFile.load(Path("adapter.safetensors"))
+    capsys.readouterr()
+    again = ["adapter", "train", *log, *QUICK, "--seed", "1"]
+    assert main(again) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"adapter.safetensors holds the adapter of the space {before.space}. Processes that serve" in said
+    assert AdapterFile.load(Path("adapter.safetensors")).space == before.space
+    assert main([*again, "--overwrite"]) == 0
+    assert AdapterFile.load(Path("adapter.safetensors")).space != before.space
+    Path("notes.txt").write_text("mine")
+    assert main([*again, "--out", "notes.txt"]) == 2
+    assert "notes.txt holds something else than a whole adapter" in " ".join(capsys.readouterr().err.split())
+    assert Path("notes.txt").read_text() == "mine"
+
+
 def test_training_goes_on_from_a_file_of_the_same_model_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +130,7 @@ def test_training_goes_on_from_a_file_of_the_same_model_only(
     monkeypatch.setattr(
         run, "text_vectors", lambda texts, *_, **__: ("other", {text: _vector(text) for text in list(texts)})
     )
-    assert main(again) == 2
+    assert main([*again, "--overwrite"]) == 2
     assert f"adapter adapter.safetensors: it takes vectors of the space {SPACE}, the encoder gives other" in (
         capsys.readouterr().err
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -187,6 +188,10 @@ def _about(**changes: Any) -> Change:
     return change
 
 
+def _training(**changes: Any) -> Change:
+    return _about(training={**msgspec.to_builtins(a_file().training), **changes})
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -208,6 +213,8 @@ def _about(**changes: Any) -> Change:
         (_about(shares={"click": -0.5, "purchase": 1.5}), "not negative"),
         (_about(shares={"sale": 1.0}), "tasks sale are no adapter"),
         (_about(dimensions=0), "0 dimensions"),
+        (_training(last="yesterday"), r"training\.last is 'yesterday', not a time of RFC 3339 .*copy the file again"),
+        (_training(first="2026-02-01T00:00:00"), r"training\.first is '2026-02-01T00:00:00', not a time"),
         (_about(hidden=6), r"bias is float32 \[5\], not float32 \[6\]|trunk is"),
     ],
 )
@@ -225,6 +232,20 @@ def test_a_file_that_is_no_adapter_says_why(tmp_path: Path, change: Change, said
     with pytest.raises(SettingsError, match=said) as raised:
         AdapterFile.load(path)
     assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3"])
+def test_an_array_of_a_type_that_numpy_lacks_is_refused(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "a.safetensors"
+    a_file().save(path)
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    head = json.loads(content[8 : 8 + size])
+    head["bias"] |= {"dtype": dtype, "shape": [10 if dtype == "BF16" else 20]}  # in the 20 bytes of 5 float32
+    changed = json.dumps(head).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + size :])
+    with pytest.raises(SettingsError, match=rf"a\.safetensors: bias is {dtype}, which numpy does not have; .*copy"):
+        AdapterFile.load(path)
 
 
 def test_a_file_that_is_not_there_or_cannot_be_written_is_named(tmp_path: Path) -> None:

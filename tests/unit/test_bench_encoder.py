@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stream_app.bench import encoder_loop
 from stream_app.bench.encoder import overlap, pool_figures, query_figures
 from stream_app.bench.titles import made_up_items, shipped_titles
 from stream_app.cli import main
 from stream_app.settings import load_settings
 from stream_app.textify import item_text
+from tests.checkpoints import make_bert
+from workers.models import load_model
 
 
 def test_made_up_titles_all_differ_and_a_price_does_not_change_them() -> None:
@@ -45,6 +48,21 @@ def test_overlap_is_the_share_of_the_nearest_that_both_know() -> None:
     one = np.array([[1, 0], [0.99, 0.14], [0, 1], [0.14, 0.99]], np.float32)
     other = one[[0, 2, 1, 3]]
     assert overlap(one, other, 1) == 0.0
+
+
+@pytest.mark.model
+def test_the_bare_loop_has_the_model_of_all_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Pooling and prefix decide vectors: with others it would be compared with another model."""
+    model = str(make_bert(tmp_path / "m"))
+    chosen = {"model": model, "pooling": "cls", "document_prefix": "d: ", "precision": "float32", "device": "cpu"}
+    for name, value in chosen.items():
+        monkeypatch.setenv(f"TAILRACE_ENCODER__{name.upper()}", value)
+    encoder_loop._work(encoder_loop.EncoderLoopJob(titles=4, batches=(2,), vectors=str(tmp_path / "found.npy")))
+    encoder = load_model(load_settings().encoder, device="cpu", precision="float32")
+    expected = encoder.encode([f"d: {title}" for title in shipped_titles()[:64]])
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy")[:64], expected, atol=2e-6)
+    other = load_model(model, device="cpu", precision="float32").encode(shipped_titles()[:64])
+    assert np.abs(other - expected).max() > 0.01
 
 
 @pytest.mark.parametrize("parts", ["pools", "", "pool,nothing"])

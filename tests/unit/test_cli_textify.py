@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from stream_app.cli import main
+from stream_app.settings import EncoderSettings
 from stream_app.textify import text_hash
+from tests.checkpoints import make_bert, make_qwen3, write_json
 from workers.tokens import ModelTokens
 
 
@@ -96,10 +98,36 @@ def test_wrong_templates_are_one_message(capsys: pytest.CaptureFixture[str], mon
 @pytest.mark.model
 class TestModelTokens:
     def test_tokens_and_what_is_read_are_the_models(self) -> None:
-        tokens = ModelTokens("minilm", max_tokens=6)
+        tokens = ModelTokens(EncoderSettings(max_tokens=8))
         assert tokens.read("blue mug") == (4, 8)
-        assert tokens.read("blue mug of clay and glass") == (8, len("blue mug of clay"))
+        assert tokens.read("blue mug of clay and glass and wood") == (10, len("blue mug of clay and glass"))
         assert tokens.read("") == (2, 0)
 
     def test_the_model_may_read_less_than_it_is_asked_to(self) -> None:
-        assert ModelTokens("minilm", max_tokens=8_192).max_tokens < 8_192
+        assert ModelTokens(EncoderSettings(max_tokens=8_192)).max_tokens < 8_192
+
+    def test_pooling_is_that_of_the_settings(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """The folder says a pooling that no encoder here has, so without the setting there is no such model."""
+        monkeypatch.setenv("TAILRACE_ENCODER__MODEL", str(make_bert(tmp_path / "plain", pooling="max_tokens")))
+        assert main(["textify", "items", write({"item_id": "1", "title": "Mug"})]) == 2
+        monkeypatch.setenv("TAILRACE_ENCODER__POOLING", "cls")
+        assert main(["textify", "items", write({"item_id": "1", "title": "Mug"})]) == 0
+        assert "5 tokens" in capsys.readouterr().out
+
+    def test_the_prefix_counts_and_takes_no_room_from_the_text(self, tmp_path: Path) -> None:
+        """The model has a token per letter, and one for the end."""
+        model = str(make_qwen3(tmp_path / "m"))
+        tokens = ModelTokens(EncoderSettings(model=model, max_tokens=16, document_prefix="passage: "))
+        assert tokens.read("abc") == (9 + 3 + 1, 3)
+        assert tokens.read("abcdefghijklmnopqrst") == (9 + 20 + 1, 15)
+        longest = ModelTokens(EncoderSettings(model=model, max_tokens=8_192, document_prefix="passage: "))
+        assert longest.read("x" * 200) == (9 + 200 + 1, 128 - 9 - 1)
+
+    def test_texts_are_small_where_the_model_has_them_so(self, tmp_path: Path) -> None:
+        model = make_qwen3(tmp_path / "m")
+        write_json(model / "sentence_bert_config.json", {"do_lower_case": True})
+        tokens = ModelTokens(EncoderSettings(model=str(model), max_tokens=16))
+        assert tokens.read("\u0130" * 3) == (3 * 3 + 1, 3), "in small letters each is two characters of three bytes"
+        assert tokens.read("\u0130" * 20) == (3 * 20 + 1, 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ from tests.unit.picture_process import picture_vector, text_vector
 from workers.faults import ENVIRONMENT
 from workers.image_models import describe_image_model
 from workers.models import describe_model
-from workers.picture_requests import Reason, ask_for_text, refusal
+from workers.picture_requests import Reason, Unusable, ask_for_text, refusal
 from workers.pool import EncoderPool, Priority
 
 pytestmark = pytest.mark.model
@@ -62,7 +63,12 @@ def settings_of(model: Path, folder: Path | None, **changes: Any) -> EncoderSett
 
 @asynccontextmanager
 async def running(
-    settings: EncoderSettings, *, source: Any = None, module: str = "tests.unit.picture_process", **caches: Any
+    settings: EncoderSettings,
+    *,
+    source: Any = None,
+    module: str = "tests.unit.picture_process",
+    patience_s: float = 60.0,
+    **caches: Any,
 ) -> AsyncIterator[FusedPool]:
     """A fused pool, both of whose processes have no model."""
     where = image_source(settings)
@@ -72,6 +78,7 @@ async def running(
         space=describe_encoder(settings),
         weight=settings.image_weight,
         source=source or where,
+        patience_s=patience_s,
     )
     await pool.start()
     try:
@@ -179,6 +186,7 @@ class LateSource:
         self._source = source
         self._content = content
         self._times = times
+        self.folder = source.folder
 
     def request(self, url: str) -> str:
         request = self._source.request(url)
@@ -208,6 +216,23 @@ async def test_a_file_that_changes_meanwhile_is_looked_at_once_more(
         assert pool.outcomes["used"] == (outcome == "used")
     expected = image_half(picture(color="green")) if outcome == "used" else tower_half("a lamp")
     np.testing.assert_allclose(vector[TEXT:], expected[0], atol=1e-6)
+
+
+async def test_a_folder_that_hangs_costs_items_their_images_and_nothing_else(model: Path, folder: Path) -> None:
+    settings, back = settings_of(model, folder), threading.Event()
+
+    class Hanging:
+        folder = settings.image_folder
+
+        def request(self, _url: str) -> str:
+            back.wait()
+            raise Unusable(Reason.OUTSIDE)
+
+    async with running(settings, source=Hanging(), patience_s=0.01) as pool:
+        found = await pool.encode_items(["a lamp", "a rope"], ["lamp.png", None])
+        back.set()
+        assert pool.outcomes == {"missing": 1, "used": 0, "none": 1}
+    np.testing.assert_allclose(np.stack(found)[:, TEXT:], tower_half("a lamp", "a rope"), atol=1e-6)
 
 
 async def test_a_picture_that_ends_processes_costs_its_image_and_others_nothing(

@@ -212,6 +212,16 @@ def test_a_file_that_is_missing_is_named(copy: Path, file: str, says: str) -> No
     assert says in refused(copy)
 
 
+def test_weights_that_are_there_and_cannot_be_read_are_named(copy: Path) -> None:
+    """Weights in a cache are links, and what they lead to may be deleted; or the file is another user's."""
+    part = copy / "part-2.safetensors"
+    part.symlink_to(copy / "gone")
+    assert f"{part} cannot be read (No such file or directory); fetch the model again" in refused(copy)
+    part.unlink()
+    part.mkdir()  # tests may run as root, who may read every file
+    assert f"{part} cannot be read (Is a directory)" in refused(copy)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", "nul", '{"model_type": "clip", "text_config": 3}'])
 def test_a_configuration_that_cannot_be_read_is_named(copy: Path, content: str) -> None:
     (copy / "config.json").write_text(content, "utf-8")

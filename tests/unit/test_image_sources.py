@@ -112,6 +112,20 @@ def test_an_address_with_the_prefix_leads_nowhere_else(folder: Path, path: str) 
     )
 
 
+@pytest.mark.parametrize(
+    "path", ["http://[x", "x://[a]b/c.jpg", "http://℀/x", "//[", "http://shop.example/lamp.png", "%ff%00.png"]
+)
+def test_what_follows_the_prefix_is_the_name_of_a_file_whatever_it_looks_like(folder: Path, path: str) -> None:
+    source = ImageSource(folder, url_prefix="https://shop.example/img/")
+    assert why(source, f"https://shop.example/img/{path}") is Reason.MISSING
+
+
+@given(st.text())
+def test_whatever_follows_the_prefix_is_found_or_unusable(name: str) -> None:
+    with pytest.raises(Unusable):
+        ImageSource(Path(__file__).parent / "unit", url_prefix="img/").request("img/" + name)
+
+
 @pytest.mark.parametrize("url", ["", "nothing.png", "shoes", ".", "lamp.png/x", "lamp\0.png", "a\nb.png", "x" * 4_000])
 def test_what_is_no_file_is_missing(folder: Path, url: str) -> None:
     assert why(ImageSource(folder), url) is Reason.MISSING

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +118,99 @@ def test_of_a_moving_picture_the_first_frame_counts() -> None:
     frames, out = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")], BytesIO()
     frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
     assert (pixels(out.getvalue()) == (255, 0, 0)).all()
+
+
+def test_a_transparent_colour_of_a_palette_is_white() -> None:
+    image, out = Image.new("P", (8, 8), 1), BytesIO()
+    image.putpalette([0, 0, 0, 200, 0, 0])
+    image.putpixel((0, 0), 0)
+    image.save(out, "PNG", transparency=1)
+    found = pixels(out.getvalue())
+    assert tuple(found[0, 0]) == (0, 0, 0)
+    assert (found[1:] == 255).all()
+
+
+# --- large ones ------------------------------------------------------------------------------------------------------
+
+LARGE = 20_000_000
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((2_047, 2_047), (2_047, 2_047)),
+        ((2_048, 2_048), (1_024, 1_024)),
+        ((2_100, 3_001), (1_050, 1_501)),
+        ((17_000, 1_000), (8_500, 500)),
+    ],
+)
+def test_what_is_much_larger_than_models_see_is_made_smaller(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert decode_picture(picture(color="teal", size=size), max_pixels=LARGE).size == expected
+
+
+def test_a_large_picture_is_the_mean_of_its_squares_on_white_upright() -> None:
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (1_024, 1_100, 4), dtype=np.uint8)
+    exif, out = Image.Exif(), BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(small.repeat(2, axis=0).repeat(2, axis=1)).save(out, "PNG", exif=exif, compress_level=1)
+    found = np.asarray(decode_picture(out.getvalue(), max_pixels=LARGE)).astype(float)
+    alpha = small[..., 3:] / 255.0
+    expected = np.rot90(small[..., :3] * alpha + 255.0 * (1.0 - alpha), -1)
+    assert found.shape == (1_100, 1_024, 3)
+    assert np.abs(found - expected).max() <= 1.0
+
+
+def test_a_large_jpeg_looks_the_same() -> None:
+    gradient, out = Image.linear_gradient("L").resize((4_200, 4_200)).convert("RGB"), BytesIO()
+    gradient.save(out, "JPEG")
+    found = decode_picture(out.getvalue(), max_pixels=LARGE)
+    assert found.size == (1_050, 1_050)
+    expected = np.asarray(gradient.reduce(4)).astype(int)
+    assert np.abs(np.asarray(found).astype(int) - expected).max() <= 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs the peak of memory that Linux tells")
+def test_a_transparent_picture_takes_little_more_than_itself(tmp_path: Path) -> None:
+    """Four bytes of each pixel are the picture itself; copies of it would make twelve and more."""
+    side = 3_400
+    (tmp_path / "small.png").write_bytes(picture(mode="RGBA"))
+    (tmp_path / "large.png").write_bytes(picture(color="teal", size=(side, side), mode="RGBA"))
+    code = f"""
+from pathlib import Path
+from workers.pictures import decode_picture
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+decode_picture(Path("small.png").read_bytes(), max_pixels={LARGE})  # Pillow loads its readers
+content, before = Path("large.png").read_bytes(), peak()
+decode_picture(content, max_pixels={LARGE})
+print((peak() - before) / {side**2})
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert 3.5 < float(done.stdout) < 8.0
+
+
+def test_one_picture_is_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that were in a decoder together would meet at the barrier."""
+    met, barrier, opened = [], threading.Barrier(2), Image.open
+
+    def slowly(*given: Any, **named: Any) -> Image.Image:
+        with suppress(threading.BrokenBarrierError):
+            met.append(barrier.wait(timeout=0.2))
+        return opened(*given, **named)
+
+    monkeypatch.setattr(Image, "open", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(pixels, [picture(seed=1), picture(seed=2)]))
+    assert met == []
+    assert [one.shape for one in found] == [(40, 48, 3)] * 2
+
+
+# --- what is none ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"<svg/>", b"%PDF-1.7", b"RIFF....WEBP", bytes(1_000)])

@@ -275,6 +275,8 @@ class TestFolder:
             ('[behaviours.ago]\nfortnights = { other = "x" }', r"behaviours\.ago\.fortnights: is no age; there are"),
             ('[behaviours]\nform = "{did}"', r"behaviours\.form: '\{did\}' lacks \{what\}"),
             ('[profile]\nparts = ["did {behaviours}"]', r"profile\.parts\[0\]: \{behaviours\} stands alone"),
+            ('[domains.Recipes]\nparts = ["{title}"]', r"en\.toml: domains\.Recipes: .*; write domains\.recipes"),
+            ('[domains." new"]\nparts = ["{title}"]', r"en\.toml: domains\. new: no item .*; write domains\.new"),
             ("[profile", r"en\.toml: is not TOML in UTF-8"),
         ],
     )  # fmt: skip
@@ -294,6 +296,11 @@ class TestFolder:
             folder(shipped.replace('\nother = "{type}"', ""), "da.toml")
         with pytest.raises(ValueError, match=r"da\.toml: behaviours\.ago\.weeks: is missing"):
             folder("\n".join(line for line in shipped.splitlines() if not line.startswith("weeks")), "da.toml")
+
+    def test_two_files_of_one_language_are_refused(self, folder: Folder) -> None:
+        folder("unshout = true\n", "En.toml")
+        with pytest.raises(ValueError, match=r"En\.toml and en\.toml are both of the language en"):
+            folder("unshout = true\n", "en.toml")
 
     def test_files_that_cannot_be_read_are_named(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="nowhere is not a folder"):
