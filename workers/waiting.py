@@ -243,6 +243,8 @@ class WaitingTexts:
 
     def _next_line(self, among: Collection[Priority]) -> _Line | None:
         lines = [line for priority, line in self._lines.items() if line and priority in among]
+        if len(among) < 2:  # no choice: it neither is a turn nor ends a row
+            return lines[0] if lines else None
         if len(lines) < 2:
             self._in_a_row = 0
             return lines[0] if lines else None

@@ -144,6 +144,20 @@ async def test_queries_go_before_events(tmp_path: Path) -> None:
         assert done == [Priority.QUERY, Priority.EVENT]
 
 
+async def test_an_event_gets_its_turn_under_a_stream_of_queries() -> None:
+    async with running(batch=1) as pool:
+        done: list[str] = []
+
+        async def ask(text: str, priority: Priority) -> None:
+            await pool.encode([text], priority)
+            done.append(text)
+
+        # All of them wait before the process is ready.
+        queries = [asyncio.create_task(ask(str(number), Priority.QUERY)) for number in range(40)]
+        await asyncio.gather(*queries, ask("event", Priority.EVENT))
+        assert done.index("event") < 20
+
+
 async def test_the_queue_is_bounded_and_a_full_catalogue_does_not_hold_up_a_query(tmp_path: Path) -> None:
     async with running(queue=4, batch=2) as pool:
         first = await busy(pool, tmp_path / "go")
