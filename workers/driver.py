@@ -47,7 +47,8 @@ _CATALOGUE_TOKENS = 4
 process, which counts, finds texts of equal length among them. An urgent one has them once: more go to another lane."""
 _AHEAD = 1
 _URGENT = (Priority.QUERY, Priority.EVENT)
-_SHOWN_CHARS = 80
+SHOWN_CHARS = 80
+"""Of a text, in the error that names it."""
 
 
 @dataclass(slots=True)
@@ -332,7 +333,7 @@ class Driver:
             (ticket,) = batch.tickets
             self._stats.poison_texts += 1
             _log.error("poison text", text_hash=ticket.text_hash, characters=len(ticket.text))
-            shown = ticket.text[:_SHOWN_CHARS]
+            shown = ticket.text[:SHOWN_CHARS]
             self._waiting.settle(
                 ticket,
                 PoisonText(

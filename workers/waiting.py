@@ -43,7 +43,7 @@ class Priority(IntEnum):
 @dataclass(eq=False, slots=True)
 class Ticket:
     """One text on its way, shared by all who asked for it. ``outcome`` never holds an exception, only a result.
-    ``tokens`` is an estimate."""
+    ``tokens`` is an estimate. ``cached``: one of them has put the vector into the cache."""
 
     text_hash: str
     text: str
@@ -51,6 +51,7 @@ class Ticket:
     outcome: asyncio.Future[Outcome]
     tokens: int = 1
     askers: int = 0
+    cached: bool = False
 
 
 @dataclass(eq=False, slots=True)

@@ -5,6 +5,7 @@ a text is drawn from a generator seeded with the text, so a test can compute wha
 
 * A text ``wait:PATH#NAME`` makes the file ``PATH.NAME`` and holds the batch until there is a file ``PATH``: so a test
   knows that a batch is being worked on.
+* A text that begins with ``overflow`` has a vector that is not finite, as one that overflows in half precision.
 * A text ``lose:PATH`` makes the file ``PATH``, and the device ``cuda:6`` is gone: the batch fails as it does on a GPU
   that fell off the bus, and no process can start on it as long as that file is there.
 """
@@ -61,7 +62,7 @@ class SeededEncoder:
                 raise RuntimeError("CUDA error: unspecified launch failure")
         self.tokens_read += sum(len(text) for text in texts)
         self.tokens_computed += max(len(text) for text in texts) * len(texts)
-        return np.stack([vector_of(text) for text in texts])
+        return np.stack([vector_of(text) * (np.nan if text.startswith("overflow") else 1) for text in texts])
 
 
 def load(configure: Configure) -> Encoder:

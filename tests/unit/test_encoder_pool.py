@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,10 +22,11 @@ import pytest
 
 from stream_app.agents.interactions import InteractionsAgent
 from stream_app.encoder_metrics import count_pool
-from stream_app.errors import PoisonText, SettingsError, TooLate, Unavailable
+from stream_app.errors import EncodeError, PoisonText, SettingsError, TooLate, Unavailable
 from stream_app.metrics import Metrics
 from stream_app.settings import EncoderSettings
 from stream_app.stores.embedding_cache import EmbeddingCache
+from stream_app.textify import text_hash
 from tests.unit.encoder_process import LOST_DEVICE, vector_of
 from tests.waiting import eventually, eventually_sync
 from workers import faults
@@ -473,6 +475,35 @@ async def test_what_is_cached_is_not_encoded_again() -> None:
         np.testing.assert_array_equal(first, again[[1, 0]])
         assert pool.stats.texts_encoded == 3
         assert (pool.stats.cache_hits, pool.stats.cache_misses) == (2, 3)
+
+
+async def test_a_vector_that_is_not_finite_is_an_error_of_its_text_and_is_not_cached() -> None:
+    cache = memory_cache()
+    async with running(cache=cache) as pool:
+        for _ in range(2):
+            mug, overflow = await pool.encode_each(["mug", "overflow"], Priority.CATALOGUE)
+            assert_vectors(np.stack([mug]), ["mug"])
+            assert isinstance(overflow, EncodeError)
+            assert re.search(r"begins 'overflow'.*no finite vector.*encoder\.precision = 'float32'", str(overflow))
+        with pytest.raises(EncodeError, match="no finite vector"):
+            await pool.encode(["overflow"], Priority.QUERY)
+        assert pool.stats.restarts == 0
+    assert list(await cache.get_many([text_hash(text) for text in ("mug", "overflow")])) == [text_hash("mug")]
+
+
+async def test_a_vector_is_cached_also_when_who_asked_first_gave_up(tmp_path: Path) -> None:
+    cache = memory_cache()
+    async with running(cache=cache) as pool:
+        first = await busy(pool, tmp_path / "go")
+        impatient = asyncio.create_task(pool.encode(["mug"], Priority.CATALOGUE))
+        await eventually(lambda: pool.queue_length == 1)
+        patient = asyncio.create_task(pool.encode(["mug"], Priority.CATALOGUE))
+        await eventually(lambda: pool.stats.texts_shared == 1)
+        impatient.cancel()
+        (tmp_path / "go").touch()
+        assert_vectors(await patient, ["mug"])
+        await first
+    assert list(await cache.get_many([text_hash("mug")])) == [text_hash("mug")]
 
 
 async def test_queries_and_documents_have_prefixes_of_their_own_in_front_of_the_cache() -> None:
