@@ -42,6 +42,7 @@ class ModelTokens:
             )
         except (OSError, ValueError) as error:
             raise SettingsError(f"encoder.model = {model!r}: its tokenizer cannot be loaded: {error}") from error
+        self._tokenizer.truncation_side = "right"
         if not self._tokenizer.is_fast:
             raise SettingsError(f"encoder.model = {model!r}: its tokenizer does not say which characters a token is of")
 

@@ -206,7 +206,10 @@ class TransformerEncoder:
 
 
 def _load_tokenizer(info: ModelInfo) -> Any:
-    """The tokenizer, padding on the right, where causal attention never sees it and positions begin at 0."""
+    """The tokenizer, padding on the right, where causal attention never sees it and positions begin at 0.
+
+    It cuts on the right, too, whatever the folder says: texts have the parts that count first, and prefixes stay.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             info.folder, local_files_only=True, trust_remote_code=False, use_fast=True
@@ -214,6 +217,7 @@ def _load_tokenizer(info: ModelInfo) -> Any:
     except Exception as error:  # a folder may be wrong in ways that transformers does not foresee
         raise SettingsError(f"the tokenizer in {info.folder} cannot be loaded: {error}") from error
     tokenizer.padding_side = "right"
+    tokenizer.truncation_side = "right"
     if tokenizer.pad_token_id is None:
         # Padding is masked, so which token it is does not matter.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)

@@ -31,6 +31,7 @@ from workers.models import describe_model, load_model
 from workers.pool import EncoderPool, Priority
 from workers.process import Encoder
 from workers.texts import TextKind
+from workers.tokens import ModelTokens
 
 pytestmark = pytest.mark.model
 
@@ -183,6 +184,14 @@ def test_pooling_sees_no_padding_on_either_side(lengths: list[int], left: bool, 
         tokens = hidden[row, of_text]
         wanted.append({"mean": tokens.mean(dim=0), "cls": tokens[0], "last": tokens[-1]}[pooling])
     torch.testing.assert_close(pool(hidden, mask, pooling), torch.stack(wanted))
+
+
+def test_texts_are_cut_on_the_right_whatever_the_folder_says(made: Path, bert: Path) -> None:
+    change_json("tokenizer_config.json", truncation_side="left")(bert)
+    text = "".join(f"{letter} " * 40 for letter in "ab")
+    np.testing.assert_allclose(load(bert).encode([text]), plainly(made / "mean", [text], "mean"), atol=2e-6)
+    counted = ModelTokens(str(bert), max_tokens=32)
+    assert 0 < counted.read(text)[1] < len(text)
 
 
 # Dense layers, fewer dimensions.
