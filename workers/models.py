@@ -122,7 +122,15 @@ def describe_model(choice: str | ModelChoice) -> ModelInfo:
     # Nothing is added for a model that needs neither: names stored by earlier releases stay true.
     details = f"document prefix {document_prefix}" if document_prefix else ""
     details += " lower case" if info.lowercase else ""
-    fingerprint = _fingerprint(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files), details)
+    try:
+        fingerprint = _fingerprint(
+            tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files), details
+        )
+    except OSError as error:
+        raise SettingsError(
+            f"encoder.model = {info.name!r}: {error.filename or info.folder} cannot be read: "
+            f"{error.strerror or error}; let this user read it, or fetch the model again"
+        ) from error
     return replace(
         info,
         space=f"{label}/{info.pooling}/{dimensions}/raw/{fingerprint}",

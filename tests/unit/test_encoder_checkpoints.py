@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -428,6 +430,41 @@ def test_a_folder_that_is_wrong_is_refused_from_its_small_files(
     change(bert)
     with pytest.raises(SettingsError, match=said):
         describe_model(str(bert))
+
+
+def test_a_part_that_is_a_link_to_nowhere_is_refused(made: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(made / "parts", tmp_path / "parts")
+    part = min(folder.glob("*.safetensors"))
+    part.unlink()
+    part.symlink_to("blob")
+    with pytest.raises(SettingsError, match=rf"{part.name}.*in {folder} are links to files that are not there.*fetch"):
+        describe_model(str(folder))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file that opens and cannot be read")
+def test_a_file_that_cannot_be_read_is_refused(bert: Path) -> None:
+    (bert / "vocab.txt").unlink(missing_ok=True)
+    (bert / "vocab.txt").symlink_to("/proc/self/mem")
+    with pytest.raises(SettingsError, match=r"cannot be read: .*fetch the model again"):
+        describe_model(str(bert))
+
+
+@pytest.mark.parametrize("closed", ["model.safetensors", "."])
+def test_what_this_user_may_not_read_is_refused(bert: Path, closed: str) -> None:
+    (bert / closed).chmod(0)
+    try:
+        if os.access(bert / closed, os.R_OK):
+            pytest.skip("nothing is closed to this user")
+        with pytest.raises(SettingsError, match=rf"{bert}.*cannot be read"):
+            describe_model(str(bert))
+    finally:
+        (bert / closed).chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/model", "x" * 5_000])
+def test_a_name_that_cannot_be_a_path_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"encoder.model = "):
+        describe_model(name)
 
 
 @pytest.mark.parametrize(
