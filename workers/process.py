@@ -145,7 +145,6 @@ def _load(configure: Configure) -> Encoder:
         configure,
         device=configure.device,
         precision=configure.precision,
-        max_tokens=configure.max_tokens,
         threads=configure.threads,
         batch=configure.batch,
         batch_tokens=configure.batch_tokens,

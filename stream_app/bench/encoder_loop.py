@@ -45,10 +45,9 @@ class EncoderLoopJob(msgspec.Struct, frozen=True, kw_only=True):
 def _work(job: EncoderLoopJob) -> dict[str, object]:
     settings = load_settings().encoder
     encoder = load_model(
-        settings.model,
+        settings,
         device=settings.device,
         precision=settings.precision,
-        max_tokens=settings.max_tokens,
         threads=settings.threads or fair_threads(1),
         batch=max(job.batches, default=_VECTORS_AT_ONCE),
     )

@@ -74,9 +74,10 @@ def qwen3(made: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path, **options: Any) -> Encoder:
-    names = ("pooling", "dimensions", "query_prefix", "document_prefix")
-    chosen = EncoderSettings(model=str(folder), **{name: options.pop(name) for name in names if name in options})
-    return load_model(chosen, **{"device": "cpu", "precision": "float32", "batch": 3, "max_tokens": 32, **options})
+    names = ("pooling", "dimensions", "query_prefix", "document_prefix", "max_tokens")
+    said = {"max_tokens": 32, **{name: options.pop(name) for name in names if name in options}}
+    chosen = EncoderSettings(model=str(folder), **said)
+    return load_model(chosen, **{"device": "cpu", "precision": "float32", "batch": 3, **options})
 
 
 def plainly(
@@ -258,6 +259,20 @@ def test_only_the_prefix_of_documents_is_part_of_the_space(made: Path) -> None:
         return describe_model(EncoderSettings(model=str(made / "mean"), **settings)).space
 
     assert space() == space(query_prefix="query: ") == space(document_prefix="") != space(document_prefix="passage: ")
+
+
+def test_where_texts_are_cut_is_part_of_the_space(made: Path) -> None:
+    def space(**settings: Any) -> str:
+        return describe_model(EncoderSettings(**settings)).space
+
+    assert len({space(), space(max_tokens=64), space(max_tokens=256)}) == 3
+    assert space() == space(max_tokens=128) == MINILM_SPACE
+    # It reads 256 tokens, whatever is asked for beyond; the other model 64, which is less than the usual limit.
+    assert space(max_tokens=256) == space(max_tokens=512)
+    small = str(made / "mean")
+    assert space(model=small) == space(model=small, max_tokens=64) == space(model=small, max_tokens=512)
+    assert space(model=small) != space(model=small, max_tokens=63)
+    assert load(made / "mean", max_tokens=63).space == space(model=small, max_tokens=63)
 
 
 def test_a_prefix_takes_no_tokens_from_the_text(made: Path) -> None:
