@@ -29,7 +29,6 @@ from stream_app.settings import EncoderSettings
 from workers.batching import tokens_at_once
 from workers.child import ChildDied, EncoderChild
 from workers.frames import Configure
-from workers.lanes import lanes_for
 from workers.waiting import Batch, Priority, WaitingTexts
 
 __all__ = ["Driver", "PoolStats", "fair_threads"]
@@ -141,7 +140,7 @@ class Driver:
         self._ready = ready
         self._free = free
         self._device: str | None = None
-        self._lanes, self._threads = lanes_for(settings.device, settings.threads or fair_threads(settings.processes))
+        self._lanes = 1  # until a process is ready and says how many it has
 
     async def run(self) -> None:
         """Start processes and feed them until cancelled; then the process is ended.
@@ -178,8 +177,7 @@ class Driver:
                 device=settings.device,
                 precision=settings.precision,
                 max_tokens=settings.max_tokens,
-                lanes=self._lanes,
-                threads=self._threads,
+                threads=settings.threads or fair_threads(settings.processes),
                 batch=settings.batch,
                 batch_tokens=settings.batch_tokens,
                 nice=settings.nice,
@@ -206,6 +204,7 @@ class Driver:
         if self._device not in (None, ready.device):
             _log.warning("encoder on another device than before", before=self._device, now=ready.device)
         self._device = ready.device
+        self._lanes = ready.lanes
         self.child = child
         self._ready.set()
         tokens = self._settings.batch_tokens or tokens_at_once(ready.device)

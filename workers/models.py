@@ -1,9 +1,9 @@
 """Which model, and which vector space it spans, found from the model's files alone.
 
 Vectors of different models must never be compared, so every vector carries its ``space``: model name, pooling,
-dimensions, post-processing and a fingerprint of everything that decides the values, where texts are cut included. Device, precision and batch
-size are not part of it: they move a vector by rounding errors only. Nor is the prefix of queries: it moves no item's
-vector, and what is cached of a query is found by its text, prefix included.
+dimensions, post-processing and a fingerprint of everything that decides the values, where texts are cut included.
+Device, precision and batch size are not part of it: they move a vector by rounding errors only. Nor is the prefix of
+queries: it moves no item's vector, and what is cached of a query is found by its text, prefix included.
 
 A model is a folder in the layout of sentence-transformers or plain transformers: ``config.json``, a tokenizer and
 ``*.safetensors``; nothing is ever downloaded and no code from the folder is run. See docs/encoders.md.

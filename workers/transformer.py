@@ -59,6 +59,7 @@ class TransformerEncoder:
         device: where it runs, for example ``cpu`` or ``cuda:0``.
         precision: what it computes in: ``float32``, ``bfloat16`` or ``float16``. Pooling is always float32.
         batch_tokens: the most tokens, padding included, that are computed at once.
+        at_once: None: any number of batches at a time.
         tokens_read: tokens of all texts so far.
         tokens_computed: the same with padding.
     """
@@ -87,6 +88,7 @@ class TransformerEncoder:
         self.precision = _pick_precision(precision, self._device)
         self._batch = batch
         self.batch_tokens = batch_tokens or tokens_at_once(self._device.type)
+        self.at_once: int | None = None
         self.tokens_read = 0
         self.tokens_computed = 0
         # The tokenizer refuses two calls at a time; it takes a hundredth of what the model does.

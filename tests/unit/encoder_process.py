@@ -30,6 +30,8 @@ from workers.process import Encoder, main
 DIMENSIONS = 384
 LOST_DEVICE = "TAILRACE_TEST_LOST_DEVICE"
 """Names the file of ``lose:PATH`` for processes that start later."""
+AUTO_DEVICE = "TAILRACE_TEST_AUTO_DEVICE"
+"""What ``auto`` turns out to be."""
 
 
 def vector_of(text: str) -> NDArray[np.float32]:
@@ -42,10 +44,11 @@ class SeededEncoder:
     """Vectors out of thin air."""
 
     dimensions = DIMENSIONS
-    device = "cpu"
     precision = "float32"
+    at_once: int | None = None
 
-    def __init__(self, space: str) -> None:
+    def __init__(self, space: str, device: str = "cpu") -> None:
+        self.device = device
         self.tokens_read = 0
         self.tokens_computed = 0
         self.space = space
@@ -71,7 +74,8 @@ def load(configure: Configure) -> Encoder:
     lost = os.environ.get(LOST_DEVICE)
     if configure.device == "cuda:6" and lost and Path(lost).exists():
         raise SettingsError("encoder.device = 'cuda:6': torch sees 0 CUDA devices here; use cpu or auto")
-    return with_faults(SeededEncoder(describe_model(configure).space))
+    device = os.environ.get(AUTO_DEVICE, "cpu") if configure.device == "auto" else "cpu"
+    return with_faults(SeededEncoder(describe_model(configure).space, device))
 
 
 if __name__ == "__main__":

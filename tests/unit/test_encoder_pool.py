@@ -27,7 +27,7 @@ from stream_app.metrics import Metrics
 from stream_app.settings import EncoderSettings
 from stream_app.stores.embedding_cache import EmbeddingCache
 from stream_app.textify import text_hash
-from tests.unit.encoder_process import LOST_DEVICE, vector_of
+from tests.unit.encoder_process import AUTO_DEVICE, LOST_DEVICE, vector_of
 from tests.waiting import eventually, eventually_sync
 from workers import faults
 from workers.pool import CHARS_PER_TOKEN, EncoderPool, PoolStats, Priority
@@ -193,6 +193,15 @@ async def test_the_next_batch_of_the_catalogue_is_with_the_process_before_it_is_
         (tmp_path / "go").touch()
         assert_vectors(await catalogue, ["a", "b", "c", "d", "e"])
         await first
+
+
+async def test_a_gpu_that_auto_finds_has_the_lanes_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(AUTO_DEVICE, "cuda:0")
+    async with running(device="auto") as pool:
+        tasks = [await held(pool, tmp_path / "go", name, Priority.CATALOGUE) for name in "ab"]
+        await eventually(lambda: all((tmp_path / f"go.{name}").exists() for name in "ab"), what="two lanes are at work")
+        (tmp_path / "go").touch()
+        await asyncio.gather(*tasks)
 
 
 async def test_batches_are_bounded_by_tokens() -> None:
