@@ -70,6 +70,7 @@ def adapter() -> None:
 @click.option("--keep", is_flag=True, help="Write the adapter even if it does not win.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), help="Folder for vectors between runs.")
 @click.option("--out", type=_FILE, default=Path("adapter.safetensors"), show_default=True, help="Where it goes.")
+@click.option("--overwrite", is_flag=True, help="Replace the file at --out; a space that is served from it breaks.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as one JSON object.")
 def train_command(
     dataset: str | None,
@@ -90,6 +91,7 @@ def train_command(
     keep: bool,
     cache: Path | None,
     out: Path,
+    overwrite: bool,
     as_json: bool,
 ) -> int:
     """Train an adapter, and write it if it beats the encoder's own space.
@@ -104,6 +106,13 @@ def train_command(
         )
     if start is not None and hidden is not None:
         raise click.UsageError("--hidden is that of the adapter that --start names; leave it out")
+    if out.exists() and not overwrite:
+        # Said before hours of training. Whether the file will be the same is not known by then; it hardly ever is.
+        raise click.UsageError(
+            f"--out {out} is there already. Each training makes another vector space, and where this file's is served, "
+            "processes would not start again with another in its place: name another file, one per training, or "
+            "replace this one with --overwrite"
+        )
     writable(out, read=(items, interactions))
     from stream_app.adapters.file import AdapterFile
     from stream_app.adapters.train import train

@@ -96,6 +96,19 @@ def test_one_that_does_not_win_is_not_written_unless_it_is_to_be_kept(capsys: py
     assert not AdapterFile.load(Path("a.safetensors")).promoted
 
 
+def test_a_file_that_is_there_is_replaced_only_when_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    log = write(moved_log(300))
+    assert main(["adapter", "train", *log, *QUICK]) == 0
+    first = AdapterFile.load(Path("adapter.safetensors")).space
+    capsys.readouterr()
+    again = ["adapter", "train", *log, *QUICK, "--seed", "1"]
+    assert main(again) == 2
+    assert "one per training, or replace this one with --overwrite" in " ".join(capsys.readouterr().err.split())
+    assert AdapterFile.load(Path("adapter.safetensors")).space == first
+    assert main([*again, "--overwrite"]) == 0
+    assert AdapterFile.load(Path("adapter.safetensors")).space != first
+
+
 def test_training_goes_on_from_a_file_of_the_same_model_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +124,7 @@ def test_training_goes_on_from_a_file_of_the_same_model_only(
     monkeypatch.setattr(
         run, "text_vectors", lambda texts, *_, **__: ("other", {text: _vector(text) for text in list(texts)})
     )
-    assert main(again) == 2
+    assert main([*again, "--overwrite"]) == 2
     assert f"adapter adapter.safetensors: it takes vectors of the space {SPACE}, the encoder gives other" in (
         capsys.readouterr().err
     )
