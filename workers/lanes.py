@@ -10,8 +10,8 @@ computes.
 * Of the others the first takes the catalogue's batches first, so that no stream of queries starves them; the rest takes
   urgent ones first.
 
-How many there are is decided in the process, which alone knows the device. A model that computes one batch at a time has
-one lane, and an urgent batch waits for the one that is computed.
+How many there are is decided in the process, which alone knows the device. A model that computes one batch at a time
+has one lane, and an urgent batch waits for the one that is computed.
 """
 
 from __future__ import annotations
