@@ -635,7 +635,12 @@ class EncoderSettings(_Group):
         description="Tokens computed at once at most, padding included; a longer text is computed by itself (count). "
         "0: 512 on the processor, where more are hardly faster, 16,384 on a GPU.",
     )
-    max_tokens: int = Field(128, ge=8, le=8_192, description="Longer texts are cut (tokens); a prefix comes on top.")
+    max_tokens: int = Field(
+        128,
+        ge=8,
+        le=8_192,
+        description="Longer texts are cut (tokens); a prefix comes on top. Another limit is another vector space.",
+    )
     queue: int = Field(1_024, ge=1, le=1_000_000, description="Texts waiting at most; then callers wait (count).")
     cache: int = Field(8_192, ge=0, le=10_000_000, description="Embeddings kept in memory per process (count).")
     cache_ttl_s: int = Field(

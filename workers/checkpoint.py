@@ -17,8 +17,8 @@ def weight_files(folder: ModelFolder) -> list[Path]:
     """The safetensors files of ``folder``, in order of their names. Does not open them.
 
     Raises:
-        SettingsError: when there are none, when a part of a checkpoint in several parts is missing, or when the
-            weights are those of an adapter, which are nothing without another model.
+        SettingsError: when there are none, when a part of a checkpoint in several parts is missing, when one is a link
+            to nowhere or no file, or when the weights are those of an adapter, which are nothing without another model.
     """
     if folder.has("adapter_config.json"):
         raise folder.refusal(
@@ -26,6 +26,12 @@ def weight_files(folder: ModelFolder) -> list[Path]:
             "(peft: merge_and_unload) and save that"
         )
     files = sorted(folder.path.glob("*.safetensors"))
+    # A cache that was copied without what its links point to, or cleaned, leaves the links.
+    if broken := [file.name for file in files if not folder.has(file.name)]:
+        raise folder.refusal(
+            f"{broken[:3]} in {folder.path} are links to files that are not there, or no files; fetch the model again "
+            "(when copying, follow links: cp -L)"
+        )
     if folder.has(_INDEX):
         parts = folder.read_object(_INDEX).get("weight_map")
         if not isinstance(parts, dict) or not parts:

@@ -29,7 +29,6 @@ from stream_app.settings import EncoderSettings
 from workers.batching import tokens_at_once
 from workers.child import ChildDied, EncoderChild
 from workers.frames import Configure
-from workers.lanes import lanes_for
 from workers.waiting import Batch, Priority, WaitingTexts
 
 __all__ = ["Driver", "PoolStats", "fair_threads"]
@@ -47,7 +46,8 @@ _CATALOGUE_TOKENS = 4
 process, which counts, finds texts of equal length among them. An urgent one has them once: more go to another lane."""
 _AHEAD = 1
 _URGENT = (Priority.QUERY, Priority.EVENT)
-_SHOWN_CHARS = 80
+SHOWN_CHARS = 80
+"""Of a text, in the error that names it."""
 
 
 @dataclass(slots=True)
@@ -142,7 +142,7 @@ class Driver:
         self._free = free
         self._working = working
         self._device: str | None = None
-        self._lanes, self._threads = lanes_for(settings.device, settings.threads or fair_threads(settings.processes))
+        self._lanes = 1  # until a process is ready and says how many it has
 
     async def run(self) -> None:
         """Start processes and feed them until cancelled; then the process is ended.
@@ -183,8 +183,7 @@ class Driver:
                 device=settings.device,
                 precision=settings.precision,
                 max_tokens=settings.max_tokens,
-                lanes=self._lanes,
-                threads=self._threads,
+                threads=settings.threads or fair_threads(settings.processes),
                 batch=settings.batch,
                 batch_tokens=settings.batch_tokens,
                 nice=settings.nice,
@@ -211,6 +210,7 @@ class Driver:
         if self._device not in (None, ready.device):
             _log.warning("encoder on another device than before", before=self._device, now=ready.device)
         self._device = ready.device
+        self._lanes = ready.lanes
         self.child = child
         self._working.add(self._index)
         self._ready.set()
@@ -340,7 +340,7 @@ class Driver:
             (ticket,) = batch.tickets
             self._stats.poison_texts += 1
             _log.error("poison text", text_hash=ticket.text_hash, characters=len(ticket.text))
-            shown = ticket.text[:_SHOWN_CHARS]
+            shown = ticket.text[:SHOWN_CHARS]
             self._waiting.settle(
                 ticket,
                 PoisonText(

@@ -42,6 +42,7 @@ class FaultyEncoder:
         self.dimensions = encoder.dimensions
         self.device = encoder.device
         self.precision = encoder.precision
+        self.at_once = encoder.at_once
 
     @property
     def tokens_read(self) -> int:

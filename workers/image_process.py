@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from workers.frames import Configure
+from workers.lanes import lanes_for
 from workers.process import Encoder
 from workers.process import main as run
 
@@ -60,10 +61,10 @@ def _load(configure: Configure, *, folder: Path | None, max_bytes: int, max_pixe
 
     if configure.nice:
         os.nice(configure.nice)
-    if configure.threads:
-        # The libraries read these when they are loaded, so before torch is imported.
-        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
-            os.environ[variable] = str(configure.threads)
+    _, threads = lanes_for(configure.device, configure.threads)
+    # The libraries read these when they are loaded, so before torch is imported.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[variable] = str(threads)
     setproctitle.setproctitle(f"tailrace-images {configure.index} (loading {configure.model})")
     from workers.images import ImageEncoder
 
@@ -74,7 +75,7 @@ def _load(configure: Configure, *, folder: Path | None, max_bytes: int, max_pixe
         max_pixels=max_pixels,
         device=configure.device,
         precision=configure.precision,
-        threads=configure.threads,
+        threads=threads,
         batch=configure.batch,
         index=configure.index,
     )

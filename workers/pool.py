@@ -19,7 +19,7 @@ from stream_app.settings import EncoderSettings
 from stream_app.textify import text_hash
 from workers.batching import estimated_tokens
 from workers.child import DEFAULT_COMMAND
-from workers.driver import Driver, PoolStats
+from workers.driver import SHOWN_CHARS, Driver, PoolStats
 from workers.models import ModelInfo, describe_model
 from workers.texts import TextKind, encodable
 from workers.waiting import Priority, Ticket, WaitingTexts, same_error
@@ -154,7 +154,7 @@ class EncoderPool:
     async def encode(
         self, texts: Sequence[str], priority: Priority, *, kind: TextKind = "document"
     ) -> NDArray[np.float32]:
-        """The vectors of ``texts``: float32 [n, dimensions], unit length, in the order given; any text has one.
+        """The vectors of ``texts``: float32 [n, dimensions], unit length, in the order given; hardly a text has none.
 
         ``kind`` decides the prefix, which many models were trained to see: what is found is a document, what finds it
         a query. A text has a vector of each kind.
@@ -164,6 +164,7 @@ class EncoderPool:
 
         Raises:
             PoisonText: when one of the texts ends every process that tries it (see :meth:`encode_each`).
+            EncodeError: when the model gives one of the texts a vector that is not finite.
             TooLate: when one of the texts had to wait too long.
             Unavailable, SettingsError: when the pool is closed or could not start a process.
         """
@@ -177,7 +178,7 @@ class EncoderPool:
     async def encode_each(
         self, texts: Sequence[str], priority: Priority, *, kind: TextKind = "document"
     ) -> list[NDArray[np.float32] | EncodeError]:
-        """As :meth:`encode`, but each text has its own outcome: a vector, float32 [dimensions], or the error.
+        """As :meth:`encode`, but each text has its own outcome: a finite vector, float32 [dimensions], or the error.
 
         Raises:
             Unavailable, SettingsError: when the pool is closed or could not start a process.
@@ -211,7 +212,6 @@ class EncoderPool:
     ) -> dict[str, NDArray[np.float32] | EncodeError]:
         deadline = None if priority is Priority.CATALOGUE else began + self._deadline_s
         tickets: list[Ticket] = []
-        made: set[str] = set()
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
@@ -219,23 +219,28 @@ class EncoderPool:
                         tokens = estimated_tokens(len(text.encode()), self._max_tokens)
                         ticket, is_new = await self._waiting.ask(key, text, priority, tokens)
                         tickets.append(ticket)
-                        if is_new:
-                            made.add(key)
-                        else:
-                            self.stats.texts_shared += 1
+                        self.stats.texts_shared += not is_new
                     # wait() leaves the futures alone when this call is cancelled: others may wait for them too.
                     await asyncio.wait([ticket.outcome for ticket in tickets])
         finally:
             for ticket in tickets:
                 self._waiting.leave(ticket)
         outcomes: dict[str, NDArray[np.float32] | EncodeError] = {}
+        fresh: dict[str, NDArray[np.float32]] = {}
         for ticket in tickets:
             if not ticket.outcome.done():
                 continue
             outcome = ticket.outcome.result()
-            if isinstance(outcome, PoisonText):
+            if isinstance(outcome, np.ndarray):
+                if not np.isfinite(outcome).all():
+                    outcome = _not_finite(ticket)
+                elif not ticket.cached:
+                    # The first call that sees a vector stores it, whoever asked first: one write per vector.
+                    ticket.cached = True
+                    fresh[ticket.text_hash] = outcome
+            elif isinstance(outcome, PoisonText):
                 self._remember_poison(ticket.text_hash, outcome)
-            elif isinstance(outcome, TailraceError) and not isinstance(outcome, EncodeError):
+            elif not isinstance(outcome, EncodeError):
                 raise same_error(outcome)
             outcomes[ticket.text_hash] = outcome
         for key in texts.keys() - outcomes.keys():
@@ -245,8 +250,6 @@ class EncoderPool:
                 "the encoder is behind or being restarted"
             )
         if self._cache is not None:
-            # Only the call that made a ticket stores its vector: one write per vector.
-            fresh = {key: vector for key in made if not isinstance(vector := outcomes[key], EncodeError)}
             await self._cache.put_many(fresh)
         return outcomes
 
@@ -268,3 +271,11 @@ class EncoderPool:
         self._over = self._over or error
         self._waiting.close(self._over)
         self._ready.set()
+
+
+def _not_finite(ticket: Ticket) -> EncodeError:
+    """Of a vector that some models give for some texts where they compute in half precision."""
+    return EncodeError(
+        f"the text {ticket.text_hash} ({len(ticket.text)} characters, begins {ticket.text[:SHOWN_CHARS]!r}) has no "
+        "finite vector: it is too much for the model in this precision; set encoder.precision = 'float32'"
+    )

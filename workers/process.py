@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from stream_app.errors import SettingsError
 from workers.frames import Configure, Encode, Failed, Ready, Vectors, pack_frame, receive_frame
-from workers.lanes import Inbox, start_lanes
+from workers.lanes import Inbox, lanes_for, start_lanes
 
 __all__ = ["Encoder", "main", "serve"]
 
@@ -47,9 +47,14 @@ class Encoder(Protocol):
     def tokens_read(self) -> int: ...
     @property
     def tokens_computed(self) -> int: ...
+    @property
+    def at_once(self) -> int | None:
+        """Batches it can compute at a time; None: as many as there are lanes."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Float32 [n, dimensions], unit length. Called from several threads. MemoryError: fewer at once may fit."""
+        """Float32 [n, dimensions], unit length. Called from several threads, ``at_once`` at a time. MemoryError: fewer
+        at once may fit."""
         ...
 
 
@@ -83,6 +88,9 @@ def serve(connection: socket.socket, load: Callable[[Configure], Encoder]) -> No
     except SettingsError as error:
         connection.sendall(pack_frame(Failed(kind="settings", detail=str(error))))
         return
+    lanes, _ = lanes_for(encoder.device, first.threads)
+    turn = nullcontext() if encoder.at_once is None else threading.Semaphore(encoder.at_once)
+    lanes = lanes if encoder.at_once is None else min(lanes, encoder.at_once)
     connection.sendall(
         pack_frame(
             Ready(
@@ -90,6 +98,7 @@ def serve(connection: socket.socket, load: Callable[[Configure], Encoder]) -> No
                 dimensions=encoder.dimensions,
                 device=encoder.device,
                 precision=encoder.precision,
+                lanes=lanes,
                 pid=os.getpid(),
                 load_s=time.perf_counter() - started,
             )
@@ -98,11 +107,12 @@ def serve(connection: socket.socket, load: Callable[[Configure], Encoder]) -> No
     inbox, sending = Inbox(), threading.Lock()
 
     def answer(message: Encode) -> None:
-        frame = _answer(encoder, message)
+        with turn:  # waiting for it is no time of computing
+            frame = _answer(encoder, message)
         with sending:
             connection.sendall(frame)
 
-    start_lanes(inbox, answer, lanes=first.lanes)
+    start_lanes(inbox, answer, lanes=lanes)
     while (message := receive_frame(connection)) is not None:
         if not isinstance(message, Encode):
             raise ValueError(f"expected Encode, got {type(message).__name__}")
@@ -136,17 +146,17 @@ def _load(configure: Configure) -> Encoder:
 
     if configure.nice:
         os.nice(configure.nice)
-    if configure.threads:
-        # The libraries read these when they are loaded, so before torch is imported.
-        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
-            os.environ[variable] = str(configure.threads)
+    # Where ``auto`` turns out to be a GPU they are those of a processor's lane: there the GPU computes.
+    _, threads = lanes_for(configure.device, configure.threads)
+    # The libraries read these when they are loaded, so before torch is imported.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[variable] = str(threads)
     setproctitle.setproctitle(f"tailrace-encoder {configure.index} (loading {configure.model})")
     encoder = load_model(
         configure,
         device=configure.device,
         precision=configure.precision,
-        max_tokens=configure.max_tokens,
-        threads=configure.threads,
+        threads=threads,
         batch=configure.batch,
         batch_tokens=configure.batch_tokens,
         index=configure.index,

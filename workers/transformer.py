@@ -59,6 +59,7 @@ class TransformerEncoder:
         device: where it runs, for example ``cpu`` or ``cuda:0``.
         precision: what it computes in: ``float32``, ``bfloat16`` or ``float16``. Pooling is always float32.
         batch_tokens: the most tokens, padding included, that are computed at once.
+        at_once: None: any number of batches at a time.
         tokens_read: tokens of all texts so far.
         tokens_computed: the same with padding.
     """
@@ -87,6 +88,7 @@ class TransformerEncoder:
         self.precision = _pick_precision(precision, self._device)
         self._batch = batch
         self.batch_tokens = batch_tokens or tokens_at_once(self._device.type)
+        self.at_once: int | None = None
         self.tokens_read = 0
         self.tokens_computed = 0
         # The tokenizer refuses two calls at a time; it takes a hundredth of what the model does.
@@ -206,7 +208,10 @@ class TransformerEncoder:
 
 
 def _load_tokenizer(info: ModelInfo) -> Any:
-    """The tokenizer, padding on the right, where causal attention never sees it and positions begin at 0."""
+    """The tokenizer, padding on the right, where causal attention never sees it and positions begin at 0.
+
+    It cuts on the right, too, whatever the folder says: texts have the parts that count first, and prefixes stay.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             info.folder, local_files_only=True, trust_remote_code=False, use_fast=True
@@ -214,6 +219,7 @@ def _load_tokenizer(info: ModelInfo) -> Any:
     except Exception as error:  # a folder may be wrong in ways that transformers does not foresee
         raise SettingsError(f"the tokenizer in {info.folder} cannot be loaded: {error}") from error
     tokenizer.padding_side = "right"
+    tokenizer.truncation_side = "right"
     if tokenizer.pad_token_id is None:
         # Padding is masked, so which token it is does not matter.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)

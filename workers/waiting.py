@@ -43,7 +43,7 @@ class Priority(IntEnum):
 @dataclass(eq=False, slots=True)
 class Ticket:
     """One text on its way, shared by all who asked for it. ``outcome`` never holds an exception, only a result.
-    ``tokens`` is an estimate."""
+    ``tokens`` is an estimate. ``cached``: one of them has put the vector into the cache."""
 
     text_hash: str
     text: str
@@ -51,6 +51,7 @@ class Ticket:
     outcome: asyncio.Future[Outcome]
     tokens: int = 1
     askers: int = 0
+    cached: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -243,6 +244,8 @@ class WaitingTexts:
 
     def _next_line(self, among: Collection[Priority]) -> _Line | None:
         lines = [line for priority, line in self._lines.items() if line and priority in among]
+        if len(among) < 2:  # no choice: it neither is a turn nor ends a row
+            return lines[0] if lines else None
         if len(lines) < 2:
             self._in_a_row = 0
             return lines[0] if lines else None

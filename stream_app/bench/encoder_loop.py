@@ -48,7 +48,6 @@ def _work(job: EncoderLoopJob) -> dict[str, object]:
         settings,
         device=settings.device,
         precision=settings.precision,
-        max_tokens=settings.max_tokens,
         threads=settings.threads or fair_threads(1),
         batch=max(job.batches, default=_VECTORS_AT_ONCE),
     )

@@ -163,7 +163,6 @@ def model(settings: Settings) -> Iterator[Finding]:
             encoder,
             device=encoder.device,
             precision=encoder.precision,
-            max_tokens=encoder.max_tokens,
             threads=encoder.threads,
         )
         vector = loaded.encode(["a blue mug"])[0]

@@ -59,7 +59,6 @@ def text_vectors(
             settings,
             device=settings.device,
             precision=settings.precision,
-            max_tokens=settings.max_tokens,
             threads=settings.threads,
             batch=settings.batch,
         )

@@ -5,6 +5,7 @@ a text is drawn from a generator seeded with the text, so a test can compute wha
 
 * A text ``wait:PATH#NAME`` makes the file ``PATH.NAME`` and holds the batch until there is a file ``PATH``: so a test
   knows that a batch is being worked on.
+* A text that begins with ``overflow`` has a vector that is not finite, as one that overflows in half precision.
 * A text ``lose:PATH`` makes the file ``PATH``, and the device ``cuda:6`` is gone: the batch fails as it does on a GPU
   that fell off the bus, and no process can start on it as long as that file is there.
 """
@@ -29,6 +30,8 @@ from workers.process import Encoder, main
 DIMENSIONS = 384
 LOST_DEVICE = "TAILRACE_TEST_LOST_DEVICE"
 """Names the file of ``lose:PATH`` for processes that start later."""
+AUTO_DEVICE = "TAILRACE_TEST_AUTO_DEVICE"
+"""What ``auto`` turns out to be."""
 
 
 def vector_of(text: str) -> NDArray[np.float32]:
@@ -41,10 +44,11 @@ class SeededEncoder:
     """Vectors out of thin air."""
 
     dimensions = DIMENSIONS
-    device = "cpu"
     precision = "float32"
+    at_once: int | None = None
 
-    def __init__(self, space: str) -> None:
+    def __init__(self, space: str, device: str = "cpu") -> None:
+        self.device = device
         self.tokens_read = 0
         self.tokens_computed = 0
         self.space = space
@@ -61,7 +65,7 @@ class SeededEncoder:
                 raise RuntimeError("CUDA error: unspecified launch failure")
         self.tokens_read += sum(len(text) for text in texts)
         self.tokens_computed += max(len(text) for text in texts) * len(texts)
-        return np.stack([vector_of(text) for text in texts])
+        return np.stack([vector_of(text) * (np.nan if text.startswith("overflow") else 1) for text in texts])
 
 
 def load(configure: Configure) -> Encoder:
@@ -70,7 +74,8 @@ def load(configure: Configure) -> Encoder:
     lost = os.environ.get(LOST_DEVICE)
     if configure.device == "cuda:6" and lost and Path(lost).exists():
         raise SettingsError("encoder.device = 'cuda:6': torch sees 0 CUDA devices here; use cpu or auto")
-    return with_faults(SeededEncoder(describe_model(configure).space))
+    device = os.environ.get(AUTO_DEVICE, "cpu") if configure.device == "auto" else "cpu"
+    return with_faults(SeededEncoder(describe_model(configure).space, device))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class SeededEncoder:
     precision = "float32"
     tokens_read = 0
     tokens_computed = 0
+    at_once: int | None = None
 
     def __init__(self, info: ImageModelInfo, folder: Path | None, max_bytes: int, max_pixels: int) -> None:
         self.space = info.space

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +33,7 @@ from workers.models import describe_model, load_model
 from workers.pool import EncoderPool, Priority
 from workers.process import Encoder
 from workers.texts import TextKind
+from workers.tokens import ModelTokens
 
 pytestmark = pytest.mark.model
 
@@ -71,9 +74,10 @@ def qwen3(made: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path, **options: Any) -> Encoder:
-    names = ("pooling", "dimensions", "query_prefix", "document_prefix")
-    chosen = EncoderSettings(model=str(folder), **{name: options.pop(name) for name in names if name in options})
-    return load_model(chosen, **{"device": "cpu", "precision": "float32", "batch": 3, "max_tokens": 32, **options})
+    names = ("pooling", "dimensions", "query_prefix", "document_prefix", "max_tokens")
+    said = {"max_tokens": 32, **{name: options.pop(name) for name in names if name in options}}
+    chosen = EncoderSettings(model=str(folder), **said)
+    return load_model(chosen, **{"device": "cpu", "precision": "float32", "batch": 3, **options})
 
 
 def plainly(
@@ -185,6 +189,14 @@ def test_pooling_sees_no_padding_on_either_side(lengths: list[int], left: bool, 
     torch.testing.assert_close(pool(hidden, mask, pooling), torch.stack(wanted))
 
 
+def test_texts_are_cut_on_the_right_whatever_the_folder_says(made: Path, bert: Path) -> None:
+    change_json("tokenizer_config.json", truncation_side="left")(bert)
+    text = "".join(f"{letter} " * 40 for letter in "ab")
+    np.testing.assert_allclose(load(bert).encode([text]), plainly(made / "mean", [text], "mean"), atol=2e-6)
+    counted = ModelTokens(str(bert), max_tokens=32)
+    assert 0 < counted.read(text)[1] < len(text)
+
+
 # Dense layers, fewer dimensions.
 
 
@@ -247,6 +259,20 @@ def test_only_the_prefix_of_documents_is_part_of_the_space(made: Path) -> None:
         return describe_model(EncoderSettings(model=str(made / "mean"), **settings)).space
 
     assert space() == space(query_prefix="query: ") == space(document_prefix="") != space(document_prefix="passage: ")
+
+
+def test_where_texts_are_cut_is_part_of_the_space(made: Path) -> None:
+    def space(**settings: Any) -> str:
+        return describe_model(EncoderSettings(**settings)).space
+
+    assert len({space(), space(max_tokens=64), space(max_tokens=256)}) == 3
+    assert space() == space(max_tokens=128) == MINILM_SPACE
+    # It reads 256 tokens, whatever is asked for beyond; the other model 64, which is less than the usual limit.
+    assert space(max_tokens=256) == space(max_tokens=512)
+    small = str(made / "mean")
+    assert space(model=small) == space(model=small, max_tokens=64) == space(model=small, max_tokens=512)
+    assert space(model=small) != space(model=small, max_tokens=63)
+    assert load(made / "mean", max_tokens=63).space == space(model=small, max_tokens=63)
 
 
 def test_a_prefix_takes_no_tokens_from_the_text(made: Path) -> None:
@@ -419,6 +445,41 @@ def test_a_folder_that_is_wrong_is_refused_from_its_small_files(
     change(bert)
     with pytest.raises(SettingsError, match=said):
         describe_model(str(bert))
+
+
+def test_a_part_that_is_a_link_to_nowhere_is_refused(made: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(made / "parts", tmp_path / "parts")
+    part = min(folder.glob("*.safetensors"))
+    part.unlink()
+    part.symlink_to("blob")
+    with pytest.raises(SettingsError, match=rf"{part.name}.*in {folder} are links to files that are not there.*fetch"):
+        describe_model(str(folder))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file that opens and cannot be read")
+def test_a_file_that_cannot_be_read_is_refused(bert: Path) -> None:
+    (bert / "vocab.txt").unlink(missing_ok=True)
+    (bert / "vocab.txt").symlink_to("/proc/self/mem")
+    with pytest.raises(SettingsError, match=r"cannot be read: .*fetch the model again"):
+        describe_model(str(bert))
+
+
+@pytest.mark.parametrize("closed", ["model.safetensors", "."])
+def test_what_this_user_may_not_read_is_refused(bert: Path, closed: str) -> None:
+    (bert / closed).chmod(0)
+    try:
+        if os.access(bert / closed, os.R_OK):
+            pytest.skip("nothing is closed to this user")
+        with pytest.raises(SettingsError, match=rf"{bert}.*cannot be read"):
+            describe_model(str(bert))
+    finally:
+        (bert / closed).chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/model", "x" * 5_000])
+def test_a_name_that_cannot_be_a_path_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"encoder.model = "):
+        describe_model(name)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,10 @@ def test_a_text_has_one_vector_whatever_stands_beside_it(model: Encoder) -> None
     np.testing.assert_allclose(model.encode(texts), alone, atol=1e-5)
 
 
+def test_it_computes_one_batch_at_a_time(model: Encoder) -> None:
+    assert model.at_once == 1
+
+
 def test_the_space_names_model_dimensions_and_prefix() -> None:
     def space(**settings: Any) -> str:
         return describe_model(EncoderSettings(model="multilingual", **settings)).space

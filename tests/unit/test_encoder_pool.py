@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,11 +22,12 @@ import pytest
 
 from stream_app.agents.interactions import InteractionsAgent
 from stream_app.encoder_metrics import count_pool
-from stream_app.errors import PoisonText, SettingsError, TooLate, Unavailable
+from stream_app.errors import EncodeError, PoisonText, SettingsError, TooLate, Unavailable
 from stream_app.metrics import Metrics
 from stream_app.settings import EncoderSettings
 from stream_app.stores.embedding_cache import EmbeddingCache
-from tests.unit.encoder_process import LOST_DEVICE, vector_of
+from stream_app.textify import text_hash
+from tests.unit.encoder_process import AUTO_DEVICE, LOST_DEVICE, vector_of
 from tests.waiting import eventually, eventually_sync
 from workers import faults
 from workers.pool import CHARS_PER_TOKEN, EncoderPool, PoolStats, Priority
@@ -144,6 +146,20 @@ async def test_queries_go_before_events(tmp_path: Path) -> None:
         assert done == [Priority.QUERY, Priority.EVENT]
 
 
+async def test_an_event_gets_its_turn_under_a_stream_of_queries() -> None:
+    async with running(batch=1) as pool:
+        done: list[str] = []
+
+        async def ask(text: str, priority: Priority) -> None:
+            await pool.encode([text], priority)
+            done.append(text)
+
+        # All of them wait before the process is ready.
+        queries = [asyncio.create_task(ask(str(number), Priority.QUERY)) for number in range(40)]
+        await asyncio.gather(*queries, ask("event", Priority.EVENT))
+        assert done.index("event") < 20
+
+
 async def test_the_queue_is_bounded_and_a_full_catalogue_does_not_hold_up_a_query(tmp_path: Path) -> None:
     async with running(queue=4, batch=2) as pool:
         first = await busy(pool, tmp_path / "go")
@@ -177,6 +193,15 @@ async def test_the_next_batch_of_the_catalogue_is_with_the_process_before_it_is_
         (tmp_path / "go").touch()
         assert_vectors(await catalogue, ["a", "b", "c", "d", "e"])
         await first
+
+
+async def test_a_gpu_that_auto_finds_has_the_lanes_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(AUTO_DEVICE, "cuda:0")
+    async with running(device="auto") as pool:
+        tasks = [await held(pool, tmp_path / "go", name, Priority.CATALOGUE) for name in "ab"]
+        await eventually(lambda: all((tmp_path / f"go.{name}").exists() for name in "ab"), what="two lanes are at work")
+        (tmp_path / "go").touch()
+        await asyncio.gather(*tasks)
 
 
 async def test_batches_are_bounded_by_tokens() -> None:
@@ -475,6 +500,35 @@ async def test_what_is_cached_is_not_encoded_again() -> None:
         np.testing.assert_array_equal(first, again[[1, 0]])
         assert pool.stats.texts_encoded == 3
         assert (pool.stats.cache_hits, pool.stats.cache_misses) == (2, 3)
+
+
+async def test_a_vector_that_is_not_finite_is_an_error_of_its_text_and_is_not_cached() -> None:
+    cache = memory_cache()
+    async with running(cache=cache) as pool:
+        for _ in range(2):
+            mug, overflow = await pool.encode_each(["mug", "overflow"], Priority.CATALOGUE)
+            assert_vectors(np.stack([mug]), ["mug"])
+            assert isinstance(overflow, EncodeError)
+            assert re.search(r"begins 'overflow'.*no finite vector.*encoder\.precision = 'float32'", str(overflow))
+        with pytest.raises(EncodeError, match="no finite vector"):
+            await pool.encode(["overflow"], Priority.QUERY)
+        assert pool.stats.restarts == 0
+    assert list(await cache.get_many([text_hash(text) for text in ("mug", "overflow")])) == [text_hash("mug")]
+
+
+async def test_a_vector_is_cached_also_when_who_asked_first_gave_up(tmp_path: Path) -> None:
+    cache = memory_cache()
+    async with running(cache=cache) as pool:
+        first = await busy(pool, tmp_path / "go")
+        impatient = asyncio.create_task(pool.encode(["mug"], Priority.CATALOGUE))
+        await eventually(lambda: pool.queue_length == 1)
+        patient = asyncio.create_task(pool.encode(["mug"], Priority.CATALOGUE))
+        await eventually(lambda: pool.stats.texts_shared == 1)
+        impatient.cancel()
+        (tmp_path / "go").touch()
+        assert_vectors(await patient, ["mug"])
+        await first
+    assert list(await cache.get_many([text_hash("mug")])) == [text_hash("mug")]
 
 
 async def test_queries_and_documents_have_prefixes_of_their_own_in_front_of_the_cache() -> None:
