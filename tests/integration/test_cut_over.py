@@ -23,7 +23,6 @@ from stream_app.space_operations import (
     cut_over_to,
     follow_build,
     hindrances,
-    present_control,
     retire_space,
     roll_back_space,
 )
@@ -202,17 +201,32 @@ async def test_a_model_that_is_not_here_stops_nothing(settings: Settings, other:
     gone.symlink_to(other)
     async with shop(settings) as pipeline:
         before = served(pipeline)
-        gone_space = await build_space(settings, {"model": str(gone)})
-        await complete(settings, gone_space)
-        assert pipeline.tailrace.encoders is not None
-        await pipeline.tailrace.encoders._end(gone_space.space)
+        space = await build_space(settings, {"model": str(gone)})
+        await complete(settings, space)
+        replica, encoders = pipeline.tailrace.replica, pipeline.tailrace.encoders
+        assert replica is not None
+        assert encoders is not None
+        refused = asyncio.Event()
+        prepare = replica.prepare
+
+        async def tried(wanted: ModelSpace) -> None:
+            assert prepare is not None
+            try:
+                await prepare(wanted)
+            except TailraceError:
+                refused.set()
+                raise
+
+        replica.prepare = tried
+        await encoders._end(space.space)
         gone.unlink()
-        await cut_over_to(settings, gone_space.space)
+        await cut_over_to(settings, space.space)
+        async with asyncio.timeout(60):
+            await refused.wait()
         slate = await pipeline.slate_after("u0", await pipeline.event("u0", "i7"))
         assert slate.versions.space == before
         gone.symlink_to(other)
-        control, _ = await present_control(settings)
-        assert control.serving == gone_space.space
+        await eventually(lambda: served(pipeline).startswith(space.space), timeout_s=60, what="it is here again")
 
 
 async def test_an_adapter_is_served_and_no_text_is_embedded_for_it(settings: Settings, tmp_path: Path) -> None:

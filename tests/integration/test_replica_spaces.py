@@ -127,10 +127,13 @@ async def test_one_that_cannot_serve_the_next_space_goes_on_when_its_own_is_reti
         async with replica(settings, served) as made:
             await create_vectors_topic(settings, 2)
 
-            async def refuse(_: object) -> None:
-                raise SettingsError("the model is not here")
+            here = asyncio.Event()
 
-            made.prepare = refuse
+            async def prepare(_: object) -> None:
+                if not here.is_set():
+                    raise SettingsError("the model is not here")
+
+            made.prepare = prepare
             third = cut_over(with_space(served, "third", OTHER, {}, at=AT), "third", at=AT)
             made.spaces_changed(third)
             await eventually(lambda: "third" in made.serving.beside, what="it is kept")
@@ -139,11 +142,7 @@ async def test_one_that_cannot_serve_the_next_space_goes_on_when_its_own_is_reti
             await source.item("late")
             await eventually(lambda: made.serving.catalogue.row("late") >= 0, timeout_s=30, what="the late item")
             assert made.live.space == "other"
-
-            async def manage(_: object) -> None:
-                return
-
-            made.prepare = manage
+            here.set()
             await eventually(lambda: made.live.space == "third", timeout_s=30, what="it can be served now")
 
 
