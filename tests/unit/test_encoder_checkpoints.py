@@ -193,7 +193,7 @@ def test_texts_are_cut_on_the_right_whatever_the_folder_says(made: Path, bert: P
     change_json("tokenizer_config.json", truncation_side="left")(bert)
     text = "".join(f"{letter} " * 40 for letter in "ab")
     np.testing.assert_allclose(load(bert).encode([text]), plainly(made / "mean", [text], "mean"), atol=2e-6)
-    counted = ModelTokens(str(bert), max_tokens=32)
+    counted = ModelTokens(EncoderSettings(model=str(bert), max_tokens=32))
     assert 0 < counted.read(text)[1] < len(text)
 
 
