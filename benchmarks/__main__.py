@@ -34,6 +34,7 @@ _ALL: dict[str, tuple[str, ...]] = {
     "ranking": (),
     "index": (),
     "start": (),
+    "cutover": ("--broker", "kafka"),
     "encoder": ("--parts", "pool,queries,embedded,kafka,precision"),
     "growth": ("--items", "1000,10000", "--users", "2000", "--history", "10,50"),
 }
