@@ -123,10 +123,9 @@ class Tailrace:
                 settings=settings.delivery,
                 metrics=metrics,
             )
-        needs_redis = {"catalogue", "interactions"} & set(self.roles)
         redis = connect_redis(settings)
         self._stack.push_async_callback(redis.aclose)
-        if needs_redis:
+        if "interactions" in self.roles:  # elsewhere it is a cache, and nothing rests on it
             await until_it_works(
                 redis.ping, what="Redis", transient=REDIS_TRANSIENT, settings=settings.delivery, metrics=metrics
             )

@@ -110,11 +110,16 @@ async def _phase(
 
 async def _embedded(catalogue: WorkerProcess, items: int, on_progress: Progress) -> None:
     """Until the catalogue process has embedded everything: its consumer group has read all of it."""
-    done = 0.0
+    done, moved_at, loop = 0.0, 0.0, asyncio.get_running_loop()
     while done < items:
+        before = done
         metrics = await catalogue.metrics() or {}
         done = metrics.get("tailrace_encoder_texts_total", 0.0)
         on_progress("texts embedded", int(min(done, items)), items)
+        if done > before or not moved_at:
+            moved_at = loop.time()
+        if loop.time() - moved_at > _PATIENCE_S:
+            raise Unavailable(f"{catalogue.name} embeds nothing any more:\n{catalogue.output(40)}")
         if not catalogue.running:
             raise Unavailable(f"{catalogue.name} ended:\n{catalogue.output(40)}")
         await asyncio.sleep(_ASK_EVERY_S)
