@@ -17,7 +17,7 @@ from schemas.messages import Item, ItemVector
 from stream_app.agents.base import Agent
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.records import InRecord
-from stream_app.errors import EncodeError, InvalidMessage
+from stream_app.errors import EncodeError, InvalidMessage, Unavailable
 from stream_app.images.pool import FusedPool, encode_items
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
@@ -29,6 +29,8 @@ __all__ = ["CatalogueAgent"]
 _PART = 128
 """Events in a part, at most: vectors leave when their part is done, the first ones soon."""
 _ON_ITS_WAY_S = 2.0
+_UNDER_WAY_S = 10.0
+"""Encoders that do not come back do not hold up who retires their space."""
 _PARTS = 4
 """Parts under way: so many texts are with the pool that batches of like length can be chosen among them."""
 
@@ -102,10 +104,10 @@ class CatalogueAgent(Agent):
             await asyncio.wait([self._publishing], timeout=_ON_ITS_WAY_S)
 
     async def without_vectors(self) -> None:
-        """No vectors are wanted of the space any more; returns when what is under way is done."""
+        """No vectors are wanted of the space any more; returns when what is under way is done, or soon."""
         self.pool = None
         if self._parts:
-            await asyncio.wait(list(self._parts))
+            await asyncio.wait(list(self._parts), timeout=_UNDER_WAY_S)
 
     async def handle(self, events: Sequence[Any]) -> None:
         """Begin with a part; returns while it is under way, but waits while too many are."""
@@ -161,7 +163,12 @@ class CatalogueAgent(Agent):
         texts = [self._textifier.item(item) for _, item in items]
         images = [item.image_url for _, item in items]
         # One poisonous text costs the others nothing: each has an outcome of its own.
-        outcomes = await encode_items(pool, texts, images) if pool is not None and texts else []
+        try:
+            outcomes = await encode_items(pool, texts, images) if pool is not None and texts else []
+        except Unavailable:
+            if self.pool is not None:
+                raise
+            return out  # the space is retired meanwhile, and its pool with it
         for (record, item), text, vector in zip(items, texts, outcomes, strict=True):
             if isinstance(vector, EncodeError):
                 problem = InvalidMessage(

@@ -190,6 +190,31 @@ async def test_one_part_has_vectors_tombstones_and_letters_the_last_change_of_an
     assert all(event.acked for event in events)
 
 
+async def test_a_pool_that_is_closed_fails_the_agent_unless_no_vectors_are_wanted_any_more(
+    agent: CatalogueAgent, pool: Pool, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def closed(*_: Any, **__: Any) -> Any:
+        pool.asked.append([])
+        await held.wait()
+        raise Unavailable("the encoder pool is closed")
+
+    held = asyncio.Event()
+    monkeypatch.setattr(pool, "encode_each", closed)
+    event = Delivered(0, "a", "lamp")
+    await agent.handle([event])
+    await eventually(lambda: pool.asked, what="it is with the pool")
+    agent.pool = None
+    held.set()
+    await eventually(lambda: event.acked, what="it is acknowledged")
+    assert broker.keys == [[]]
+    agent.pool = pool  # type: ignore[assignment]
+    again = Delivered(1, "a", "lamp")
+    await agent.handle([again])
+    await eventually(agent.failed.done, what="the agent fails")
+    assert isinstance(agent.failed.exception(), Unavailable)
+    assert not again.acked
+
+
 async def test_when_no_vectors_are_wanted_any_more_what_is_under_way_is_finished(
     agent: CatalogueAgent, pool: Pool, broker: Broker
 ) -> None:
