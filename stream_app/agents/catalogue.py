@@ -29,6 +29,7 @@ __all__ = ["CatalogueAgent"]
 _PART = 128
 """Events in a part, at most: vectors leave when their part is done, the first ones soon."""
 _ON_ITS_WAY_S = 2.0
+"""A rebalance waits for parts under way for so long."""
 _UNDER_WAY_S = 10.0
 """Encoders that do not come back do not hold up who retires their space."""
 _PARTS = 4
@@ -40,8 +41,7 @@ class CatalogueAgent(Agent):
 
     Events are taken in parts, a few of them under way at a time: while the texts of one are embedded, the next is
     decoded and its texts are in line behind. Parts are published and acknowledged one after the other, in order, so an
-    item's older vector never comes after its newer one. When the partitions move, parts that are not published are
-    dropped; their events are delivered again.
+    item's older vector never comes after its newer one. When the partitions move, parts under way are finished.
 
     Several changes of one item in a part cost one embedding; a text embedded before comes from the cache. An
     event is acknowledged when its vector (or tombstone) is acknowledged by the broker.
@@ -76,7 +76,6 @@ class CatalogueAgent(Agent):
         self._vectors_topic = self.topics.vectors_of(number)
         self._textifier = Textifier.of(settings.textify)
         self._parts: deque[asyncio.Task[None]] = deque()
-        self._publishing: asyncio.Future[None] | None = None
 
     @property
     def group(self) -> str:
@@ -95,13 +94,10 @@ class CatalogueAgent(Agent):
         return min(super().most, _PART)
 
     async def partitions_changed(self) -> None:
-        parts, self._parts = self._parts, deque()
-        for part in parts:
-            part.cancel()
-        await asyncio.gather(*parts, return_exceptions=True)
-        if self._publishing is not None:
-            # What is on its way to the broker is there before the next owner begins, or it would come after its own.
-            await asyncio.wait([self._publishing], timeout=_ON_ITS_WAY_S)
+        # What is under way is finished, and mostly before the next owner begins, so that it does not come after what he
+        # makes. It is never dropped: Faust commits past events that were not acknowledged, and these would be lost.
+        if self._parts:
+            await asyncio.wait(list(self._parts), timeout=_ON_ITS_WAY_S)
 
     async def without_vectors(self) -> None:
         """No vectors are wanted of the space any more; returns when what is under way is done, or soon."""
@@ -128,8 +124,7 @@ class CatalogueAgent(Agent):
             await asyncio.wait([before])
         if self.failed.done():
             return  # the part before, most likely: nothing after it may be acknowledged
-        publishing = self._publishing = asyncio.ensure_future(self.publisher.publish(out))
-        await asyncio.shield(publishing)
+        await self.publisher.publish(out)
         for event in events:
             event.ack()
         self.metrics.batch_seconds.labels(self.role, "embed").observe(embedded - began)

@@ -205,8 +205,9 @@ async def group_lag(settings: Settings, group: str, topic: str) -> int:
     consumer = AIOKafkaConsumer(**kafka_options(settings), group_id=group, enable_auto_commit=False)
     try:
         await consumer.start()
-        await consumer.topics()
-        places = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+        # All topics, never by name: that would create the topic on a broker that creates them on demand.
+        metadata = await consumer._client.fetch_all_metadata()
+        places = [TopicPartition(topic, number) for number in metadata.partitions_for_topic(topic) or ()]
         ends = await consumer.end_offsets(places)
         return sum([max(0, end - (await consumer.committed(place) or 0)) for place, end in ends.items()])
     except (KafkaError, OSError) as error:
