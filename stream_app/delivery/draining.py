@@ -74,6 +74,15 @@ class DrainingThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # fau
         consumer._fetch_min_bytes = self.app.tailrace_fetch_min_bytes
         return consumer
 
+    async def seek_to_committed(self) -> Any:
+        """aiokafka leaves partitions without a committed offset where they are. What was fetched of them and dropped
+        when partitions moved would be lost: later offsets are acknowledged and committed all the same."""
+        committed = await super().seek_to_committed()
+        fresh = [place for place, offset in committed.items() if not offset]
+        if fresh:
+            await self.seek_to_beginning(*fresh)
+        return committed
+
     async def getmany(self, active_partitions: Any, timeout: float) -> Any:
         """Ask the thread directly: Faust's queue of methods costs a few tasks, and one of its two workers."""
         client = self._ensure_consumer()
