@@ -80,8 +80,14 @@ class DrainingThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # fau
         committed = await super().seek_to_committed()
         fresh = [place for place, offset in committed.items() if not offset]
         if fresh:
-            await self.seek_to_beginning(*fresh)
+            await self.call_thread(self._seek_to_first, self._ensure_consumer(), fresh)
         return committed
+
+    @staticmethod
+    async def _seek_to_first(client: Any, places: Sequence[Any]) -> None:
+        # Not seek_to_beginning(): it leaves partitions without a position for a moment, which ends Faust's consumer.
+        for place, offset in (await client.beginning_offsets(places)).items():
+            client.seek(place, offset)
 
     async def getmany(self, active_partitions: Any, timeout: float) -> Any:
         """Ask the thread directly: Faust's queue of methods costs a few tasks, and one of its two workers."""
