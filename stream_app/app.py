@@ -28,7 +28,6 @@ from stream_app.delivery.retry import until_it_works
 from stream_app.encoder_metrics import watch_pools
 from stream_app.encoders import Encoders, deciding_settings
 from stream_app.errors import SettingsError, TailraceError, Unavailable
-from stream_app.images.pool import FusedPool
 from stream_app.logs import get_logger
 from stream_app.memory import settle
 from stream_app.metrics import Metrics, serve_metrics
@@ -41,7 +40,7 @@ from stream_app.spaces.control import served_space
 from stream_app.stores.users import REDIS_TRANSIENT, UserStore, connect_redis
 from stream_app.users.stage import UserStage
 from stream_app.warm_up import warm_up
-from workers.pool import EncoderPool
+from workers.vector_pool import VectorPool
 
 __all__ = ["ROLES", "Role", "Tailrace", "stop_on_signals"]
 
@@ -77,7 +76,7 @@ class Tailrace:
         self._stack = contextlib.AsyncExitStack()
 
     @property
-    def pool(self) -> EncoderPool | FusedPool | None:
+    def pool(self) -> VectorPool | None:
         """The encoders of the space that is served, as far as this process has any."""
         if self.encoders is None or self._watch_spaces is None:
             return None

@@ -22,6 +22,7 @@ from stream_app.stores.embedding_cache import EmbeddingCache
 from workers.image_models import describe_image_model
 from workers.models import describe_model
 from workers.pool import EncoderPool
+from workers.vector_pool import VectorPool
 
 __all__ = ["Encoders", "deciding_settings", "encoder_settings"]
 
@@ -65,7 +66,7 @@ class Encoders:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
         self._redis = redis
-        self._pools: dict[str, EncoderPool | FusedPool] = {}
+        self._pools: dict[str, VectorPool] = {}
         self._holders: dict[str, set[str]] = {}
         self._ending: asyncio.Future[None] | None = None
         self._serving = ""
@@ -74,21 +75,19 @@ class Encoders:
     @property
     def pools(self) -> list[EncoderPool]:
         """Those there are; of a fused space both."""
-        return [
-            part for pool in self._pools.values() for part in (pool.parts if isinstance(pool, FusedPool) else (pool,))
-        ]
+        return [part for pool in self._pools.values() for part in pool.parts]
 
     @property
     def text_pools(self) -> list[EncoderPool]:
         """Of each space that of texts."""
-        return [pool.text if isinstance(pool, FusedPool) else pool for pool in self._pools.values()]
+        return [pool.parts[0] for pool in self._pools.values()]
 
     def image_outcomes(self) -> Counter[str]:
         """How often an item's image was used, or why it was not, see :class:`~stream_app.images.pool.FusedPool`."""
         fused = (pool.outcomes for pool in self._pools.values() if isinstance(pool, FusedPool))
         return sum(fused, start=self._outcomes.copy())
 
-    def held(self, space: str) -> EncoderPool | FusedPool | None:
+    def held(self, space: str) -> VectorPool | None:
         """The pool of a space, if there is one."""
         return self._pools.get(space)
 
@@ -101,7 +100,7 @@ class Encoders:
         """
         await asyncio.to_thread(describe_encoder, encoder_settings(self._settings, space))
 
-    def pool(self, space: ModelSpace, holder: str) -> EncoderPool | FusedPool:
+    def pool(self, space: ModelSpace, holder: str) -> VectorPool:
         """The pool of a space; not started when it is new.
 
         Args:

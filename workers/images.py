@@ -23,13 +23,11 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, Siglip
 from transformers.utils import logging as transformers_logging
 
 from stream_app.errors import SettingsError
+from workers.devices import TORCH_TYPES, out_of_memory, pick_device, pick_precision
 from workers.image_models import ImageModelInfo
 from workers.models import Precision
 from workers.picture_requests import Unusable, read_picture, refusal, requested_text
 from workers.pictures import decode_picture
-
-# Importing it also sets the environment that keeps transformers off the network and its threads asleep.
-from workers.transformer import _TORCH_TYPES, _out_of_memory, _pick_device, _pick_precision
 
 __all__ = ["ImageEncoder"]
 
@@ -77,15 +75,15 @@ class ImageEncoder:
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
         self._batch = batch
-        self._device = _pick_device(device, index)
+        self._device = pick_device(device, index)
         self.space = info.space
         self.dimensions = info.dimensions
         self.device = str(self._device)
-        self.precision = _pick_precision(precision, self._device)
+        self.precision = pick_precision(precision, self._device)
         self.tokens_read = 0
         self.tokens_computed = 0
         self.at_once: int | None = None
-        self._dtype = _TORCH_TYPES[self.precision]
+        self._dtype = TORCH_TYPES[self.precision]
         self._tokenizing = threading.Lock()  # a fast tokenizer's padding and cutting are state of its own
         self._tokenizer = _load(info, "tokenizer", lambda: AutoTokenizer.from_pretrained(info.folder, **_SAFE))
         processor = _PROCESSORS[info.kind]
@@ -178,7 +176,7 @@ class ImageEncoder:
             tensor = found if isinstance(found, torch.Tensor) else found.pooler_output
             unit: NDArray[np.float32] = torch.nn.functional.normalize(tensor.float(), dim=1).cpu().numpy()
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()

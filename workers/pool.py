@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +21,10 @@ from workers.child import DEFAULT_COMMAND
 from workers.driver import SHOWN_CHARS, Driver, PoolStats
 from workers.models import ModelInfo, describe_model
 from workers.texts import TextKind, encodable
+from workers.vector_pool import VectorCache, VectorPool
 from workers.waiting import Priority, Ticket, WaitingTexts, same_error
 
-__all__ = ["EncoderPool", "PoolStats", "Priority", "VectorCache"]
+__all__ = ["EncoderPool", "PoolStats", "Priority"]
 
 CHARS_PER_TOKEN = 32
 """A text is cut to this many characters per token the model may read: more than any language needs, and a bound on
@@ -33,19 +33,7 @@ REMEMBERED_POISON = 1_024
 """Texts known to end processes: a redelivered record must not end four more."""
 
 
-class VectorCache(Protocol):
-    """Where vectors are looked up by text hash and kept; see ``stream_app.stores.embedding_cache``."""
-
-    async def get_many(self, hashes: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Those that are known. Never raises for a cache that is not reachable."""
-        ...
-
-    async def put_many(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Keep these. Never raises for a cache that is not reachable."""
-        ...
-
-
-class EncoderPool:
+class EncoderPool(VectorPool):
     """Encoder processes behind one coroutine.
 
     Use from one event loop. ``settings`` are the encoder's. ``cache`` is asked before a process is. ``command`` starts
@@ -93,6 +81,11 @@ class EncoderPool:
             for index in range(settings.processes)
         ]
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def parts(self) -> tuple[EncoderPool, ...]:
+        """This one."""
+        return (self,)
 
     @property
     def share(self) -> float:
@@ -150,30 +143,6 @@ class EncoderPool:
         await self._ready.wait()
         if self._over:
             raise same_error(self._over)
-
-    async def encode(
-        self, texts: Sequence[str], priority: Priority, *, kind: TextKind = "document"
-    ) -> NDArray[np.float32]:
-        """The vectors of ``texts``: float32 [n, dimensions], unit length, in the order given; hardly a text has none.
-
-        ``kind`` decides the prefix, which many models were trained to see: what is found is a document, what finds it
-        a query. A text has a vector of each kind.
-
-        Texts of the catalogue wait for as long as it takes, also while processes are restarted; those of queries and
-        events until ``encoder.deadline_s`` after the call.
-
-        Raises:
-            PoisonText: when one of the texts ends every process that tries it (see :meth:`encode_each`).
-            EncodeError: when the model gives one of the texts a vector that is not finite.
-            TooLate: when one of the texts had to wait too long.
-            Unavailable, SettingsError: when the pool is closed or could not start a process.
-        """
-        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        for row, outcome in enumerate(await self.encode_each(texts, priority, kind=kind)):
-            if isinstance(outcome, EncodeError):
-                raise same_error(outcome)
-            vectors[row] = outcome
-        return vectors
 
     async def encode_each(
         self, texts: Sequence[str], priority: Priority, *, kind: TextKind = "document"

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING
-
-# As in ``transformer.py``: nothing is looked up on the network.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_OFFLINE"] = "1"
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from transformers import AutoTokenizer
 

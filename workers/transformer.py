@@ -1,4 +1,4 @@
-"""Text to vectors with transformers and torch: only this module and ``workers.head`` import them.
+"""Text to vectors with transformers and torch.
 
 Any text encoder or decoder that transformers itself knows (``AutoModel``), with the attention torch computes fused
 (SDPA) where the architecture has it. What is in the model's folder is not trusted: no code of its own is run, no pickle
@@ -7,22 +7,11 @@ is opened, and weights that are missing or of another shape are an error instead
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-
-# No model is ever looked up on the network, and a tokenizer that forks threads per call costs more than it gains.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_OFFLINE"] = "1"
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Threads that wait must sleep, not spin: with the processor shared, spinning threads keep the one they wait for from
-# running (2 cores under load: 42 texts/s and 11 CPU seconds spinning, 305 texts/s and 2.2 CPU seconds sleeping).
-# Read when torch is first imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
@@ -33,14 +22,13 @@ from transformers.utils import logging as transformers_logging
 from stream_app.errors import SettingsError
 from workers.batching import split_by_length, tokens_at_once
 from workers.checkpoint import check_whole
+from workers.devices import TORCH_TYPES, out_of_memory, pick_device, pick_precision
 from workers.head import load_dense, text_vectors
 from workers.models import ModelInfo, Precision
 from workers.texts import encodable
 
-__all__ = ["TransformerEncoder", "cpu_has_bfloat16"]
+__all__ = ["TransformerEncoder"]
 
-_BFLOAT16_FLAGS = frozenset(("amx_bf16", "avx512_bf16", "bf16"))
-_TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MIN_TEXT_TOKENS = 8
 """A prefix that leaves less of the model's limit leaves nothing to encode."""
 _TRIED_TOKENS = 512
@@ -81,11 +69,11 @@ class TransformerEncoder:
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         self._info = info
-        self._device = _pick_device(device, index)
+        self._device = pick_device(device, index)
         self.space = info.space
         self.dimensions = info.dimensions
         self.device = str(self._device)
-        self.precision = _pick_precision(precision, self._device)
+        self.precision = pick_precision(precision, self._device)
         self._batch = batch
         self.batch_tokens = batch_tokens or tokens_at_once(self._device.type)
         self.at_once: int | None = None
@@ -96,7 +84,7 @@ class TransformerEncoder:
         self._tokenizer = _load_tokenizer(info)
         self._limits = {prefix: self._limit(prefix, max_tokens) for prefix in (info.query_prefix, info.document_prefix)}
         with self._room():
-            self._model = _load_transformer(info, _TORCH_TYPES[self.precision])
+            self._model = _load_transformer(info, TORCH_TYPES[self.precision])
             _check_embeddings(info, self._model, self._tokenizer)
             self._model.eval().to(self._device)
             self._dense = [load_dense(layer, self._device) for layer in info.dense]
@@ -123,7 +111,7 @@ class TransformerEncoder:
             for rows in parts:
                 vectors[rows] = self._forward([tokens[row] for row in rows])
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -198,7 +186,7 @@ class TransformerEncoder:
         try:
             yield
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not _out_of_memory(error):
+            if not isinstance(error, MemoryError) and not out_of_memory(error):
                 raise
             raise SettingsError(
                 f"no room on {self.device} for the model in {self._info.folder} in {self.precision}: {error}; free the "
@@ -264,39 +252,3 @@ def _check_embeddings(info: ModelInfo, model: Any, tokenizer: Any) -> None:
             f"the tokenizer in {info.folder} has tokens up to {highest}, and the model embeddings for {rows}; "
             "they do not belong together: fetch the model again"
         )
-
-
-def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor multiplies bfloat16 in hardware (AMX, AVX512-BF16, Arm BF16).
-
-    Emulated bfloat16 is slower than float32. Where the file is not there (not Linux) the answer is no.
-    """
-    try:
-        content = cpuinfo.read_text("ascii", errors="replace")
-    except OSError:
-        return False
-    flags = (line.partition(":")[2].split() for line in content.splitlines() if line.startswith(("flags", "Features")))
-    return not _BFLOAT16_FLAGS.isdisjoint(next(flags, []))
-
-
-def _pick_device(name: str, index: int) -> torch.device:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "cpu" or (name == "auto" and count == 0):
-        return torch.device("cpu")
-    chosen = torch.device(name if ":" in name else f"cuda:{index % max(count, 1)}")
-    if chosen.index is not None and chosen.index >= count:
-        raise SettingsError(f"encoder.device = {name!r}: torch sees {count} CUDA devices here; use cpu or auto")
-    return chosen
-
-
-def _pick_precision(wanted: Precision, device: torch.device) -> str:
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    return "bfloat16" if cpu_has_bfloat16() else "float32"
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    # The allocator of the CPU raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

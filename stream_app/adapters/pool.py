@@ -15,8 +15,9 @@ from stream_app.adapters.file import AdapterFile
 from stream_app.errors import EncodeError
 from stream_app.settings import EncoderSettings
 from workers.child import DEFAULT_COMMAND
-from workers.pool import EncoderPool, Priority, VectorCache
+from workers.pool import EncoderPool, Priority
 from workers.texts import TextKind
+from workers.vector_pool import VectorCache
 
 __all__ = ["AdaptedPool"]
 

@@ -18,11 +18,10 @@ from stream_app.agents.base import Agent
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.records import InRecord
 from stream_app.errors import EncodeError, InvalidMessage, Unavailable
-from stream_app.images.pool import FusedPool, encode_items
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
 from stream_app.textify import Textifier, text_hash
-from workers.pool import EncoderPool
+from workers.vector_pool import VectorPool
 
 __all__ = ["CatalogueAgent"]
 
@@ -66,7 +65,7 @@ class CatalogueAgent(Agent):
         settings: Settings,
         publisher: Publisher,
         metrics: Metrics,
-        pool: EncoderPool | FusedPool | None,
+        pool: VectorPool | None,
         *,
         number: int = 0,
     ) -> None:
@@ -159,7 +158,7 @@ class CatalogueAgent(Agent):
         images = [item.image_url for _, item in items]
         # One poisonous text costs the others nothing: each has an outcome of its own.
         try:
-            outcomes = await encode_items(pool, texts, images) if pool is not None and texts else []
+            outcomes = await pool.encode_items(texts, images) if pool is not None and texts else []
         except Unavailable:
             if self.pool is not None:
                 raise

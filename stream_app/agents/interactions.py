@@ -36,7 +36,6 @@ from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import read_to_end
 from stream_app.delivery.records import InRecord
 from stream_app.errors import EncodeError, InvalidMessage, TailraceError, TooLate
-from stream_app.images.pool import FusedPool
 from stream_app.items.partitions import by_owner
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
@@ -51,7 +50,8 @@ from stream_app.users.profiles import profile_of
 from stream_app.users.showing import Showing
 from stream_app.users.stage import NewSlate, SourcedEvent, SourcedProfile, StageResult, UserStage
 from stream_app.users.state import UserState
-from workers.pool import EncoderPool, Priority
+from workers.vector_pool import VectorPool
+from workers.waiting import Priority
 
 __all__ = ["InteractionsAgent"]
 
@@ -141,7 +141,7 @@ class InteractionsAgent(Agent):
         users: UserStore,
         stage: UserStage,
         serving: ServingState,
-        pool: EncoderPool | FusedPool,
+        pool: VectorPool,
     ) -> None:
         super().__init__(settings, publisher, metrics)
         self._users = users
@@ -235,7 +235,7 @@ class InteractionsAgent(Agent):
                 await self.publisher.publish(records)
                 _log.info("space beside is ready", space=name, records=[record.topic for record in records])
 
-    def use(self, pool: EncoderPool | FusedPool) -> None:
+    def use(self, pool: VectorPool) -> None:
         """Texts are embedded by this pool from now on, which is of the space served from now on. To be called within
         :meth:`alone`."""
         self._pool = pool

@@ -25,11 +25,11 @@ from workers.image_models import describe_image_model
 from workers.image_process import command
 from workers.models import ModelInfo
 from workers.picture_requests import MOST_CHARS, Reason, ask_for_text, reason_of
-from workers.pool import CHARS_PER_TOKEN, EncoderPool, Priority, VectorCache
+from workers.pool import CHARS_PER_TOKEN, EncoderPool, Priority
 from workers.texts import TextKind
-from workers.waiting import same_error
+from workers.vector_pool import VectorCache, VectorPool
 
-__all__ = ["FusedPool", "VectorsOnly", "encode_items", "image_pool", "image_source"]
+__all__ = ["FusedPool", "VectorsOnly", "image_pool", "image_source"]
 
 _log = get_logger(__name__)
 
@@ -105,7 +105,7 @@ def image_pool(
     )
 
 
-class FusedPool:
+class FusedPool(VectorPool):
     """The pool of a fused space, to be used as :class:`~workers.pool.EncoderPool` is.
 
     Args:
@@ -201,17 +201,6 @@ class FusedPool:
         """Texts and images of one priority that wait for a process."""
         return sum(part.waiting(priority) for part in self.parts)
 
-    async def encode(
-        self, texts: Sequence[str], priority: Priority, *, kind: TextKind = "document"
-    ) -> NDArray[np.float32]:
-        """As :meth:`encode_each`, but the first text that has no vector is an error."""
-        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        for row, outcome in enumerate(await self.encode_each(texts, priority, kind=kind)):
-            if isinstance(outcome, EncodeError):
-                raise same_error(outcome)
-            vectors[row] = outcome
-        return vectors
-
     async def encode_each(
         self, texts: Sequence[str], priority: Priority, *, kind: TextKind = "document"
     ) -> list[NDArray[np.float32] | EncodeError]:
@@ -305,12 +294,3 @@ class FusedPool:
             half = nothing if isinstance(image, EncodeError) else image
             outcomes.append(fuse(text[None], half[None], np.array([there]), self._weight)[0])
         return outcomes
-
-
-async def encode_items(
-    pool: EncoderPool | FusedPool, texts: Sequence[str], image_urls: Sequence[str | None]
-) -> list[NDArray[np.float32] | EncodeError]:
-    """The outcomes of items in the space of ``pool``, whichever it is: images count in a fused one."""
-    if isinstance(pool, FusedPool):
-        return await pool.encode_items(texts, image_urls)
-    return await pool.encode_each(texts, Priority.CATALOGUE)

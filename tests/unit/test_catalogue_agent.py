@@ -49,6 +49,11 @@ class Pool:
         self.asked: list[list[str]] = []
         self.held: dict[str, asyncio.Event] = {}
 
+    async def encode_items(
+        self, texts: Sequence[str], _image_urls: Sequence[str | None]
+    ) -> list[NDArray[np.float32] | EncodeError]:
+        return await self.encode_each(texts, Priority.CATALOGUE)
+
     async def encode_each(self, texts: Sequence[str], priority: Priority) -> list[NDArray[np.float32] | EncodeError]:
         assert priority is Priority.CATALOGUE
         self.asked.append(list(texts))

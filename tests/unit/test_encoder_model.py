@@ -154,7 +154,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 @pytest.mark.model
 def test_hardware_bfloat16_is_read_from_the_processor_flags(tmp_path: Path) -> None:
-    from workers.transformer import cpu_has_bfloat16
+    from workers.devices import cpu_has_bfloat16
 
     file = tmp_path / "cpuinfo"
     assert not cpu_has_bfloat16(file)

@@ -20,7 +20,7 @@ from stream_app.cli import checks
 from stream_app.encoder_space import describe_encoder
 from stream_app.encoders import Encoders, encoder_settings
 from stream_app.errors import PoisonText, SettingsError
-from stream_app.images.pool import FusedPool, VectorsOnly, encode_items, image_pool, image_source
+from stream_app.images.pool import FusedPool, VectorsOnly, image_pool, image_source
 from stream_app.images.sources import ImageSource
 from stream_app.settings import EncoderSettings, load_settings
 from stream_app.stores.embedding_cache import EmbeddingCache
@@ -104,7 +104,7 @@ async def test_items_and_what_people_say_are_of_both_models(model: Path, folder:
     texts = ["a lamp", "a rope", "a thing"]
     async with running(settings_of(model, folder)) as pool:
         assert (pool.dimensions, len(pool.pids), len(pool.devices), pool.started) == (TEXT + 24, 2, 2, True)
-        items = np.stack(await encode_items(pool, texts, ["lamp.png", "rope.png", None]))
+        items = np.stack(await pool.encode_items(texts, ["lamp.png", "rope.png", None]))
         queries = await pool.encode(texts, Priority.QUERY)
         assert pool.outcomes == {"used": 2, "none": 1}
     assert items.dtype == np.float32

@@ -18,9 +18,9 @@ from stream_app.errors import SettingsError
 from stream_app.images.sources import ImageSource
 from tests.checkpoints import make_bert
 from tests.image_checkpoints import SIDE, make_clip, make_siglip, picture
+from workers.devices import cpu_has_bfloat16
 from workers.image_models import describe_image_model
 from workers.picture_requests import Reason, Unusable, ask_for_data, ask_for_text, reason_of
-from workers.transformer import cpu_has_bfloat16
 
 pytestmark = pytest.mark.model
 

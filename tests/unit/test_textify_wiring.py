@@ -56,6 +56,9 @@ class Edges:
         self.texts: list[str] = []
         self.records: list[OutRecord] = []
 
+    async def encode_items(self, texts: Sequence[str], _image_urls: Sequence[str | None]) -> list[Any]:
+        return await self.encode_each(texts, None)
+
     async def encode_each(self, texts: Sequence[str], _priority: object, *, kind: str = "document") -> list[Any]:
         self.texts += texts
         return [np.zeros(2, np.float32) for _ in texts]
