@@ -7,6 +7,9 @@ keeping the first numbers only is Matryoshka truncation (Kusupati et al. 2022, a
 
 from __future__ import annotations
 
+import workers.environment  # noqa: F401 - before torch and transformers
+
+# isort: split
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -10,6 +10,9 @@ another shape are an error instead of random numbers.
 
 from __future__ import annotations
 
+import workers.environment  # noqa: F401 - before torch and transformers
+
+# isort: split
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import workers.environment  # noqa: F401 - before torch and transformers
+
+# isort: split
 from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING

@@ -7,6 +7,9 @@ is opened, and weights that are missing or of another shape are an error instead
 
 from __future__ import annotations
 
+import workers.environment  # noqa: F401 - before torch and transformers
+
+# isort: split
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

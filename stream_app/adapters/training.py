@@ -7,8 +7,8 @@ Yi et al. 2019, doi 10.1145/3298689.3346996). With the whole of the correction t
 and new items, which are not, fall behind; with none it unlearns what the texts say about that.
 ``TrainingOptions.correction`` lies between.
 
-The only module that imports torch. It runs in a process of its own (``tailrace adapter train``), never in one that
-serves.
+The only module of the application that imports torch. It runs in a process of its own (``tailrace adapter train``),
+never in one that serves.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ class Agent(ABC):
         self.metrics = metrics
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
+        self.stopping = False
         self._app: Any = None
 
     @property
@@ -85,6 +86,10 @@ class Agent(ABC):
     async def handle(self, events: Sequence[Any]) -> None:
         """Process a natural batch of Faust events and acknowledge what is durable."""
 
+    async def before_partitions_move(self) -> None:  # noqa: B027 - most have nothing under way
+        """Partitions are about to be taken: finish what is under way, soon; the group waits. What is acknowledged when
+        this returns is committed; what is acknowledged later does not count, and is delivered again."""
+
     async def partitions_changed(self) -> None:  # noqa: B027 - most hold nothing
         """Partitions were taken or given: drop what is held for them. Called before new events arrive."""
 
@@ -94,6 +99,7 @@ class Agent(ABC):
     async def start(self) -> None:
         """Join the consumer group and begin."""
         app = self._app = faust_app(self.settings, self.group, gathers=self.gathers)
+        app.tailrace_before_moving = self.before_partitions_move
         app.agent(raw_topic(app, self.topic, *self.also), name=f"tailrace.{self.role}", concurrency=1)(
             self._consumer(self.handle, self.most)
         )
@@ -108,6 +114,8 @@ class Agent(ABC):
 
     async def stop(self) -> None:
         """Leave the group: acknowledged offsets are committed, everything else is somebody else's now."""
+        self.stopping = True
+        await self.before_partitions_move()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()

@@ -28,7 +28,7 @@ __all__ = ["CatalogueAgent"]
 _PART = 128
 """Events in a part, at most: vectors leave when their part is done, the first ones soon."""
 _ON_ITS_WAY_S = 2.0
-"""A rebalance waits for parts under way for so long."""
+"""A rebalance waits for parts under way for so long, or for a third of the session."""
 _UNDER_WAY_S = 10.0
 """Encoders that do not come back do not hold up who retires their space."""
 _PARTS = 4
@@ -40,7 +40,8 @@ class CatalogueAgent(Agent):
 
     Events are taken in parts, a few of them under way at a time: while the texts of one are embedded, the next is
     decoded and its texts are in line behind. Parts are published and acknowledged one after the other, in order, so an
-    item's older vector never comes after its newer one. When the partitions move, parts under way are finished.
+    item's older vector never comes after its newer one. When the partitions move, parts under way are finished or
+    dropped.
 
     Several changes of one item in a part cost one embedding; a text embedded before comes from the cache. An
     event is acknowledged when its vector (or tombstone) is acknowledged by the broker.
@@ -92,11 +93,24 @@ class CatalogueAgent(Agent):
     def most(self) -> int:
         return min(super().most, _PART)
 
+    async def before_partitions_move(self) -> None:
+        # What is under way is finished, so that it need not be done again. What is not by then is dropped: published
+        # later, it could come after what the next owner made of a newer text, and stay.
+        await self._finish(min(_ON_ITS_WAY_S, self.settings.connection.session_timeout_s / 3))
+
     async def partitions_changed(self) -> None:
-        # What is under way is finished, and mostly before the next owner begins, so that it does not come after what he
-        # makes. It is never dropped: Faust commits past events that were not acknowledged, and these would be lost.
-        if self._parts:
-            await asyncio.wait(list(self._parts), timeout=_ON_ITS_WAY_S)
+        await self._finish(0.0)
+
+    async def _finish(self, within_s: float) -> None:
+        parts = list(self._parts)
+        if not parts:
+            return
+        if within_s:
+            await asyncio.wait(parts, timeout=within_s)
+        for part in parts:
+            part.cancel()
+        await asyncio.gather(*parts, return_exceptions=True)
+        self._parts.clear()  # what comes next has nothing before it
 
     async def without_vectors(self) -> None:
         """No vectors are wanted of the space any more; returns when what is under way is done, or soon."""
@@ -106,12 +120,14 @@ class CatalogueAgent(Agent):
 
     async def handle(self, events: Sequence[Any]) -> None:
         """Begin with a part; returns while it is under way, but waits while too many are."""
+        if self.stopping:
+            return  # not acknowledged: the next owner's
         before = self._parts[-1] if self._parts else None
         self._parts.append(self._run("part", self._part(events, before)))
         while len(self._parts) >= _PARTS:
             oldest = self._parts[0]
             await asyncio.wait([oldest])
-            if self._parts and self._parts[0] is oldest:
+            if self._parts and self._parts[0] is oldest:  # else the partitions moved
                 self._parts.popleft()
 
     async def _part(self, events: Sequence[Any], before: asyncio.Task[None] | None) -> None:
@@ -121,8 +137,8 @@ class CatalogueAgent(Agent):
         embedded = time.perf_counter()
         if before is not None:
             await asyncio.wait([before])
-        if self.failed.done():
-            return  # the part before, most likely: nothing after it may be acknowledged
+        if self.failed.done() or (before is not None and before.cancelled()):
+            return  # nothing after the part before may be published: its records come again
         await self.publisher.publish(out)
         for event in events:
             event.ack()

@@ -208,8 +208,11 @@ async def group_lag(settings: Settings, group: str, topic: str) -> int:
         # All topics, never by name: that would create the topic on a broker that creates them on demand.
         metadata = await consumer._client.fetch_all_metadata()
         places = [TopicPartition(topic, number) for number in metadata.partitions_for_topic(topic) or ()]
+        firsts = await consumer.beginning_offsets(places)
         ends = await consumer.end_offsets(places)
-        return sum([max(0, end - (await consumer.committed(place) or 0)) for place, end in ends.items()])
+        # What was deleted before it was committed is not there to be read.
+        read = {place: max(first, await consumer.committed(place) or 0) for place, first in firsts.items()}
+        return sum(max(0, end - read[place]) for place, end in ends.items())
     except (KafkaError, OSError) as error:
         raise Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}") from error
     finally:

@@ -2,12 +2,17 @@
 
 Faust awaits a callback, two locks and two tasks for every record, makes a message and an event of it, and tells its
 sensors. Measured on two busy cores, that was 120 to 200 us of a saturated process's time per record; this is 10 to
-17. What it keeps are Faust's rules: its queues (which a rebalance empties), its flow control,
-its read offsets and gaps, its lists of acknowledged offsets and therefore its commits.
+17. What it keeps are Faust's rules: its queues (which a rebalance empties), its flow control and its read offsets.
 
-One rule is stricter than Faust's: a fetch during which the flow was stopped or resumed is void, and the first fetch
-after it starts from what is committed. Faust hands out such a fetch where only the resuming fell into it; the queues
-are emptied then, and the records would be missing until the next rebalance.
+Three rules are stricter than Faust's:
+
+* A fetch during which the flow was stopped or resumed is void, and the first fetch after it starts from what is
+  committed. Faust hands out such a fetch where only the resuming fell into it; the queues are emptied then, and the
+  records would be missing until the next rebalance.
+* Where nothing is committed yet, it starts from the first record there is. aiokafka leaves such partitions where they
+  are, and what was fetched of them and dropped would be lost.
+* What is committed is up to the first record that is not acknowledged (:mod:`~stream_app.delivery.acknowledgements`),
+  and an acknowledgement counts only for the delivery it is of: a record that is delivered again is to be done again.
 
 ``tests/unit/test_engine.py`` fails when a version changes whose inside this relies on.
 """
@@ -15,11 +20,14 @@ are emptied then, and the records would be missing until the next rebalance.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from aiokafka import TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+
+from stream_app.delivery.acknowledgements import Acknowledgements
 
 __all__ = ["Delivered", "DrainingConsumer", "DrainingThread", "DrainingTransport"]
 
@@ -29,6 +37,8 @@ _SOME_FULL_S = 0.05
 """The same when partitions are left out because their agent is behind: soon it may have room."""
 _NOTHING_TO_FETCH_S = 0.01
 """Until it is looked again, when all agents are behind (thousands of records wait for them) or nothing is assigned."""
+_FIRST_WITHIN_S = 5.0
+"""The broker is asked again where partitions begin when it has not answered for so long."""
 _LAST_COMMIT_S = 1.0
 """How long the partitions that move wait for the last commit. Without it some records are processed again."""
 
@@ -39,10 +49,10 @@ class Delivered:
     Not thread-safe: acknowledge it on the loop it came on.
     """
 
-    __slots__ = ("_consumer", "headers", "key", "offset", "partition", "timestamp", "topic", "tp", "value")
+    __slots__ = ("_acknowledgements", "headers", "key", "offset", "partition", "timestamp", "topic", "tp", "value")
 
-    def __init__(self, consumer: Any, tp: TP, record: Any) -> None:
-        self._consumer = consumer
+    def __init__(self, acknowledgements: Acknowledgements, tp: TP, record: Any) -> None:
+        self._acknowledgements = acknowledgements
         self.tp = tp
         self.topic: str = record.topic
         self.partition: int = record.partition
@@ -59,7 +69,7 @@ class Delivered:
 
     def ack(self) -> None:
         """Its effects are durable: its offset may be committed, when those before it are too. Again changes nothing."""
-        self._consumer.acknowledge(self.tp, self.offset)
+        self._acknowledgements.acknowledge(self.offset)
 
     def __repr__(self) -> str:
         return f"<{self.topic}[{self.partition}]@{self.offset}>"
@@ -74,19 +84,21 @@ class DrainingThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # fau
         consumer._fetch_min_bytes = self.app.tailrace_fetch_min_bytes
         return consumer
 
-    async def seek_to_committed(self) -> Any:
-        """aiokafka leaves partitions without a committed offset where they are. What was fetched of them and dropped
-        when partitions moved would be lost: later offsets are acknowledged and committed all the same."""
-        committed = await super().seek_to_committed()
-        fresh = [place for place, offset in committed.items() if not offset]
-        if fresh:
-            await self.call_thread(self._seek_to_first, self._ensure_consumer(), fresh)
-        return committed
+    async def seek_to_first(self, places: Sequence[TP]) -> None:
+        """The next fetch of these partitions begins with the first record there is.
+
+        Raises:
+            Exception: of the client, when one of them has no leader, or is not ours any more.
+        """
+        # Not in Faust's queue of methods, whose two workers others need: it may take as long as a request may.
+        sought = self._seek_to_first(self._ensure_consumer(), places)
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(sought, self.thread_loop))
 
     @staticmethod
-    async def _seek_to_first(client: Any, places: Sequence[Any]) -> None:
+    async def _seek_to_first(client: Any, places: Sequence[TP]) -> None:
         # Not seek_to_beginning(): it leaves partitions without a position for a moment, which ends Faust's consumer.
-        for place, offset in (await client.beginning_offsets(places)).items():
+        offsets = await client.beginning_offsets([TopicPartition(*place) for place in places])
+        for place, offset in offsets.items():
             client.seek(place, offset)
 
     async def getmany(self, active_partitions: Any, timeout: float) -> Any:
@@ -102,6 +114,9 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._moves = 0
         self._sought = 0
+        self._acknowledgements: dict[TP, Acknowledgements] = {}
+        self._unsought: set[TP] = set()
+        self._seeking: asyncio.Task[None] | None = None
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> Any:
@@ -118,23 +133,28 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
     async def on_partitions_revoked(self, revoked: Any) -> None:
         """Faust forgets here what is acknowledged since the last commit, and the next owner would do it again."""
         try:
+            await self.app.tailrace_before_moving()
             async with asyncio.timeout(_LAST_COMMIT_S):
                 # False also when another commit was under way, which may have begun before the last acknowledgement.
                 if not await self.commit():
                     await self.commit()
         except TimeoutError:
             self.log.warning("not committed before the partitions moved: the broker does not answer")
+        for tp in revoked:
+            self._acknowledgements.pop(tp, None)
         await super().on_partitions_revoked(revoked)
 
-    def acknowledge(self, tp: TP, offset: int) -> None:
-        """What :meth:`ack` does for a message, without the message and (all of ours run on one loop) the lock."""
-        committed = self._committed_offset[tp]
-        if committed is not None and offset < committed:
-            return
-        index = self._acked_index[tp]
-        if offset not in index:
-            index.add(offset)
-            self._acked[tp].append(offset)
+    async def perform_seek(self) -> None:
+        """Records delivered before are delivered again: what is acknowledged of them counts no more."""
+        self._acknowledgements.clear()
+        await super().perform_seek()
+
+    def _new_offset(self, tp: TP) -> int | None:
+        held = self._acknowledgements.get(tp)
+        return None if held is None else held.position
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
+        return (tp for tp in self._acknowledgements if topics is None or tp in topics or tp.topic in topics)
 
     async def _drain_messages(self, fetcher: Any) -> None:
         try:
@@ -149,6 +169,9 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         except Exception as error:
             self.log.exception("Drain messages raised: %r", error)
             raise
+        finally:
+            if self._seeking is not None:
+                self._seeking.cancel()
 
     async def _drain_once(self) -> None:
         if not self.flow_active:
@@ -163,6 +186,7 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
             if await self._seek_to_committed():
                 self._sought = moves
             return
+        partitions -= self._unsought
         with_room = {tp for tp in partitions if (queue := self._queue(tp)) is not None and not queue.full()}
         if not with_room:
             await asyncio.sleep(_NOTHING_TO_FETCH_S)
@@ -170,7 +194,9 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         fetched = await self._getmany(with_room, _FETCH_S if len(with_room) == len(partitions) else _SOME_FULL_S)
         for place, records in fetched.items():
             tp = TP(place.topic, place.partition)
-            wanted = records if self._follow(tp, records) else await self._without_gaps(tp, records)
+            read = self._read_offset[tp]
+            # What was read last; or, after a seek, what is to be read next. The client may go back by itself.
+            wanted = records if read is None or read <= records[0].offset else _from(records, read)
             if self._moves != moves:
                 return
             if wanted:
@@ -183,33 +209,37 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
             self.log.warning("not at the committed offsets yet: %r", error)
             await asyncio.sleep(_SOME_FULL_S)
             return False
+        if self._seeking is not None:
+            self._seeking.cancel()
+        self._unsought = {tp for tp in self._get_active_partitions() if not self._committed_offset.get(tp)}
+        if self._unsought:
+            self._seeking = asyncio.create_task(self._seek_to_first(self._moves))
         return True
 
-    def _follow(self, tp: TP, records: Sequence[Any]) -> bool:
-        """Whether these are the next offsets of the partition, all of them."""
-        read, first = self._read_offset[tp], records[0].offset
-        # What was read last; or, after a seek, what is to be read next.
-        return bool((read is None or read <= first <= read + 1) and records[-1].offset - first == len(records) - 1)
-
-    async def _without_gaps(self, tp: TP, records: Sequence[Any]) -> list[Any]:
-        """Records that are to be delivered; offsets that are not there (compaction) need no acknowledgement."""
-        read, wanted = self._read_offset[tp], []
-        for record in records:
-            offset = record.offset
-            if read is not None and offset < read:
-                continue
-            # Faust counts the record behind the gap as a part of it, which may commit it before it is acknowledged.
-            if read and offset - read > 1:
-                await self._add_gap(tp, read + 1, offset - 1)
-            read = offset
-            wanted.append(record)
-        return wanted
+    async def _seek_to_first(self, moves: int) -> None:
+        """Where nothing is committed; the other partitions go on meanwhile, for one of these may have no leader."""
+        together = True
+        while self._unsought and self._moves == moves:
+            for places in [list(self._unsought)] if together else [[place] for place in self._unsought]:
+                try:
+                    async with asyncio.timeout(_FIRST_WITHIN_S):
+                        await self._thread.seek_to_first(places)
+                except Exception as error:  # no leader, the broker away, or the partitions may be moving again
+                    self.log.warning("not at the first record of %r yet: %r", places, error)
+                    together = False
+                else:
+                    if self._moves == moves:
+                        self._unsought.difference_update(places)
+            if self._unsought and not together:
+                await asyncio.sleep(_FETCH_S)
 
     def _deliver(self, tp: TP, records: Sequence[Any]) -> None:
         """Into the queue, all of it: it may grow beyond its size by one fetch."""
         queue = self._queue(tp)
+        held = self._acknowledgements.setdefault(tp, Acknowledgements())
+        held.deliver(record.offset for record in records)
         # What put_nowait() does, once.
-        queue._queue.extend([Delivered(self, tp, record) for record in records])
+        queue._queue.extend([Delivered(held, tp, record) for record in records])
         queue._wakeup_next(queue._getters)
         self._read_offset[tp] = records[-1].offset
 
@@ -218,6 +248,10 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         for channel in self.app.topics._tp_index.get(tp, ()):
             return channel.queue
         return None
+
+
+def _from(records: Sequence[Any], offset: int) -> list[Any]:
+    return [record for record in records if record.offset >= offset]
 
 
 class DrainingTransport(driver.Transport):  # type: ignore[misc]

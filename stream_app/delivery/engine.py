@@ -85,10 +85,14 @@ def faust_app(settings: Settings, role: str, *, gathers: bool = False) -> Any:
         logging_config=None,
         loghandlers=[],
     )
+    app.tailrace_before_moving = _nothing
     app.tailrace_fetch_max_wait_ms = connection.gather_ms if gathers else connection.fetch_max_wait_ms
     app.tailrace_fetch_min_bytes = _GATHERED_BYTES if gathers else 1
     app.transport = DrainingTransport(app.conf.broker_consumer, app)
     return app
+
+
+async def _nothing() -> None: ...
 
 
 def raw_topic(app: Any, *names: str) -> Any:

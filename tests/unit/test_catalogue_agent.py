@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from schemas.decode import encode
 from schemas.messages import Item
+from stream_app.agents import catalogue as catalogue_module
 from stream_app.agents.catalogue import CatalogueAgent
 from stream_app.delivery.publisher import OutRecord
 from stream_app.errors import EncodeError, PoisonText, Unavailable
 from stream_app.metrics import Metrics
-from stream_app.settings import Settings
+from stream_app.settings import Settings, load_settings
 from tests.waiting import eventually
 from workers.pool import Priority
 
@@ -152,15 +153,14 @@ async def test_a_part_that_cannot_be_published_fails_the_agent_and_nothing_after
     assert not second[0].acked
 
 
-async def test_parts_under_way_are_finished_when_the_partitions_move_and_never_dropped(
+async def test_parts_under_way_are_finished_before_the_partitions_move(
     agent: CatalogueAgent, pool: Pool, broker: Broker
 ) -> None:
-    """Faust commits past events that were not acknowledged: dropped, they would be lost."""
     pool.held["slow"] = asyncio.Event()
     old = [Delivered(0, "a", "slow lamp")]
     await agent.handle(old)
     await eventually(lambda: pool.asked)
-    moving = asyncio.create_task(agent.partitions_changed())
+    moving = asyncio.create_task(agent.before_partitions_move())
     await asyncio.sleep(0)
     assert not moving.done()
     pool.held["slow"].set()
@@ -168,6 +168,51 @@ async def test_parts_under_way_are_finished_when_the_partitions_move_and_never_d
     assert broker.keys == [["a"]]
     assert old[0].acked
     assert not agent.failed.done()
+
+
+async def test_a_part_that_is_not_finished_when_the_partitions_move_is_never_published(
+    agent: CatalogueAgent, pool: Pool, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next owner embeds its items again, perhaps from newer texts: ours, coming later, would stay."""
+    monkeypatch.setattr(catalogue_module, "_ON_ITS_WAY_S", 0.01)
+    pool.held["slow"] = asyncio.Event()
+    old, behind = [Delivered(0, "a", "slow lamp")], [Delivered(1, "b", "cup")]
+    await agent.handle(old)
+    await agent.handle(behind)
+    await eventually(lambda: len(pool.asked) == 2)
+    await agent.before_partitions_move()
+    await agent.partitions_changed()
+    pool.held["slow"].set()
+    new = [Delivered(5, "a", "lamp")]
+    await agent.handle(new)
+    await eventually(lambda: new[0].acked)
+    assert broker.keys == [["a"]]
+    assert not old[0].acked
+    assert not behind[0].acked
+    assert not agent.failed.done()
+
+
+async def test_nothing_is_begun_or_published_when_the_agent_stops(pool: Pool, broker: Broker) -> None:
+    agent = CatalogueAgent(
+        load_settings(connection={"session_timeout_s": 3}),
+        broker,  # type: ignore[arg-type]
+        Metrics(),
+        pool,  # type: ignore[arg-type]
+    )
+    pool.held["slow"] = asyncio.Event()
+    parts = [[Delivered(number, f"item {number}", f"slow {number}")] for number in range(8)]
+
+    async def deliver() -> None:
+        for part in parts:
+            await agent.handle(part)
+
+    delivering = asyncio.create_task(deliver())  # as Faust's own task, which ends later
+    await eventually(lambda: len(pool.asked) == 4)
+    await agent.stop()
+    pool.held["slow"].set()
+    await delivering
+    assert broker.published == []
+    assert not any(event.acked for part in parts for event in part)
 
 
 async def test_one_part_has_vectors_tombstones_and_letters_the_last_change_of_an_item_counts(

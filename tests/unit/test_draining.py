@@ -20,7 +20,7 @@ from stream_app.delivery.engine import faust_app, without_payload
 from stream_app.settings import load_settings
 from tests.waiting import eventually
 
-ONE, OTHER = TP("t", 0), TP("u", 0)
+ONE, OTHER, THIRD = TP("t", 0), TP("u", 0), TP("v", 0)
 
 
 def record(place: TP, offset: int) -> ConsumerRecord:
@@ -41,6 +41,8 @@ class Log:
         self.fetches: list[set[TP]] = []
         self.seeks = 0
         self.failing_seeks = 0
+        self.first_seeks: list[set[TP]] = []
+        self.leaderless: set[TP] = set()
         self.fetched: Callable[[], None] = lambda: None
 
     async def getmany(self, partitions: set[TP], timeout: float) -> Mapping[Any, list[ConsumerRecord]]:
@@ -61,9 +63,17 @@ class Log:
         if self.failing_seeks:
             self.failing_seeks -= 1
             raise RuntimeError("moving again")
-        for place in self.offsets:
-            self.positions[place] = self.committed.get(place, 0)
+        # As aiokafka: where nothing is committed the position stays.
+        self.positions.update({place: self.committed[place] for place in self.offsets if place in self.committed})
         return {place: self.committed.get(place) for place in self.offsets}
+
+    async def seek_to_first(self, places: Iterable[TP]) -> None:
+        places = list(places)
+        self.first_seeks.append(set(places))
+        if self.leaderless.intersection(places):
+            raise RuntimeError("no leader")
+        for place in places:
+            self.positions[place] = self.offsets[place][0]
 
     async def commit(self, offsets: Mapping[TP, int]) -> bool:
         if not self.answers:
@@ -211,7 +221,53 @@ async def test_a_fetch_during_which_the_flow_changed_is_void_and_nothing_is_miss
             assert drain.offsets() == [], "it is not delivered behind the back of a rebalance"
             drain.resume()
         await eventually(lambda: drain.offsets() == [3, 4, 5, 6, 7], what="again from what is committed")
-        assert not drain.consumer._gap[ONE]
+
+
+async def test_where_nothing_is_committed_what_was_fetched_and_dropped_comes_again():
+    log = Log(t=range(3, 8))
+    async with draining(log) as drain:
+
+        def move() -> None:
+            log.fetched = lambda: None
+            drain.suspend()
+            drain.resume()
+
+        log.fetched = move
+        drain.resume()
+        await eventually(lambda: drain.offsets() == [3, 4, 5, 6, 7])
+        assert len(log.first_seeks) == 2
+
+
+async def test_a_partition_without_a_leader_keeps_the_others_from_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(draining_module, "_FETCH_S", 0.01)
+    log = Log(t=range(3), u=range(2), v=range(4))
+    log.committed[ONE] = 1
+    log.leaderless = {OTHER}
+    async with draining(log) as drain:
+        drain.resume()
+        await eventually(lambda: drain.offsets() == [1, 2], what="something is committed of it")
+        await eventually(lambda: drain.offsets(THIRD) == [0, 1, 2, 3], what="nothing is, and it has a leader")
+        assert all(OTHER not in fetch for fetch in log.fetches)
+        log.leaderless = set()
+        await eventually(lambda: drain.offsets(OTHER) == [0, 1])
+
+
+async def test_what_was_delivered_before_a_seek_is_to_be_done_again():
+    log = Log(t=range(5))
+    log.committed[ONE] = 1
+    async with draining(log) as drain:
+        drain.resume()
+        await eventually(lambda: drain.offsets() == [1, 2, 3, 4])
+        before = list(drain.queues[ONE]._queue)
+        drain.suspend()
+        drain.resume()
+        await eventually(lambda: log.seeks == 2 and drain.offsets() == [1, 2, 3, 4])
+        for event in before:
+            event.ack()  # done late: the records are on their way again, and may be done in another order
+        assert drain.to_commit() is None
+        for event in list(drain.queues[ONE]._queue)[:2]:
+            event.ack()
+        assert drain.to_commit() == 3
 
 
 async def test_a_seek_that_fails_is_tried_again_before_anything_is_fetched():
@@ -255,12 +311,9 @@ async def test_offsets_that_are_not_there_need_no_acknowledgement():
         for event in events[:2]:
             event.ack()
         assert drain.to_commit() == 4
-        drain.consumer._committed_offset[ONE] = 4
         events[2].ack()
         events[3].ack()
         assert drain.to_commit() == 9
-        drain.consumer._committed_offset[ONE] = 9
-        assert drain.to_commit() is None
         events[4].ack()
         assert drain.to_commit() == 21
 
@@ -273,7 +326,7 @@ async def test_the_record_behind_a_gap_is_not_committed_before_it_is_acknowledge
         first, second, _, last = drain.queues[ONE]._queue
         for event in (first, second, last):
             event.ack()
-        assert drain.to_commit() == 5
+        assert drain.to_commit() == 2
 
 
 async def test_what_was_read_before_is_not_delivered_again():
@@ -289,25 +342,17 @@ async def test_what_was_read_before_is_not_delivered_again():
 
 def acknowledging() -> tuple[Drain, list[Delivered]]:
     drain = Drain(Log(t=range(6)), 100)
-    return drain, [Delivered(drain.consumer, ONE, record(ONE, offset)) for offset in range(6)]
+    drain.consumer._deliver(ONE, [record(ONE, offset) for offset in range(6)])
+    return drain, list(drain.queues[ONE]._queue)
 
 
-async def test_offsets_are_committed_up_to_the_first_that_is_not_acknowledged():
+async def test_one_record_that_is_not_acknowledged_is_not_committed_wherever_it_is():
     drain, events = acknowledging()
-    for number in (0, 1, 3, 1):
-        events[number].ack()
-    assert drain.to_commit() == 2
-    events[2].ack()
-    drain.consumer._committed_offset[ONE] = 2
-    assert drain.to_commit() == 4
-
-
-async def test_an_acknowledgement_of_what_is_committed_changes_nothing():
-    drain, events = acknowledging()
-    drain.consumer._committed_offset[ONE] = 3
-    for event in events[:3]:
+    for event in events[1:]:
         event.ack()
-    assert not drain.consumer._acked[ONE]
+    assert drain.to_commit() is None
+    events[0].ack()
+    assert drain.to_commit() == 6
 
 
 async def test_what_is_acknowledged_is_committed_before_the_partitions_go():
@@ -316,7 +361,19 @@ async def test_what_is_acknowledged_is_committed_before_the_partitions_go():
         event.ack()
     await drain.consumer.on_partitions_revoked({ONE})
     assert drain.log.committed == {ONE: 3}
-    assert not drain.consumer._acked
+    events[3].ack()
+    assert drain.to_commit() is None, "what comes too late is the next owner's"
+
+
+async def test_what_is_under_way_is_finished_before_the_last_commit():
+    drain, events = acknowledging()
+
+    async def finish() -> None:
+        events[0].ack()
+
+    drain.app.tailrace_before_moving = finish
+    await drain.consumer.on_partitions_revoked({ONE})
+    assert drain.log.committed == {ONE: 1}
 
 
 async def test_a_broker_that_is_away_does_not_hold_up_the_rebalance(monkeypatch: pytest.MonkeyPatch):
@@ -325,7 +382,7 @@ async def test_a_broker_that_is_away_does_not_hold_up_the_rebalance(monkeypatch:
     events[0].ack()
     drain.log.answers = False
     await asyncio.wait_for(drain.consumer.on_partitions_revoked({ONE}), 5)
-    assert not drain.consumer._acked
+    assert drain.to_commit() is None
 
 
 async def test_an_event_without_its_payload_can_still_be_acknowledged():
