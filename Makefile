@@ -42,9 +42,9 @@ test-kafka: setup-dev ## Integration tests on Apache Kafka (needs Java; fetches 
 	@$(BIN)/python -m stream_app.embedded.kafka install
 	@$(BIN)/pytest tests/integration --stack=kafka $(ARGS)
 
-faults: setup-dev ## 20 seeded runs with a process killed in the middle, and 30 s outages, on Apache Kafka.
+faults: setup-dev ## Seeded runs with everything going wrong, killed processes and outages, on Apache Kafka (an hour).
 	@$(BIN)/python -m stream_app.embedded.kafka install
-	@FAULT_RUNS=$${FAULT_RUNS:-20} $(BIN)/pytest tests/faults --stack=kafka $(ARGS)
+	@FAULT_RUNS=$${FAULT_RUNS:-20} TORTURE_RUNS=$${TORTURE_RUNS:-20} CUT_OVER_RUNS=$${CUT_OVER_RUNS:-9} $(BIN)/pytest tests/faults --stack=kafka $(ARGS)
 
 bench: setup-dev ## Speed figures, all of `tailrace bench`. ARGS chooses one: latency, quality, encoder, ...
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -35,6 +35,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "tune": ("stream_app.cli.tune:tune", "Search settings that suit a log."),
     "adapter": ("stream_app.cli.adapter:adapter", "Learn from events what texts do not say, and compare."),
     "bench": ("stream_app.cli.bench:bench", "Measure what the parts cost on this machine."),
+    "torture": ("stream_app.cli.torture:torture", "Let things go wrong, and see that nothing is left of it."),
     "settings": ("stream_app.cli.settings:settings", "Show the settings in effect."),
     "kafka": ("stream_app.cli.kafka:kafka", "Fetch Apache Kafka itself, for tests and demos."),
 }

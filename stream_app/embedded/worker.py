@@ -40,24 +40,33 @@ class WorkerProcess(Server):
         roles: what it does, for example ``["interactions"]``.
         overrides: settings that differ from the defaults, as for ``load_settings``.
         directory: working directory.
+        environment: further variables.
     """
 
     start_timeout_s = 180.0
     stop_grace_s = 30.0
     probe_interval_s = 0.05
 
-    def __init__(self, roles: Sequence[str], *, overrides: Mapping[str, Any], directory: Path) -> None:
+    def __init__(
+        self,
+        roles: Sequence[str],
+        *,
+        overrides: Mapping[str, Any],
+        directory: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(directory=directory)
         self.roles = list(roles)
         self.name = f"tailrace {','.join(roles)}"
         self._overrides = dict(overrides)
+        self._environment = dict(environment or {})
 
     def _command(self) -> Command:
         overrides = {**self._overrides, "metrics": {"host": LOOPBACK, "port": self.port}}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TAILRACE_")}
         return Command(
             argv=[sys.executable, "-m", "stream_app.cli", "up", "--role", ",".join(self.roles)],
-            env={**inherited, **environment(overrides)},
+            env={**inherited, **environment(overrides), **self._environment},
             cwd=self.directory,
         )
 

@@ -15,7 +15,9 @@ from schemas.decode import decode_slate
 from schemas.messages import ModelSpace
 from stream_app.delivery.reading import read_to_end
 from stream_app.space_operations import build_space, cut_over_to, follow_build, hindrances, roll_back_space
-from tests.faults.harness import Outcome, Pipeline, Stream, make_stream
+from stream_app.torture.outcome import Outcome
+from stream_app.torture.pipeline import Pipeline
+from stream_app.torture.stream import Stream, make_stream
 from tests.stacks import Stack
 from tests.waiting import eventually
 
@@ -37,7 +39,7 @@ async def _complete(pipeline: Pipeline, space: ModelSpace, count: int) -> None:
 
 async def _serves(pipeline: Pipeline, number: int) -> None:
     async def there() -> bool:
-        found = [await worker.metrics() or {} for worker in pipeline._ranking_workers()]
+        found = [await worker.metrics() or {} for worker in pipeline.ranking_workers()]
         return bool(found) and all(samples.get("tailrace_space_number") == number for samples in found)
 
     await eventually(there, timeout_s=120, interval_s=0.1, what=f"space {number} is served")
@@ -45,7 +47,7 @@ async def _serves(pipeline: Pipeline, number: int) -> None:
 
 async def run(stack: Stack, directory: Path, prefix: str, stream: Stream, seed: int | None) -> Outcome:
     """The stream, with a change of model and back in the middle of it; with a seed, one process is killed meanwhile."""
-    pipeline = Pipeline(stack, prefix, directory)
+    pipeline = Pipeline(stack.overrides, prefix, directory)
     role = None if seed is None else ROLES_KILLED[seed % len(ROLES_KILLED)]
     rng = random.Random(seed)
     moment, pause_s = rng.choice(MOMENTS), rng.uniform(0.0, 1.5)

@@ -10,8 +10,8 @@ import pytest
 
 from stream_app.embedded import EmbeddedStack
 from stream_app.embedded.processes import Server
-from tests.faults.harness import Pipeline, Stream, make_stream
-from tests.stacks import Stack
+from stream_app.torture.pipeline import Pipeline
+from stream_app.torture.stream import Stream, make_stream
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(420)]
@@ -19,20 +19,10 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(420)]
 OUTAGE_S = float(os.environ.get("OUTAGE_S", "30"))
 
 
-def as_stack(servers: EmbeddedStack) -> Stack:
-    return Stack(
-        kind=servers.kind,
-        kafka=servers.kafka,
-        redis=servers.redis,
-        overrides=servers.settings_overrides(),
-        servers=servers,
-    )
-
-
 async def test_a_process_started_first_says_what_it_waits_for_and_goes_on_when_it_is_there(
     own_stack: EmbeddedStack, topic_prefix: str, tmp_path: Path
 ) -> None:
-    pipeline = Pipeline(as_stack(own_stack), topic_prefix, tmp_path)
+    pipeline = Pipeline(own_stack.settings_overrides(), topic_prefix, tmp_path)
     await asyncio.gather(own_stack.broker.stop(), own_stack.redis_server.stop())
     starting = asyncio.create_task(pipeline.start(["catalogue,items,ranker,interactions"], create=False))
     try:
@@ -84,7 +74,7 @@ async def outage(pipeline: Pipeline, stream: Stream, server: Server) -> None:
 async def test_gone_for_a_while_in_the_middle_of_a_stream(
     own_stack: EmbeddedStack, topic_prefix: str, tmp_path: Path, which: str
 ) -> None:
-    pipeline = Pipeline(as_stack(own_stack), topic_prefix, tmp_path)
+    pipeline = Pipeline(own_stack.settings_overrides(), topic_prefix, tmp_path)
     stream = make_stream(3, items=30, users=20, events=600)
     server = own_stack.redis_server if which == "redis" else own_stack.broker
     try:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from stream_app.app import ROLES
-from tests.faults.harness import Outcome, Pipeline, Stream, make_stream
+from stream_app.torture.outcome import Outcome
+from stream_app.torture.pipeline import Pipeline
+from stream_app.torture.stream import Stream, make_stream
 from tests.stacks import Stack
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(420)]
@@ -22,7 +24,7 @@ ROLES_KILLED = ("interactions", "items", "ranker", "catalogue")
 
 async def run(stack: Stack, directory: Path, prefix: str, stream: Stream, seed: int | None) -> Outcome:
     """The stream through a pipeline; with a seed, one process is killed at a random moment and started again."""
-    pipeline = Pipeline(stack, prefix, directory)
+    pipeline = Pipeline(stack.overrides, prefix, directory)
     role = None if seed is None else ROLES_KILLED[seed % len(ROLES_KILLED)]
     rng = random.Random(seed)
     sent = len(stream.items) if role == "catalogue" else len(stream.events)
@@ -60,7 +62,7 @@ async def run(stack: Stack, directory: Path, prefix: str, stream: Stream, seed: 
 
 async def hand_over(stack: Stack, directory: Path, prefix: str, stream: Stream) -> Outcome:
     """Two interactions processes share the users; one is killed and stays away; later a third joins."""
-    pipeline = Pipeline(stack, prefix, directory)
+    pipeline = Pipeline(stack.overrides, prefix, directory)
 
     async def between(number: int) -> None:
         if number == len(stream.events) // 3:

@@ -21,7 +21,8 @@ class ApacheKafka(Server):
     """Apache Kafka on loopback; its data is in ``directory`` and outlives restarts and kills.
 
     ``jars`` None looks where :func:`~stream_app.embedded.kafka.install.default_jars_directory` says. ``heap_mb``
-    is the JVM's largest heap (MiB); the process takes about as much again at rest.
+    is the JVM's largest heap (MiB); the process takes about as much again at rest. ``proxied_at`` (``host:port``) is
+    where clients of a second listener, :attr:`proxied_address`, are sent: a proxy in front of it sees all they say.
     """
 
     name = "Apache Kafka"
@@ -29,8 +30,12 @@ class ApacheKafka(Server):
     stop_grace_s = 20.0
     probe_interval_s = 0.05
 
-    def __init__(self, *, directory: Path, jars: Path | None = None, heap_mb: int = 512) -> None:
+    def __init__(
+        self, *, directory: Path, jars: Path | None = None, heap_mb: int = 512, proxied_at: str | None = None
+    ) -> None:
         super().__init__(directory=directory)
+        self.proxied_at = proxied_at
+        self._proxied_port = 0
         self.jars = jars
         self.heap_mb = heap_mb
         self._controller_port = 0
@@ -46,6 +51,12 @@ class ApacheKafka(Server):
     def _choose_ports(self) -> None:
         super()._choose_ports()
         self._controller_port = free_port()
+        self._proxied_port = free_port()
+
+    @property
+    def proxied_address(self) -> str:
+        """``host:port`` of the listener behind ``proxied_at``."""
+        return f"{LOOPBACK}:{self._proxied_port}"
 
     def _java(self, *arguments: str) -> Command:
         jars = find_jars(self.jars).absolute()
@@ -103,16 +114,19 @@ class ApacheKafka(Server):
             )
 
     def _configuration(self) -> dict[str, str]:
+        proxied = self.proxied_at is not None
         return {
             "process.roles": "broker,controller",
             "node.id": "1",
             # Static voters: their addresses are not written into the data, so another start may use other ports.
             "controller.quorum.voters": f"1@{LOOPBACK}:{self._controller_port}",
-            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://{LOOPBACK}:{self._controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{self.address}",
+            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://{LOOPBACK}:{self._controller_port}"
+            + (f",PROXIED://{self.proxied_address}" if proxied else ""),
+            "advertised.listeners": f"PLAINTEXT://{self.address}"
+            + (f",PROXIED://{self.proxied_at}" if proxied else ""),
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
             "log.dirs": str(self._data),
             # As careful clusters have it: a topic nobody declared is a mistake, and should fail.
             "auto.create.topics.enable": "false",

@@ -1,9 +1,8 @@
-"""A whole pipeline of real processes, a seeded stream through it, and what it amounts to at the end.
+"""A whole pipeline of real processes on a broker and Redis, and what it amounts to at the end.
 
-Two runs of one stream are equal when every user's state, every item's statistics, the ranker's count of
-examples, and every user's last slate are. The ranker's learning rate is 0 here: with learning on, weights depend
-on how events of different partitions interleave, which no two runs share, disturbed or not. That every example
-counts exactly once is compared; what the weights become is the subject of other tests.
+The ranker's learning rate is 0 here: with learning on, weights depend on how events of different partitions interleave,
+which no two runs share, disturbed or not. That every example counts exactly once is compared; what the weights become
+is the subject of other tests ([0009](../../docs/decisions/0009-learning-rate-zero-in-fault-runs.md)).
 
 Slates are compared after things have settled: when every stage has committed everything and the replica has read
 everything, each user sends one event without weight (a visit), and the slates those cause are the last ones.
@@ -12,153 +11,91 @@ everything, each user sends one event without weight (a visit), and the slates t
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.structs import RecordMetadata
 
-from schemas.arrays import unpack_float64
 from schemas.decode import decode_item_signals, decode_ranker_weights, decode_slate, encode
 from schemas.messages import Interaction, Item, ItemSignals, Slate
 from stream_app.app import ROLES
-from stream_app.datasets.online_retail import load_online_retail
 from stream_app.delivery.admin import create_topics
 from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.reading import read_to_end
 from stream_app.embedded.worker import WorkerProcess
+from stream_app.errors import TailraceError
 from stream_app.settings import Settings, load_settings
 from stream_app.stores.users import connect_redis
 from stream_app.topics import Topics
+from stream_app.torture.outcome import Outcome
+from stream_app.torture.stream import Stream
 from stream_app.users.fold import Folder
 from stream_app.users.state import UserState, encode_state
-from tests.stacks import Stack
-from tests.waiting import eventually
 
-__all__ = ["Outcome", "Pipeline", "Stream", "make_stream"]
+__all__ = ["NotSettled", "Pipeline", "settles"]
 
-START = datetime(2026, 3, 1, tzinfo=UTC)
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Stream:
-    """A catalogue and events in the order they are produced."""
-
-    items: tuple[Item, ...]
-    events: tuple[Interaction, ...]
-
-    @property
-    def users(self) -> list[str]:
-        return sorted({event.user_id for event in self.events})
+class NotSettled(TailraceError):
+    """What must come in the end did not come in time: a process is stuck, or something is lost."""
 
 
-_ITEMS = 60
+async def settles(
+    condition: Callable[[], Awaitable[T]], *, what: str, timeout_s: float = 120.0, interval_s: float = 0.1
+) -> T:
+    """The first true value of ``condition``, asked every ``interval_s`` seconds.
 
-
-def make_stream(seed: int, *, items: int = _ITEMS, users: int = 40, events: int = 1_200) -> Stream:
-    """A seeded stream: real titles, Zipf-like popularity, baskets, repeats, hides, duplicates."""
-    rng = random.Random(seed)
-    catalogue = tuple(load_online_retail().items[:items])
-    weights = [1 / (rank + 1) for rank in range(items)]
-    made: list[Interaction] = []
-    at = START
-    while len(made) < events:
-        user = f"user-{rng.randrange(users)}"
-        at += timedelta(seconds=rng.randrange(1, 3_600))
-        for _ in range(rng.choice([1, 1, 2, 4])):
-            kind = rng.choices(["purchase", "click", "view", "hide", "cart"], [4, 4, 3, 0.3, 1])[0]
-            item = rng.choices(catalogue, weights)[0].item_id
-            made.append(Interaction(event_id=f"e{len(made)}", user_id=user, type=kind, item_id=item, occurred_at=at))
-        if rng.random() < 0.02:
-            made.append(made[-1])  # sent twice by its producer
-    return Stream(catalogue, tuple(made[:events]))
-
-
-@dataclass
-class Outcome:
-    """What a run amounts to; see :meth:`differences`."""
-
-    users: dict[str, bytes]
-    items: dict[str, ItemSignals]
-    examples: int
-    examples_applied: dict[str, int]
-    slates: dict[str, Slate]
-
-    def differences(self, other: Outcome) -> list[str]:
-        """What is not equal, in words; empty when the runs are."""
-        users = sorted(self.users.keys() | other.users.keys())
-        found = [f"state of {name} differs" for name in users if self.users.get(name) != other.users.get(name)]
-        for name in sorted(self.items.keys() | other.items.keys()):
-            one, two = self.items.get(name), other.items.get(name)
-            if one is None or two is None or not _same_row(one, two):
-                found.append(f"statistics of {name} differ: {_brief(one)} / {_brief(two)}")
-        if (self.examples, self.examples_applied) != (other.examples, other.examples_applied):
-            found.append(f"examples differ: {self.examples} / {other.examples}")
-        for name in sorted(self.slates.keys() | other.slates.keys()):
-            one_slate, two_slate = self.slates.get(name), other.slates.get(name)
-            if one_slate is None or two_slate is None or not _same_slate(one_slate, two_slate):
-                found.append(f"slate of {name} differs: {_ids(one_slate)} / {_ids(two_slate)}")
-        return found
-
-
-def _same_row(one: ItemSignals, two: ItemSignals) -> bool:
-    def links(row: ItemSignals) -> dict[str, tuple[float, float]]:
-        pairs = zip(unpack_float64(row.symmetric), unpack_float64(row.directed), strict=True)
-        return dict(zip(row.neighbours, pairs, strict=True))
-
-    left, right = links(one), links(two)
-    return (
-        one.applied == two.applied
-        and bool(np.isclose(one.at, two.at))
-        and np.allclose(one.counts, two.counts, rtol=1e-9)
-        and left.keys() == right.keys()
-        and all(np.allclose(left[name], right[name], rtol=1e-9, atol=1e-12) for name in left)
-    )
-
-
-def _same_slate(one: Slate, two: Slate) -> bool:
-    return (
-        [item.item_id for item in one.items] == [item.item_id for item in two.items]
-        and np.allclose([item.score for item in one.items], [item.score for item in two.items], atol=1e-3)
-        and (one.trigger.partition, one.trigger.offset, one.trigger.event_id)
-        == (two.trigger.partition, two.trigger.offset, two.trigger.event_id)
-    )
-
-
-def _brief(row: ItemSignals | None) -> str:
-    return "none" if row is None else f"counts {row.counts} applied {row.applied} links {len(row.neighbours)}"
-
-
-def _ids(slate: Slate | None) -> str:
-    return "none" if slate is None else f"{[item.item_id[:12] for item in slate.items[:6]]} {slate.trigger.offset}"
+    Raises:
+        NotSettled: after ``timeout_s`` seconds; says ``what`` was awaited.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if value := await condition():
+            return value
+        if time.monotonic() > deadline:
+            raise NotSettled(f"not within {timeout_s:g} s: {what}")
+        await asyncio.sleep(interval_s)
 
 
 @dataclass
 class Pipeline:
-    """One process per role on a stack, with topics and keys of its own. Use :meth:`close` at the end."""
+    """Processes on a broker and Redis, with topics and keys of their own. Use :meth:`close` at the end.
 
-    stack: Stack
+    Args:
+        where: settings that lead to broker and Redis.
+        prefix: of the topics.
+        directory: of snapshots.
+        overrides: further settings of all processes.
+        items: of the catalogue: the served space is fitted when so many are embedded.
+        exactly_once: events are produced idempotently, so that a broker that dies has none twice (Apache Kafka).
+    """
+
+    where: Mapping[str, Any]
     prefix: str
     directory: Path
     overrides: dict[str, Any] = field(default_factory=dict)
+    items: int = 60
+    exactly_once: bool = False
     workers: dict[str, WorkerProcess] = field(default_factory=dict)
     last_offsets: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.overrides = {
-            **self.stack.overrides,
+            **self.where,
             "topics": {"prefix": self.prefix, "partitions": 2},
             "ranker": {"learning_rate": 0.0, "publish_interval_s": 0.2},
             "factors": {"learning_rate": 0.0, "flush_interval_s": 0.2},
             "items": {"flush_interval_s": 0.2},
             # Fitted to all of them: with the default, to as many as happened to be embedded by then.
-            "spaces": {"first_items": _ITEMS},
+            "spaces": {"first_items": self.items},
             "slate": {"explore": 0.0},
             "delivery": {"commit_interval_s": 0.2},
             "replica": {"directory": str(self.directory / "snapshots"), "snapshot_interval_s": 1.0},
@@ -170,15 +107,25 @@ class Pipeline:
         self.topics = Topics(self.settings)
 
     async def start(self, roles: Sequence[str] = ROLES, *, create: bool = True) -> None:
-        """Start one process per entry (a role, or several with commas) and wait until all take events."""
+        """Start one process per entry (a role, or several with commas; what follows ``#`` tells processes of the same
+        roles apart) and wait until all take events."""
         if create:
             await create_topics(self.settings)
         for role in roles:
-            eager = {**self.overrides, "encoder": {**self.overrides["encoder"], "eager": "catalogue" in role}}
-            # "interactions#2" is a second process of the role.
-            names = role.partition("#")[0].split(",")
-            self.workers[role] = WorkerProcess(names, overrides=eager, directory=self.directory)
+            self.add(role)
         await asyncio.gather(*(self.workers[role].start() for role in roles))
+
+    def add(
+        self, role: str, *, overrides: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+    ) -> WorkerProcess:
+        """A process that is not started yet; ``overrides`` and ``environment`` are its own."""
+        names = role.partition("#")[0].split(",")
+        eager = {**self.overrides, "encoder": {**self.overrides["encoder"], "eager": "catalogue" in names}}
+        worker = WorkerProcess(
+            names, overrides={**eager, **(overrides or {})}, directory=self.directory, environment=environment
+        )
+        self.workers[role] = worker
+        return worker
 
     async def close(self) -> None:
         await asyncio.gather(*(worker.kill() for worker in self.workers.values()))
@@ -188,7 +135,7 @@ class Pipeline:
 
     async def send_items(self, items: Sequence[Item], between: Callable[[int], Awaitable[None]] | None = None) -> None:
         """Produce the catalogue; ``between`` is awaited with the number sent after each."""
-        async with _producer(self.settings) as producer:
+        async with _producer(self.settings, exactly_once=self.exactly_once) as producer:
             for number, item in enumerate(items, start=1):
                 await producer.send_and_wait(self.topics.items, encode(item), key=item.item_id.encode())
                 if between is not None:
@@ -199,14 +146,23 @@ class Pipeline:
         events: Sequence[Interaction],
         *,
         per_s: float = 400.0,
+        catch_up: bool = True,
         between: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
-        """Produce events one after the other at a steady rate; ``between`` is awaited with the number sent."""
+        """Produce events one after the other; ``between`` is awaited with the number sent after each.
+
+        Args:
+            per_s: events per second. Without ``catch_up``, what held the sender up is not made up for.
+        """
         loop = asyncio.get_running_loop()
-        async with _producer(self.settings) as producer:
+        async with _producer(self.settings, exactly_once=self.exactly_once) as producer:
             start = loop.time()
             for number, event in enumerate(events, start=1):
-                await asyncio.sleep(max(0.0, start + number / per_s - loop.time()))
+                early = start + number / per_s - loop.time()
+                if early > 0:
+                    await asyncio.sleep(early)
+                elif not catch_up:
+                    start -= early
                 place: RecordMetadata = await producer.send_and_wait(
                     self.topics.interactions, encode(event), key=event.user_id.encode()
                 )
@@ -224,46 +180,49 @@ class Pipeline:
                 done = await self._committed(role, topic)
                 return all(done.get(partition, 0) >= end for partition, end in ends.items())
 
-            await eventually(committed, timeout_s=timeout_s, interval_s=0.1, what=f"{role} done: {ends}")
+            await settles(committed, timeout_s=timeout_s, what=f"{role} done: {ends}")
         for topic in (self.topics.items, self.topics.item_vectors, self.topics.item_signals):
             wanted = sum((await self._ends(topic)).values())
 
             async def tailed(topic: str = topic, wanted: int = wanted) -> bool:
                 sample = f'tailrace_replica_position{{topic="{topic}"}}'
-                found = [await worker.metrics() or {} for worker in self._ranking_workers()]
+                found = [await worker.metrics() or {} for worker in self.ranking_workers()]
                 return all(samples.get(sample, 0) >= wanted for samples in found)
 
-            await eventually(tailed, timeout_s=timeout_s, interval_s=0.1, what=f"replica read {topic} ({wanted})")
+            await settles(tailed, timeout_s=timeout_s, what=f"replica read {topic} ({wanted})")
 
     async def interactions_done(self, *, timeout_s: float = 120.0) -> None:
         """Wait until every event sent is acknowledged by the interactions role."""
-        await eventually(self._interactions_committed, timeout_s=timeout_s, interval_s=0.1, what="interactions done")
+        await settles(self._interactions_committed, timeout_s=timeout_s, what="interactions done")
 
     async def embedded(self, count: int, *, timeout_s: float = 120.0) -> None:
         """Wait until the interactions process can find ``count`` vectors, in the space that is fitted to so many."""
 
         async def there() -> bool:
-            found = [await worker.metrics() or {} for worker in self._ranking_workers()]
+            found = [await worker.metrics() or {} for worker in self.ranking_workers()]
             items = min(samples.get("tailrace_index_items", 0) for samples in found)
             space = min(samples.get("tailrace_space_version", 0) for samples in found)
-            return items >= count and (count < _ITEMS or space >= 1)
+            return items >= count and (count < self.items or space >= 1)
 
-        await eventually(there, timeout_s=timeout_s, interval_s=0.1, what=f"{count} vectors in the index and its space")
+        await settles(there, timeout_s=timeout_s, what=f"{count} vectors in the index and its space")
 
-    async def outcome(self, stream: Stream) -> Outcome:
+    async def outcome(self, stream: Stream, *, timeout_s: float = 120.0) -> Outcome:
         """Settle, let every user visit once, and read everything back."""
-        await self.settled()
+        await self.settled(timeout_s=timeout_s)
         at = max(event.occurred_at for event in stream.events) + timedelta(hours=1)
         await self.send_events(
             [Interaction(event_id=f"probe-{user}", user_id=user, type="visit", occurred_at=at) for user in stream.users]
         )
-        await self.settled()
+        await self.settled(timeout_s=timeout_s)
         slates = await self.slates()
+        examples, applied = await self._examples()
         return Outcome(
-            await self._states(stream.users),
-            await self._signals(),
-            *await self._examples(),
-            slates,
+            users=await self.states(stream.users),
+            expected=await self.expected_states(),
+            items=await self._signals(),
+            examples=examples,
+            examples_applied=applied,
+            slates=slates,
         )
 
     async def slates(self) -> dict[str, Slate]:
@@ -287,9 +246,18 @@ class Pipeline:
 
     async def states(self, users: Sequence[str]) -> dict[str, bytes]:
         """The users' states in Redis, packed."""
-        return await self._states(users)
+        redis = connect_redis(self.settings)
+        try:
+            async with redis.pipeline(transaction=False) as pipe:
+                for user in users:
+                    pipe.hget(f"{self.prefix}:user:{user}", "s")
+                states = dict(zip(users, await pipe.execute(), strict=True))
+            return {user: state for user, state in states.items() if state is not None}
+        finally:
+            await redis.aclose()
 
-    def _ranking_workers(self) -> list[WorkerProcess]:
+    def ranking_workers(self) -> list[WorkerProcess]:
+        """Those that run and have the interactions role."""
         return [worker for name, worker in self.workers.items() if "interactions" in name and worker.running]
 
     async def _interactions_committed(self) -> bool:
@@ -315,14 +283,6 @@ class Pipeline:
             ends[record.partition] = record.offset + 1
         return ends
 
-    async def _states(self, users: Sequence[str]) -> dict[str, bytes]:
-        redis = connect_redis(self.settings)
-        try:
-            states = {user: await redis.hget(f"{self.prefix}:user:{user}", "s") for user in users}  # type: ignore[misc]
-            return {user: state for user, state in states.items() if state is not None}
-        finally:
-            await redis.aclose()
-
     async def _signals(self) -> dict[str, ItemSignals]:
         rows: dict[str, ItemSignals] = {}
         async for record in read_to_end(self.settings, self.topics.item_signals):
@@ -340,13 +300,11 @@ class Pipeline:
         return examples, applied
 
 
-class _producer:  # noqa: N801 - a context manager, used like a function
-    def __init__(self, settings: Settings) -> None:
-        self._producer = AIOKafkaProducer(**kafka_options(settings), acks="all")
-
-    async def __aenter__(self) -> AIOKafkaProducer:
-        await self._producer.start()
-        return self._producer
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._producer.stop()
+@asynccontextmanager
+async def _producer(settings: Settings, *, exactly_once: bool) -> AsyncIterator[AIOKafkaProducer]:
+    producer = AIOKafkaProducer(**kafka_options(settings), acks="all", enable_idempotence=exactly_once)
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        await producer.stop()

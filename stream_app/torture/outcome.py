@@ -1,0 +1,97 @@
+"""What a run amounts to, and how two of them differ.
+
+Two runs of one stream are equal when every user's state, every item's statistics, the ranker's count of examples, and
+every user's last slate are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from schemas.arrays import unpack_float64
+from schemas.messages import ItemSignals, Slate
+
+__all__ = ["Outcome"]
+
+
+@dataclass
+class Outcome:
+    """What a run amounts to.
+
+    Attributes:
+        users: their packed states.
+        expected: what these must be: the topic as it is, folded by one process with nothing in between.
+        items: the statistics' rows.
+        examples: that the ranker learned from.
+        examples_applied: through which offset of each partition of events they are complete.
+        slates: the last of each user.
+    """
+
+    users: dict[str, bytes]
+    expected: dict[str, bytes]
+    items: dict[str, ItemSignals]
+    examples: int
+    examples_applied: dict[str, int]
+    slates: dict[str, Slate]
+
+    def differences(self, other: Outcome) -> list[str]:
+        """What is not equal, in words; empty when the runs are."""
+        found = [*self.unexpected(), *other.unexpected()]
+        users = sorted(self.users.keys() | other.users.keys())
+        found += [f"state of {name} differs" for name in users if self.users.get(name) != other.users.get(name)]
+        for name in sorted(self.items.keys() | other.items.keys()):
+            one, two = self.items.get(name), other.items.get(name)
+            if one is None or two is None or not _same_row(one, two):
+                found.append(f"statistics of {name} differ: {_brief(one)} / {_brief(two)}")
+        if (self.examples, self.examples_applied) != (other.examples, other.examples_applied):
+            found.append(
+                f"examples differ: {self.examples} {self.examples_applied} / {other.examples} {other.examples_applied}"
+            )
+        for name in sorted(self.slates.keys() | other.slates.keys()):
+            one_slate, two_slate = self.slates.get(name), other.slates.get(name)
+            if one_slate is None or two_slate is None or not _same_slate(one_slate, two_slate):
+                found.append(f"slate of {name} differs: {_ids(one_slate)} / {_ids(two_slate)}")
+        return found
+
+    def unexpected(self) -> list[str]:
+        """Whose state is not that of the events on the topic."""
+        users = sorted(self.users.keys() | self.expected.keys())
+        return [
+            f"state of {name} is not that of its events"
+            for name in users
+            if self.users.get(name) != self.expected.get(name)
+        ]
+
+
+def _same_row(one: ItemSignals, two: ItemSignals) -> bool:
+    def links(row: ItemSignals) -> dict[str, tuple[float, float]]:
+        pairs = zip(unpack_float64(row.symmetric), unpack_float64(row.directed), strict=True)
+        return dict(zip(row.neighbours, pairs, strict=True))
+
+    left, right = links(one), links(two)
+    return (
+        one.applied == two.applied
+        and bool(np.isclose(one.at, two.at))
+        and np.allclose(one.counts, two.counts, rtol=1e-9)
+        and left.keys() == right.keys()
+        and all(np.allclose(left[name], right[name], rtol=1e-9, atol=1e-12) for name in left)
+    )
+
+
+def _same_slate(one: Slate, two: Slate) -> bool:
+    return (
+        [item.item_id for item in one.items] == [item.item_id for item in two.items]
+        and np.allclose([item.score for item in one.items], [item.score for item in two.items], atol=1e-3)
+        and (one.trigger.partition, one.trigger.offset, one.trigger.event_id)
+        == (two.trigger.partition, two.trigger.offset, two.trigger.event_id)
+    )
+
+
+def _brief(row: ItemSignals | None) -> str:
+    return "none" if row is None else f"counts {row.counts} applied {row.applied} links {len(row.neighbours)}"
+
+
+def _ids(slate: Slate | None) -> str:
+    return "none" if slate is None else f"{[item.item_id[:12] for item in slate.items[:6]]} {slate.trigger.offset}"
