@@ -102,7 +102,7 @@ async def _phase(
     finally:
         if happening is not None:
             happening.cancel()
-    del found["known_at"]
+    del found["known_at"], found["late_until"]
     plan = running.plan
     shop = {"items": plan.items, "users": plan.users, "seed": plan.seed}
     return {"benchmark": "cutover", "phase": name, "rate": rate, **shop, **found, **changed}

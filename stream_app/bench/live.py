@@ -236,7 +236,7 @@ def _parameters(running: Rig, where: Where, warm: int) -> dict[str, Any]:
 
 
 def _without_clock(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in figures.items() if name != "known_at"}
+    return {name: value for name, value in figures.items() if name not in {"known_at", "late_until"}}
 
 
 async def _counted(workers: Sequence[WorkerProcess]) -> dict[str, float]:

@@ -41,6 +41,10 @@ _TURN = 32
 _TICK_S = 0.001
 """The shortest sleep: uvloop counts in milliseconds, and shorter ones turn in circles, on a core that the pipeline
 needs. An event counts from its own time all the same."""
+_LATE_S = 1.0
+"""Who waits longer sees that something is wrong."""
+_GIVE_UP_MS = 600_000
+"""An event waits for a broker that is away; it counts from its time all the same."""
 _TELL_EVERY_S = 0.25
 _POLL_MS = 200
 _FETCH_BYTES = 16 * 1_048_576
@@ -102,7 +106,7 @@ class _Load:
     async def run(self) -> dict[str, Any]:
         """Send everything, wait for its slates, and say how it was."""
         options = kafka_options(self.settings)
-        producer = AIOKafkaProducer(**options, acks="all")
+        producer = AIOKafkaProducer(**{**options, "request_timeout_ms": _GIVE_UP_MS}, acks="all")
         consumer = AIOKafkaConsumer(
             **options,
             enable_auto_commit=False,
@@ -229,7 +233,13 @@ class _Load:
             "lag": self.lag_at_end,
             "lost": lost,
             "known_at": known_at,
+            "late_until": self._late_until(),
         }
+
+    def _late_until(self) -> float | None:
+        """When the last event that waited for longer than it should was known (seconds since 1970)."""
+        known = self.coverage.known[self.coverage.latencies > _LATE_S]
+        return None if not len(known) else time.time() - (time.perf_counter() - float(np.nanmax(known)))
 
 
 def _per_s(count: int, seconds: float) -> float:
@@ -245,7 +255,8 @@ async def run_load(settings: Settings, job: LoadJob) -> dict[str, Any]:
         user also those of :func:`stream_app.bench.hot.latencies_apart`; ``sent_late_p99_ms`` (this process' own part of
         that); ``slates`` and ``items_per_slate``; those of :class:`stream_app.bench.coverage.SlateSequence`;
         ``most_lag`` and ``lag`` (events that no slate knew: the most at a
-        time, and when the last one was sent); ``lost``; ``known_at`` (the last slate, seconds since 1970).
+        time, and when the last one was sent); ``lost``; ``known_at`` (the last slate, seconds since 1970);
+        ``late_until`` (the last slate that an event waited for longer than a second, or None).
 
     Raises:
         Unavailable: when the broker goes away or refuses an event.

@@ -72,6 +72,7 @@ class Rig:
         directory: where processes run; removed at the end.
         past: the shop.
         sent: events that were sent so far; the next has this number.
+        stack: broker and Redis, where they were started here.
     """
 
     settings: Settings
@@ -80,6 +81,7 @@ class Rig:
     past: MadeUpPast
     sent: int
     on_progress: Progress
+    stack: EmbeddedStack | None = None
 
     @property
     def plan(self) -> ShopPlan:
@@ -125,9 +127,17 @@ class Rig:
         async with self.load(count, rate=rate, patience_s=patience_s) as running:
             figures = await running.result()
         for worker in workers:
-            if not worker.running:
-                raise Unavailable(f"{worker.name} ended during the benchmark:\n{worker.output(40)}")
+            self.must_run(worker)
         return figures
+
+    @staticmethod
+    def must_run(worker: WorkerProcess) -> None:
+        """
+        Raises:
+            Unavailable: when the process has ended; with its output.
+        """
+        if not worker.running:
+            raise Unavailable(f"{worker.name} ended during the benchmark:\n{worker.output(40)}")
 
 
 @asynccontextmanager
@@ -154,6 +164,7 @@ async def rig(settings: Settings, where: Where, plan: ShopPlan, *, on_progress: 
             # No event here has a text: the model would take memory and half a minute of a core for nothing.
             "encoder": {**given["encoder"], "eager": False},
         }
+        stack: EmbeddedStack | None = None
         if where.broker is None:
             overrides |= {"kafka": where.kafka, "redis": where.redis, "connection": _revealed(settings.connection)}
         else:
@@ -168,7 +179,7 @@ async def rig(settings: Settings, where: Where, plan: ShopPlan, *, on_progress: 
         if where.broker is None:
             cleanup.push_async_callback(remove_past, ours, past)
         await publish_past(ours, past, on_progress=on_progress)
-        yield Rig(ours, overrides, directory, past, plan.past, on_progress)
+        yield Rig(ours, overrides, directory, past, plan.past, on_progress, stack)
 
 
 def _on_the_wire(plan: ShopPlan, space: str, dimensions: int, partitions: int) -> ShopPlan:

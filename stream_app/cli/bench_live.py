@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stream_app.bench.rig import Where
     from stream_app.settings import Settings
 
-__all__ = ["cutover", "floor", "latency", "start", "throughput"]
+__all__ = ["cutover", "floor", "latency", "outages", "start", "throughput"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MOST_EVENTS = 5_000_000
@@ -278,6 +278,49 @@ def cutover(
         )  # fmt: skip
 
     return _measured(f"change of model, {items:,} items, {rate:g} events/s", work, where, json_file)
+
+
+@click.command()
+@click.option("--rate", default=300.0, show_default=True, type=click.FloatRange(1, 10_000), help="Events per second.")
+@click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(5, 600), help="Of each phase.")
+@click.option(
+    "--away", default=60.0, show_default=True, type=click.FloatRange(1, 600), help="Seconds without a server."
+)
+@click.option(
+    "--processes", default=3, show_default=True, type=click.IntRange(2, 64), help="With the interactions role."
+)
+@_items
+@_users
+@_warm
+@click.option(
+    "--broker", type=click.Choice(["embedded", "kafka"]), help="Which is started; only Apache Kafka goes away."
+)
+@seed_option
+@json_option
+def outages(
+    rate: float,
+    seconds: float,
+    away: float,
+    processes: int,
+    items: int,
+    users: int,
+    warm: int,
+    broker: str | None,
+    seed: int,
+    json_file: Path | None,
+) -> int:
+    """A process, Redis and the broker go away while events come: how long nobody saw anything of what they did."""
+
+    def work(settings: Settings, place: Where, on_progress: Progress) -> Coroutine[Any, Any, list[dict[str, Any]]]:
+        from stream_app.bench.outages import outage_figures
+
+        return outage_figures(
+            settings, place, rate=rate, seconds=seconds, away_s=away, processes=processes, items=items, users=users,
+            warm=warm, seed=seed, on_progress=on_progress,
+        )  # fmt: skip
+
+    where = {"broker": broker, "kafka": None, "redis": None}
+    return _measured(f"outages, {processes} processes, {rate:g} events/s", work, where, json_file)
 
 
 def _measured(

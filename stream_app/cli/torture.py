@@ -38,7 +38,7 @@ def _kinds(_context: click.Context, _option: click.Parameter, given: str | None)
 @click.option("--processes", type=click.IntRange(1, 16), default=3, show_default=True, help="Of Tailrace.")
 @click.option("--faults", type=click.IntRange(0, 1_000), default=10, show_default=True, help="Of each run.")
 @click.option("--kinds", callback=_kinds, metavar="NAMES", help=f"Only these, of {', '.join(ALL_KINDS)}.")
-@click.option("--items", type=click.IntRange(10, 3_000), default=300, show_default=True, help="Of the catalogue.")
+@click.option("--items", type=click.IntRange(10, 200), default=150, show_default=True, help="Of the catalogue.")
 @click.option("--users", type=click.IntRange(1, 100_000), default=400, show_default=True, help="Who send events.")
 @click.option(
     "--broker",
