@@ -127,6 +127,9 @@ class KafkaSettings(_Group):
         "it answers a fetch (milliseconds): fewer requests and larger batches.",
     )
     request_timeout_s: float = Field(40.0, gt=0, le=600, description="Give up on one broker request after (seconds).")
+    metadata_max_age_s: float = Field(
+        30.0, ge=1, le=3_600, description="New partitions of a topic are noticed within this time (seconds)."
+    )
     replication_factor: int = Field(
         -1, ge=-1, le=10, description="For topics that Tailrace creates; -1: the broker's default."
     )

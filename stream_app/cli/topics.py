@@ -54,6 +54,26 @@ def list_(as_json: bool) -> None:
         )
 
 
+@topics.command()
+@click.argument("partitions", type=click.IntRange(2, 10_000))
+def grow(partitions: int) -> None:
+    """Give interactions.v1 and users.v1 so many PARTITIONS, so that more processes can share the users.
+
+    Safe while everything runs: every process notices within connection.metadata_max_age_s, and no user is set back. It
+    cannot be taken back. docs/operations.md says what moves.
+    """
+    from stream_app.cli.console import output, run
+    from stream_app.delivery.admin import grow_topics
+    from stream_app.settings import load_settings
+
+    grown = run(grow_topics(load_settings(), partitions))
+    console = output()
+    for name, before in grown.items():
+        console.print(f"{name}: {before} -> {partitions} partitions", markup=False)
+    if not grown:
+        console.print(f"they have {partitions} partitions already", markup=False)
+
+
 def _print(states: list[TopicState], *, kafka: str) -> None:
     from rich.table import Table
 

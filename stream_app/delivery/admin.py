@@ -1,6 +1,7 @@
 """Creating the topics of the registry, and telling how those on the broker differ from it.
 
-Existing topics are never changed: partitions cannot be taken back, and an operator may have had reasons.
+Existing topics are never changed unless asked for (:func:`grow_topics`): partitions cannot be taken back, and an
+operator may have had reasons.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
@@ -31,6 +32,7 @@ __all__ = [
     "describe_topics",
     "group_lag",
     "group_members",
+    "grow_topics",
 ]
 
 _VISIBLE_WITHIN_S = 15.0
@@ -166,6 +168,43 @@ async def describe_topics(settings: Settings) -> list[TopicState]:
     """
     async with _client(settings) as client:
         return await _describe(client, settings)
+
+
+async def grow_topics(settings: Settings, partitions: int) -> dict[str, int]:
+    """Give ``interactions.v1`` and ``users.v1`` more partitions, both at once: a user's events and profile have one
+    owner. Safe while everything runs (docs/operations.md says what happens to users that move).
+
+    Only these two: whose statistics an item has follows from the number of partitions of ``transitions.v1``, and the
+    other topics gain nothing from more.
+
+    Args:
+        partitions: how many they are to have.
+
+    Returns:
+        how many they had, by full name; those that had as many already are left out.
+
+    Raises:
+        Unavailable: when no broker answers; worth trying again.
+        TopicError: when one is not there, has more already, or the broker refuses; says why.
+    """
+    topics = Topics(settings)
+    async with _client(settings) as client:
+        there = {state.name: state.partitions for state in await _describe(client, settings)}
+        before = {name: there.get(name) for name in (topics.interactions, topics.users)}
+        for name, count in before.items():
+            if count is None:
+                raise TopicError(f"topic {name} is not there; create it with: {_CREATE_COMMAND}")
+            if count > partitions:
+                raise TopicError(
+                    f"topic {name} has {count} partitions, and they cannot be taken back: ask for {count} or more"
+                )
+        grown = {name: count for name, count in before.items() if count is not None and count < partitions}
+        if grown:
+            response = await client.create_partitions({name: NewPartitions(partitions) for name in grown})
+            for name, code, message, *_ in response.topic_errors:
+                if code:
+                    raise TopicError(f"Kafka at {settings.kafka} gives {name} no more partitions: {message or code}")
+        return grown
 
 
 async def create_vectors_topic(settings: Settings, number: int) -> bool:

@@ -4,13 +4,15 @@ Faust awaits a callback, two locks and two tasks for every record, makes a messa
 sensors. Measured on two busy cores, that was 120 to 200 us of a saturated process's time per record; this is 10 to
 17. What it keeps are Faust's rules: its queues (which a rebalance empties), its flow control and its read offsets.
 
-Three rules are stricter than Faust's:
+Four rules are stricter than Faust's:
 
 * A fetch during which the flow was stopped or resumed is void, and the first fetch after it starts from what is
   committed. Faust hands out such a fetch where only the resuming fell into it; the queues are emptied then, and the
   records would be missing until the next rebalance.
 * Where nothing is committed yet, it starts from the first record there is. aiokafka leaves such partitions where they
   are, and what was fetched of them and dropped would be lost.
+* A new partition is read when those before it are read as far as they went when it was seen: the later records of keys
+  that moved to it come after their earlier ones.
 * What is committed is up to the first record that is not acknowledged (:mod:`~stream_app.delivery.acknowledgements`),
   and an acknowledgement counts only for the delivery it is of: a record that is delivered again is to be done again.
 
@@ -20,7 +22,7 @@ Three rules are stricter than Faust's:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -39,6 +41,8 @@ _NOTHING_TO_FETCH_S = 0.01
 """Until it is looked again, when all agents are behind (thousands of records wait for them) or nothing is assigned."""
 _FIRST_WITHIN_S = 5.0
 """The broker is asked again where partitions begin when it has not answered for so long."""
+_ORDER_S = 60.0
+"""A new partition waits for the older ones for so long: one of them may be stuck, and the new one is not to be."""
 _LAST_COMMIT_S = 1.0
 """How long the partitions that move wait for the last commit. Without it some records are processed again."""
 
@@ -100,6 +104,30 @@ class DrainingThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # fau
         offsets = await client.beginning_offsets([TopicPartition(*place) for place in places])
         for place, offset in offsets.items():
             client.seek(place, offset)
+
+    async def older_unfinished(self, place: TP, until: Mapping[TP, int] | None) -> tuple[dict[TP, int], int]:
+        """Of the topic's other partitions that the group has worked on: where they end, and how many records it has
+        not committed before that. With ``until`` these ends are kept.
+
+        Raises:
+            Exception: of the client, when the broker does not answer.
+        """
+        asked = self._older_unfinished(self._ensure_consumer(), place, until)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked, self.thread_loop))
+
+    @staticmethod
+    async def _older_unfinished(client: Any, place: TP, until: Mapping[TP, int] | None) -> tuple[dict[TP, int], int]:
+        others = [
+            TopicPartition(place.topic, number)
+            for number in client.partitions_for_topic(place.topic) or ()
+            if number != place.partition
+        ]
+        held = await client._coordinator.fetch_committed_offsets(others)
+        done = {TP(*other): found.offset for other, found in held.items() if found.offset > 0}
+        if until is None:
+            ends = await client.end_offsets([TopicPartition(*other) for other in done])
+            until = {TP(*other): end for other, end in ends.items()}
+        return dict(until), sum(max(0, end - done.get(other, 0)) for other, end in until.items())
 
     async def getmany(self, active_partitions: Any, timeout: float) -> Any:
         """Ask the thread directly: Faust's queue of methods costs a few tasks, and one of its two workers."""
@@ -228,10 +256,28 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
                     self.log.warning("not at the first record of %r yet: %r", places, error)
                     together = False
                 else:
-                    if self._moves == moves:
-                        self._unsought.difference_update(places)
+                    await asyncio.gather(*(self._begin(place, moves) for place in places))
             if self._unsought and not together:
                 await asyncio.sleep(_FETCH_S)
+
+    async def _begin(self, place: TP, moves: int) -> None:
+        """Read a partition that nothing is committed of, when the older ones are read as far as they go now: it may be
+        new, and hold the later records of keys whose earlier ones are in those. State is right in any order; this is
+        so that it is the order they were sent in."""
+        until: Mapping[TP, int] | None = None
+        deadline = self.loop.time() + _ORDER_S
+        while self._moves == moves and self.loop.time() < deadline:
+            try:
+                until, unfinished = await self._thread.older_unfinished(place, until)
+            except Exception as error:  # the broker is away: then nothing is read of the others either
+                self.log.warning("not known yet how far the partitions beside %r are read: %r", place, error)
+                await asyncio.sleep(_FETCH_S)
+                continue
+            if not unfinished:
+                break
+            await asyncio.sleep(_SOME_FULL_S)
+        if self._moves == moves:
+            self._unsought.discard(place)
 
     def _deliver(self, tp: TP, records: Sequence[Any]) -> None:
         """Into the queue, all of it: it may grow beyond its size by one fetch."""

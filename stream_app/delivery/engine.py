@@ -69,6 +69,7 @@ def faust_app(settings: Settings, role: str, *, gathers: bool = False) -> Any:
         topic_disable_leader=True,
         table_standby_replicas=0,
         consumer_auto_offset_reset="earliest",
+        consumer_metadata_max_age_ms=int(connection.metadata_max_age_s * 1_000),
         consumer_max_fetch_size=max(connection.max_message_bytes * 2, 4 * 1_048_576),
         broker_session_timeout=connection.session_timeout_s,
         broker_rebalance_timeout=connection.session_timeout_s,

@@ -75,6 +75,11 @@ class Log:
         for place in places:
             self.positions[place] = self.offsets[place][0]
 
+    async def older_unfinished(self, place: TP, until: Mapping[TP, int] | None) -> tuple[Mapping[TP, int], int]:
+        others = {other: at for other, at in self.committed.items() if other.topic == place.topic and other != place}
+        ends = until or {other: self.offsets[other][-1] + 1 for other in others}
+        return ends, sum(end - others[other] for other, end in ends.items())
+
     async def commit(self, offsets: Mapping[TP, int]) -> bool:
         if not self.answers:
             await asyncio.Event().wait()
@@ -250,6 +255,24 @@ async def test_a_partition_without_a_leader_keeps_the_others_from_nothing(monkey
         assert all(OTHER not in fetch for fetch in log.fetches)
         log.leaderless = set()
         await eventually(lambda: drain.offsets(OTHER) == [0, 1])
+
+
+async def test_a_new_partition_is_read_when_those_before_it_are_done_as_far_as_they_went(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(draining_module, "_SOME_FULL_S", 0.001)
+    new = TP("t", 1)
+    log = Log(t=range(5))
+    log.offsets[new] = [0, 1]
+    log.committed[ONE] = 2
+    async with draining(log) as drain:
+        drain.resume()
+        await eventually(lambda: drain.offsets() == [2, 3, 4])
+        log.offsets[ONE] += [5, 6]  # what comes later is not waited for
+        await eventually(lambda: drain.offsets() == [2, 3, 4, 5, 6])
+        assert drain.offsets(new) == []
+        log.committed[ONE] = 5
+        await eventually(lambda: drain.offsets(new) == [0, 1])
 
 
 async def test_what_was_delivered_before_a_seek_is_to_be_done_again():
