@@ -12,6 +12,8 @@ TailraceError
 ├── SpaceError             a change of vector spaces that cannot be made
 ├── TopicError             a topic is not there, or the broker refuses to create it
 └── Unavailable            a broker, Redis or encoder is not there at the moment; worth trying again
+
+NewerVersion               something stored was written by a newer release; apart, because nobody may go on without it
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ __all__ = [
     "EmbeddedStackError",
     "EncodeError",
     "InvalidMessage",
+    "NewerVersion",
     "PoisonText",
     "SettingsError",
     "SnapshotError",
@@ -87,3 +90,12 @@ class TopicError(TailraceError):
 
 class Unavailable(TailraceError):
     """A service is not reachable at the moment."""
+
+
+class NewerVersion(Exception):
+    """Something stored was written by a newer release than this one, which can neither read nor replace it.
+
+    No :class:`TailraceError`: those who catch these go on without the record or the user, and then the record would be
+    dead-lettered, or what is stored set back. The process ends instead, with nothing acknowledged, and the event is for
+    a process of the newer release.
+    """

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.cloudevents import event_type, headers
-from schemas.decode import decode_interaction, decode_slate, decode_user, encode
+from schemas.decode import decode_slate, encode
 from schemas.messages import Slate, TrainingExample, TrainingExamples, Transition, Transitions, Trigger
 from stream_app.agents.base import Agent
 from stream_app.delivery.publisher import OutRecord, Publisher
@@ -46,8 +46,8 @@ from stream_app.settings import Settings
 from stream_app.stores.users import UserStore
 from stream_app.textify import Textifier
 from stream_app.users.nearby import NearbyUsers, Newest, best_first
-from stream_app.users.profiles import profile_of
 from stream_app.users.showing import Showing
+from stream_app.users.sources import Sources
 from stream_app.users.stage import NewSlate, SourcedEvent, SourcedProfile, StageResult, UserStage
 from stream_app.users.state import UserState
 from workers.vector_pool import VectorPool
@@ -149,7 +149,7 @@ class InteractionsAgent(Agent):
         self._serving = serving
         self._pool = pool
         self._textifier = Textifier.of(settings.textify)
-        self._oldest = datetime.fromisoformat(settings.events.oldest).timestamp()
+        self._sources = Sources(settings)
         self._item_partitions = settings.topics.partitions
         self._busy = asyncio.Lock()
         self._settling: asyncio.Task[bool] | None = None
@@ -436,7 +436,7 @@ class InteractionsAgent(Agent):
         for number, event in enumerate(events, 1):
             record = InRecord.from_faust(event)
             try:
-                sourced.append((event, record, self._decode(record, now)))
+                sourced.append((event, record, self._sources.event(record, now)))
             except InvalidMessage as error:
                 letters.append(self.letter(record, error))
                 refused.append(event)
@@ -560,7 +560,7 @@ class InteractionsAgent(Agent):
         for event in events:
             record = InRecord.from_faust(event)
             try:
-                sourced.append((record, self._decode_profile(record)))
+                sourced.append((record, self._sources.profile(record)))
             except InvalidMessage as error:
                 letters.append(self.letter(record, error))
         await self.publisher.publish(letters)
@@ -576,23 +576,6 @@ class InteractionsAgent(Agent):
                     await self._one_by_one(part, [], lambda one: self._process_profiles([one], now))
         for event in events:
             event.ack()
-
-    def _decode_profile(self, record: InRecord) -> SourcedProfile:
-        user_id, user = decode_user(record.key, record.value, record.headers)
-        profile = None if user is None else profile_of(user, self.settings.users, self._textifier)
-        return SourcedProfile(user_id, profile, record.partition, record.offset, record.timestamp_s)
-
-    def _decode(self, record: InRecord, now: float) -> SourcedEvent:
-        event = decode_interaction(
-            record.key,
-            record.value,
-            record.headers,
-            event_types=self.settings.event_types,
-            now=now,
-            oldest=self._oldest,
-            future_tolerance_s=self.settings.events.future_tolerance_s,
-        )
-        return SourcedEvent(event, record.partition, record.offset, record.timestamp_s)
 
     async def _one_by_one(
         self,

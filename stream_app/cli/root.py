@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "tail": ("stream_app.cli.tail:tail", "Follow what comes out."),
     "slate": ("stream_app.cli.slate:slate", "Show a user's current slate."),
     "item": ("stream_app.cli.item:item", "Show what is known of an item."),
+    "rebuild": ("stream_app.cli.rebuild:rebuild", "Make derived state again from the topics."),
     "spaces": ("stream_app.cli.spaces:spaces", "Change the model while serving."),
     "textify": ("stream_app.cli.textify:textify", "Show what models read of items, and of a user."),
     "dead-letters": ("stream_app.cli.dead_letters:dead_letters", "Look at refused records, and replay them."),

@@ -7,7 +7,7 @@ operator may have had reasons.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from stream_app.topics import Topic, Topics
 __all__ = [
     "Difference",
     "TopicState",
+    "committed_offsets",
     "copartition_difference",
     "create_topics",
     "create_vectors_topic",
@@ -252,6 +253,30 @@ async def group_lag(settings: Settings, group: str, topic: str) -> int:
         # What was deleted before it was committed is not there to be read.
         read = {place: max(first, await consumer.committed(place) or 0) for place, first in firsts.items()}
         return sum(max(0, end - read[place]) for place, end in ends.items())
+    except (KafkaError, OSError) as error:
+        raise Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}") from error
+    finally:
+        await consumer.stop()
+
+
+async def committed_offsets(settings: Settings, group: str, topics: Collection[str]) -> dict[TopicPartition, int]:
+    """The next offset of each partition that a consumer group has to process, 0 where it committed none.
+
+    Raises:
+        Unavailable: when no broker answers.
+    """
+    # A consumer that joins nothing may ask for a group's offsets, on every broker.
+    consumer = AIOKafkaConsumer(**kafka_options(settings), group_id=group, enable_auto_commit=False)
+    try:
+        await consumer.start()
+        # All topics, never by name: that would create the topic on a broker that creates them on demand.
+        metadata = await consumer._client.fetch_all_metadata()
+        places = [
+            TopicPartition(topic, number)
+            for topic in topics
+            for number in sorted(metadata.partitions_for_topic(topic) or ())
+        ]
+        return {place: await consumer.committed(place) or 0 for place in places}
     except (KafkaError, OSError) as error:
         raise Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}") from error
     finally:

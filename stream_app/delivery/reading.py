@@ -28,7 +28,18 @@ from stream_app.errors import TopicError, Unavailable
 from stream_app.logs import get_logger
 from stream_app.settings import Settings
 
-__all__ = ["Ends", "default_partition", "follow", "latest", "read_at", "read_to_end", "tail"]
+__all__ = [
+    "Ends",
+    "default_partition",
+    "follow",
+    "latest",
+    "open_consumer",
+    "partitions_of",
+    "poll",
+    "read_at",
+    "read_to_end",
+    "tail",
+]
 
 T = TypeVar("T")
 
@@ -62,7 +73,7 @@ async def read_to_end(
         Unavailable: when patience ran out.
         TopicError: when the topic is not there (with ``patience_s``) or lacks one of ``partitions``.
     """
-    async with _consumer(settings, patience_s) as consumer:
+    async with open_consumer(settings, patience_s) as consumer:
         assigned = await _assign(consumer, settings, topic, partitions, patience_s)
         beginning, end = await _offsets(consumer, assigned, settings, patience_s)
         for partition in assigned:
@@ -72,7 +83,7 @@ async def read_to_end(
         reached_at: float | None = None
         ends = Ends(end)
         while True:
-            polled = await _poll(consumer, settings, topic)
+            polled = await poll(consumer, settings, topic)
             for records in polled.values():
                 for record in records:
                     yield record
@@ -109,8 +120,8 @@ async def latest(
     Raises:
         Unavailable, TopicError: as :func:`read_to_end`.
     """
-    async with _consumer(settings, patience_s) as consumer:
-        count = len(await _partitions(consumer, settings, topic, patience_s))
+    async with open_consumer(settings, patience_s) as consumer:
+        count = len(await partitions_of(consumer, settings, topic, patience_s))
     found: ConsumerRecord | None = None
     only = None if partition is None else [partition(count)]
     async for record in read_to_end(settings, topic, partitions=only, patience_s=patience_s):
@@ -142,7 +153,7 @@ async def read_at(
         Unavailable: when no broker answers within ``patience_s`` seconds.
         TopicError: when there is no such topic or partition.
     """
-    async with _consumer(settings, patience_s) as consumer:
+    async with open_consumer(settings, patience_s) as consumer:
         (place,) = await _assign(consumer, settings, topic, [partition], patience_s)
         beginning, _ = await _offsets(consumer, [place], settings, patience_s)
         if offset < beginning[place]:
@@ -151,7 +162,7 @@ async def read_at(
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience_s
         while loop.time() < deadline:
-            polled = await _poll(consumer, settings, topic, limit=1)
+            polled = await poll(consumer, settings, topic, limit=1)
             for records in polled.values():
                 return records[0] if records[0].offset == offset else None
             highwater = consumer.highwater(place)
@@ -170,13 +181,13 @@ async def tail(
     Raises:
         Unavailable, TopicError: at the start, as :func:`read_to_end`.
     """
-    async with _consumer(settings, patience_s) as consumer:
+    async with open_consumer(settings, patience_s) as consumer:
         assigned = await _assign(consumer, settings, topic, None, patience_s)
         beginning, end = await _offsets(consumer, assigned, settings, patience_s)
         for partition in assigned:
             consumer.seek(partition, (beginning if from_start else end)[partition])
         while True:
-            polled = await _poll(consumer, settings, topic)
+            polled = await poll(consumer, settings, topic)
             for records in polled.values():
                 for record in records:
                     yield record
@@ -196,14 +207,14 @@ async def follow(settings: Settings, topic: str) -> AsyncGenerator[tuple[list[Co
     caught_up = False
     while True:
         try:
-            async with _consumer(settings, None) as consumer:
+            async with open_consumer(settings, None) as consumer:
                 assigned = await _assign(consumer, settings, topic, None, None)
                 beginning, end = await _offsets(consumer, assigned, settings, None)
                 for partition in assigned:
                     consumer.seek(partition, positions.setdefault(partition, beginning[partition]))
                 ends = ends or Ends(end)
                 while True:
-                    polled = await _poll(consumer, settings, topic)
+                    polled = await poll(consumer, settings, topic)
                     records = [record for part in polled.values() for record in part]
                     for record in records:
                         positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
@@ -219,13 +230,28 @@ async def follow(settings: Settings, topic: str) -> AsyncGenerator[tuple[list[Co
             await asyncio.sleep(settings.delivery.retry_max_s)
 
 
-async def _poll(
-    consumer: AIOKafkaConsumer, settings: Settings, topic: str, *, limit: int = _MAX_RECORDS
+async def poll(
+    consumer: AIOKafkaConsumer,
+    settings: Settings,
+    topic: str,
+    *,
+    limit: int = _MAX_RECORDS,
+    only: Iterable[TopicPartition] = (),
 ) -> dict[TopicPartition, list[ConsumerRecord]]:
-    """What has come within :data:`_POLL_MS`; a broker that is away gives nothing, not an error."""
+    """What has come within :data:`_POLL_MS`; a broker that is away gives nothing, not an error.
+
+    Args:
+        topic: named in errors.
+        limit: records at most.
+        only: of these partitions; none: of all that are assigned. Of the others no more than a fetch is held.
+
+    Raises:
+        TopicError: when the topic may not be read.
+        Unavailable: when the broker answers that it cannot be read.
+    """
     try:
         polled: dict[TopicPartition, list[ConsumerRecord]] = await consumer.getmany(
-            timeout_ms=_POLL_MS, max_records=limit
+            *only, timeout_ms=_POLL_MS, max_records=limit
         )
     except TopicAuthorizationFailedError as error:
         raise TopicError(f"topic {topic} on Kafka at {settings.kafka} may not be read: {error}") from error
@@ -254,7 +280,13 @@ class Ends:
 
 
 @asynccontextmanager
-async def _consumer(settings: Settings, patience_s: float | None) -> AsyncIterator[AIOKafkaConsumer]:
+async def open_consumer(settings: Settings, patience_s: float | None) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer of no group, started; partitions are for the caller to assign.
+
+    Raises:
+        Unavailable: when no broker answers within ``patience_s`` seconds (None: it is waited for).
+    """
+
     async def start() -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
             **kafka_options(settings),
@@ -285,7 +317,7 @@ async def _assign(
     partitions: Sequence[int] | None,
     patience_s: float | None,
 ) -> list[TopicPartition]:
-    there = await _partitions(consumer, settings, topic, patience_s)
+    there = await partitions_of(consumer, settings, topic, patience_s)
     wanted: Iterable[int] = sorted(there) if partitions is None else partitions
     if lacking := [number for number in wanted if number not in there]:
         raise TopicError(f"topic {topic} has {len(there)} partitions, there is no {lacking[0]}")
@@ -294,7 +326,16 @@ async def _assign(
     return assigned
 
 
-async def _partitions(consumer: AIOKafkaConsumer, settings: Settings, topic: str, patience_s: float | None) -> set[int]:
+async def partitions_of(
+    consumer: AIOKafkaConsumer, settings: Settings, topic: str, patience_s: float | None
+) -> set[int]:
+    """The numbers of a topic's partitions.
+
+    Raises:
+        Unavailable: when no broker answers within ``patience_s`` seconds (None: broker and topic are waited for).
+        TopicError: when the topic is not there (with ``patience_s``).
+    """
+
     async def known() -> set[int]:
         # All topics, never by name: that would create the topic on a broker that creates them on demand.
         metadata = await consumer._client.fetch_all_metadata()

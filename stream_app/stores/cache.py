@@ -25,6 +25,7 @@ class UserCache:
         self._unpacked = unpacked
         self._packed: OrderedDict[str, bytes] = OrderedDict()
         self._states: OrderedDict[str, UserState] = OrderedDict()
+        self._generations: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._packed)
@@ -42,6 +43,7 @@ class UserCache:
         state = self._states.get(user_id)
         if state is None:
             state = decode_state(user_id, packed) if packed else UserState(user_id)
+            state.generation = self._generations.get(user_id, 0)
         self._keep(user_id, state)
         return state
 
@@ -50,8 +52,12 @@ class UserCache:
         self._packed[user_id] = packed
         self._packed.move_to_end(user_id)
         self._keep(user_id, state)
+        if state.generation:  # Of few: states are rarely rebuilt.
+            self._generations[user_id] = state.generation
+        else:
+            self._generations.pop(user_id, None)
         while len(self._packed) > self._limit:
-            self._states.pop(self._packed.popitem(last=False)[0], None)
+            self.drop(next(iter(self._packed)))
 
     def _keep(self, user_id: str, state: UserState) -> None:
         self._states[user_id] = state
@@ -63,8 +69,10 @@ class UserCache:
         """Hold nothing of a user."""
         self._packed.pop(user_id, None)
         self._states.pop(user_id, None)
+        self._generations.pop(user_id, None)
 
     def clear(self) -> None:
         """Hold nothing."""
         self._packed.clear()
         self._states.clear()
+        self._generations.clear()

@@ -5,6 +5,10 @@ partition of ``interactions.v1``, ``u<partition>`` the same of ``users.v1``. A w
 the two is greater than what is held and none is less (a Lua script, atomic in Redis): the state is a deterministic
 fold, so greater offsets always hold more, and a process that was paused and comes back cannot set a user back.
 
+Field ``g`` is the generation: when the state was rebuilt last (``stream_app.rebuild``). A write based on a state
+of an older one is refused: its owner reads the rebuilt one and applies what it lacks. What a newer release wrote
+is not written over at all.
+
 What is left of a user who was forgotten goes away by itself after ``users.forgotten_keep_s``.
 """
 
@@ -23,9 +27,9 @@ from stream_app.errors import Unavailable
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
 from stream_app.stores.cache import UserCache
-from stream_app.users.state import UserState, decode_state, encode_state
+from stream_app.users.state import STATE_VERSION, UserState, decode_state, encode_state, newer_state
 
-__all__ = ["REDIS_TRANSIENT", "UserStore", "connect_redis"]
+__all__ = ["REDIS_TRANSIENT", "UserStore", "connect_redis", "raise_errors"]
 
 REDIS_TRANSIENT = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError, OSError, Unavailable)
 """Errors of Redis that pass: away, slow, failing over, full, or loading its data (a kind of ConnectionError)."""
@@ -35,10 +39,17 @@ T = TypeVar("T")
 _TIMEOUT_S = 5.0
 """Without a reply for this long the connection is given up and the command is sent again."""
 
+_NEWER = -1
 _SAVE = """
+local names = {'o' .. ARGV[1], 'u' .. ARGV[1]}
+local stored = redis.call('HMGET', KEYS[1], 's', 'g', names[1], names[2])
+local version = stored[1] and string.byte(stored[1]) or 0
+if version > tonumber(ARGV[6]) and version <= 31 then return -1 end
+local generation = tonumber(stored[2] or '0')
+if generation > tonumber(ARGV[7]) then return 0 end
 local fields = {'s', ARGV[4]}
-for i, name in ipairs({'o' .. ARGV[1], 'u' .. ARGV[1]}) do
-  local held = tonumber(redis.call('HGET', KEYS[1], name) or '-1')
+for i, name in ipairs(names) do
+  local held = tonumber(stored[2 + i] or '-1')
   local given = tonumber(ARGV[1 + i])
   if held > given then return 0 end
   if held < given then
@@ -47,6 +58,10 @@ for i, name in ipairs({'o' .. ARGV[1], 'u' .. ARGV[1]}) do
   end
 end
 if #fields == 2 then return 0 end
+if generation < tonumber(ARGV[7]) then
+  fields[#fields + 1] = 'g'
+  fields[#fields + 1] = ARGV[7]
+end
 redis.call('HSET', KEYS[1], unpack(fields))
 if ARGV[5] ~= '0' then redis.call('EXPIRE', KEYS[1], ARGV[5]) else redis.call('PERSIST', KEYS[1]) end
 return 1
@@ -94,6 +109,7 @@ class UserStore:
         """The state of each user; a user never seen has an empty one. Waits while Redis is away.
 
         Raises:
+            NewerVersion: when a newer release wrote a state; names the user.
             ValueError: when a stored state cannot be read; names the user.
         """
         generation = self._generation
@@ -106,21 +122,24 @@ class UserStore:
             else:
                 states[user_id] = state
         if missing:
-            for user_id, packed in zip(missing, await self._fetch(missing), strict=True):
+            for user_id, (packed, rebuilt) in zip(missing, await self._fetch(missing), strict=True):
                 state = UserState(user_id) if packed is None else decode_state(user_id, packed)
+                state.generation = int(rebuilt or 0)
                 states[user_id] = state
                 if generation == self._generation:
                     self._cache.put(user_id, state, packed or b"")
             self._measure()
         return states
 
-    async def _fetch(self, user_ids: Sequence[str]) -> list[bytes | None]:
-        async def attempt() -> list[bytes | None]:
+    async def _fetch(self, user_ids: Sequence[str]) -> list[list[bytes | None]]:
+        """Of each user the packed state and its generation."""
+
+        async def attempt() -> list[list[bytes | None]]:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for user_id in user_ids:
-                    pipe.hget(self._prefix + user_id, "s")
+                    pipe.hmget(self._prefix + user_id, "s", "g")
                 found = await pipe.execute(raise_on_error=False)
-            _raise_errors(user_ids, found)
+            raise_errors(user_ids, found)
             return list(found)
 
         return await self._patiently(attempt, "user states from Redis")
@@ -129,14 +148,15 @@ class UserStore:
         """Write the states and put them into the cache; waits while Redis is away.
 
         Returns:
-            the users of whom Redis holds as much, or something newer: somebody else has them by now. Nothing was
-            written of them.
+            the users of whom Redis holds as much, or something newer: somebody else has them by now, or they were
+            rebuilt. Nothing was written of them.
 
         Args:
             states: new states by user id.
             partitions: the partition whose events or profiles made each state new; its applied offsets are the fence.
 
         Raises:
+            NewerVersion: when a newer release has written a user since; names the user. The others are written.
             ValueError: when what is stored of a user is no state; names the user. The others are written.
         """
         if not states:
@@ -159,13 +179,15 @@ class UserStore:
                         state.profile_applied.get(partition, -1),
                         packed[user_id],
                         self._settings.users.forgotten_keep_s if state.forgotten else 0,
+                        STATE_VERSION,
+                        state.generation,
                     )
                 results = list(await pipe.execute(raise_on_error=False))
             if any(isinstance(result, NoScriptError) for result in results):
                 # Redis was restarted and lost its script cache: load it again.
                 self._save_sha = ""
                 raise Unavailable("Redis lost its scripts")
-            _raise_errors(states, results)
+            raise_errors(states, results)
             return results
 
         try:
@@ -176,6 +198,9 @@ class UserStore:
             raise
         refused = []
         for (user_id, state), result in zip(states.items(), written, strict=True):
+            if result == _NEWER:
+                self.forget()  # Some were written, and the cache knows nothing of it.
+                raise newer_state(user_id)
             if result and generation == self._generation:
                 self._cache.put(user_id, state, packed[user_id])
             else:
@@ -198,7 +223,7 @@ class UserStore:
         )
 
 
-def _raise_errors(user_ids: Iterable[str], results: Iterable[object]) -> None:
+def raise_errors(user_ids: Iterable[str], results: Iterable[object]) -> None:
     """Raise what came back instead of a reply.
 
     Only a key that is no state is a matter of its user (``ValueError``). Whatever else Redis refuses (no replicas,

@@ -43,6 +43,11 @@ class SourcedEvent:
     appended_s: float = 0.0
 
     @property
+    def user_id(self) -> str:
+        """Whose it is."""
+        return self.event.user_id
+
+    @property
     def slate_id(self) -> str:
         """Id of the slate it causes."""
         return f"{self.partition}-{self.offset}"

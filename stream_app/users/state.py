@@ -22,6 +22,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from stream_app.errors import NewerVersion
+
 __all__ = [
     "STATE_VERSION",
     "HistoryEntry",
@@ -35,6 +37,7 @@ __all__ = [
     "event_hash",
     "event_seed",
     "id_hash",
+    "newer_state",
     "short_hash",
 ]
 
@@ -220,6 +223,9 @@ class UserState:
     of the budget was spent, as of an event time. ``seen`` are the last impressions (``stream_app.users.impressions``):
     by hash of an item, in the order shown, when it was shown last (-inf: taken since) and when that counted last (-inf:
     never), event times; and ``seen_spent`` is their budget.
+
+    ``generation`` is that of the last rebuild the state comes from (0: none); it is stored beside the state and not in
+    it, so that a rebuild that changes nothing changes no byte.
     """
 
     user_id: str
@@ -242,6 +248,7 @@ class UserState:
     """A history and its rows. Nothing of it is stored."""
     written: _Written | None = field(default=None, compare=False, repr=False)
     """A history as it was stored last, in MessagePack; itself it is not stored."""
+    generation: int = field(default=0, compare=False, repr=False)
 
     def latest(self) -> Latest:
         """The last entries that speak for an item."""
@@ -276,6 +283,7 @@ class UserState:
             self.latest_of,
             self.located,
             self.written,
+            self.generation,
         )
 
     @property
@@ -347,6 +355,8 @@ _LARGEST_BYTES = 1 << 26
 """A state says of itself how large it is; one that says more is none."""
 _FEW, _MANY = 1 << 4, 1 << 16
 """Entries from which on MessagePack writes the length of an array in two bytes, and in four."""
+_LAST_VERSION = 0x1F
+"""No version is greater: bytes that begin with one are text or damaged, and of no newer release."""
 _ARRAY = 0x90
 """What older versions begin with: an array, and then the version."""
 _encoder = msgspec.msgpack.Encoder()
@@ -413,13 +423,16 @@ def decode_state(user_id: str, data: bytes) -> UserState:
     bits. Not for use in several threads.
 
     Raises:
-        ValueError: when the bytes are not a state of a version this code knows.
+        NewerVersion: when a newer release wrote it. Its first byte is the version, whatever follows.
+        ValueError: when the bytes are not a state of any version.
     """
     version = data[0] if data else 0
     if version & 0xF0 == _ARRAY and len(data) > 1:
         version = data[1]
-    if not 1 <= version <= STATE_VERSION:
+    if not 1 <= version <= _LAST_VERSION:
         raise ValueError(f"state of user {user_id!r} has version {version}, this code knows 1 to {STATE_VERSION}")
+    if version > STATE_VERSION:
+        raise newer_state(user_id, version)
     try:
         if version < _COMPRESSED:
             return _before(user_id, _decoder_before.decode(data))
@@ -429,6 +442,16 @@ def decode_state(user_id: str, data: bytes) -> UserState:
         return _unpacked(user_id, _decoder.decode(_decompressor.decompress(content)))
     except (msgspec.DecodeError, zstandard.ZstdError) as error:
         raise ValueError(f"state of user {user_id!r} cannot be read: {error}") from error
+
+
+def newer_state(user_id: str, version: int | None = None) -> NewerVersion:
+    """What to say of a state that a newer release wrote."""
+    found = "a newer version" if version is None else f"version {version}"
+    return NewerVersion(
+        f"the state of user {user_id!r} has {found}, written by a newer release; this one knows 1 to {STATE_VERSION}. "
+        "It was left as it is and nothing was acknowledged: upgrade this process too, or run the newer release again "
+        "where it was taken back"
+    )
 
 
 def _unpacked(user_id: str, packed: _Packed) -> UserState:
