@@ -65,6 +65,8 @@ _REPLACED_AT_ONCE = 64
 """Slates made again in one go when an item is withdrawn; events wait for no more than these."""
 _OFFERED_AT_ONCE = 16
 """Users ranked again in one go for new items; events wait for no more than these."""
+_MOST_REFUSALS = 100
+"""Times that a state is computed again because another process wrote the same user meanwhile."""
 _BATCH_S = 5.0
 """A batch takes no more events when it has been computed for so long (where their texts are waited for, it has few): it
 is to be written and acknowledged, and others have their turn."""
@@ -300,7 +302,7 @@ class InteractionsAgent(Agent):
     async def _replace(self, users: Sequence[tuple[str, str]], changes: Mapping[str, ItemChange]) -> None:
         """Fresh slates for ``users``: pairs of user and the item that must leave."""
         now = time.time()
-        states = _not_forgotten(await self._users.load([user_id for user_id, _ in users]))
+        states = _not_forgotten(await self._users.load_stored([user_id for user_id, _ in users]))
         texts = await self._text_vectors([], states)
         slates = self._stage.rerank(states, now=now, text_vectors=texts)
         reasons = dict(users)
@@ -362,7 +364,7 @@ class InteractionsAgent(Agent):
     async def _offer(self, users: Sequence[str], changes: Mapping[str, ItemChange]) -> None:
         """Rank ``users`` again and publish the slates that show one of the new items and did not before."""
         now = time.time()
-        states = _not_forgotten(await self._users.load(users))
+        states = _not_forgotten(await self._users.load_stored(users))
         texts = await self._text_vectors([], states)
         space = self._serving.versions.space
         fresh: list[tuple[NewSlate, ItemChange]] = []
@@ -739,8 +741,9 @@ class InteractionsAgent(Agent):
                 if (state := stored.get(sourced.event.user_id)) is not None
                 and sourced.offset > state.applied.get(sourced.partition, -1)
             ]
-            if missing and attempt < self.settings.delivery.attempts:
-                await self._process(missing, [], attempt + 1)  # Somebody wrote a profile.
+            if missing:  # Somebody wrote a profile, or has the user's new partition.
+                self._may_try(attempt)
+                await self._process(missing, [], attempt + 1)
             await self._publish_again(refused, batch.partitions, time.time())
         self._observe("save", time.perf_counter() - t0)
         return not refused
@@ -767,9 +770,20 @@ class InteractionsAgent(Agent):
                 if (state := stored.get(sourced.user_id)) is not None
                 and sourced.offset > state.profile_applied.get(sourced.partition, -1)
             ]
-            if missing and attempt < self.settings.delivery.attempts:
+            if missing:
+                self._may_try(attempt)
                 await self._process_profiles(missing, now, attempt + 1)
             await self._publish_again(refused, result.partitions, now)
+
+    def _may_try(self, attempt: int) -> None:
+        """Each refusal means that somebody else has written the user, so it ends; what is not applied is never
+        acknowledged.
+
+        Raises:
+            RuntimeError: when it does not end. It ends the process: dead letters would be no answer.
+        """
+        if attempt >= _MOST_REFUSALS:
+            raise RuntimeError(f"states were refused {attempt} times, because somebody else writes the same users")
 
     def _gone(self, users: Iterable[str]) -> None:
         """Nothing is shown to these users any more."""

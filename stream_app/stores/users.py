@@ -2,8 +2,10 @@
 
 One hash per user: field ``s`` is the packed state, field ``o<partition>`` the last offset applied from that
 partition of ``interactions.v1``, ``u<partition>`` the same of ``users.v1``. A write goes through only when one of
-the two is greater than what is held and none is less (a Lua script, atomic in Redis): the state is a deterministic
-fold, so greater offsets always hold more, and a process that was paused and comes back cannot set a user back.
+the two is greater than what is held and none is less, of any partition (a Lua script, atomic in Redis): the state is a
+deterministic fold, so greater offsets always hold more, and a process that was paused and comes back cannot set a user
+back. Nor can the owner of a user's old partition, when the topic was given more and the user's events go to another: it
+is refused, reads what is held, and applies what of its own that lacks. Offsets of two partitions are never compared.
 
 Field ``g`` is the generation: when the state was rebuilt last (``stream_app.rebuild``). A write based on a state
 of an older one is refused: its owner reads the rebuilt one and applies what it lacks. What a newer release wrote
@@ -58,6 +60,13 @@ for i, name in ipairs(names) do
   end
 end
 if #fields == 2 then return 0 end
+local others = {}
+for i = 8, #ARGV, 2 do others[ARGV[i]] = tonumber(ARGV[i + 1]) end
+for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if name:find('^[ou]%d') and name ~= names[1] and name ~= names[2] then
+    if tonumber(redis.call('HGET', KEYS[1], name)) > (others[name] or -1) then return 0 end
+  end
+end
 if generation < tonumber(ARGV[7]) then
   fields[#fields + 1] = 'g'
   fields[#fields + 1] = ARGV[7]
@@ -131,6 +140,14 @@ class UserStore:
             self._measure()
         return states
 
+    async def load_stored(self, user_ids: Iterable[str]) -> dict[str, UserState]:
+        """As :meth:`load`, but what is cached is not believed: where a topic was given more partitions, somebody else
+        may have a user by now whom this process had."""
+        wanted = list(user_ids)
+        for user_id in wanted:
+            self._cache.drop(user_id)
+        return await self.load(wanted)
+
     async def _fetch(self, user_ids: Sequence[str]) -> list[list[bytes | None]]:
         """Of each user the packed state and its generation."""
 
@@ -181,6 +198,7 @@ class UserStore:
                         self._settings.users.forgotten_keep_s if state.forgotten else 0,
                         STATE_VERSION,
                         state.generation,
+                        *_others(state, partition),
                     )
                 results = list(await pipe.execute(raise_on_error=False))
             if any(isinstance(result, NoScriptError) for result in results):
@@ -221,6 +239,20 @@ class UserStore:
             settings=self._settings.delivery,
             metrics=self._metrics,
         )
+
+
+def _others(state: UserState, partition: int) -> list[str | int]:
+    """What the state holds of other partitions, as names of fields and offsets; of most users nothing."""
+    if len(state.applied) <= 1 and len(state.profile_applied) <= 1:
+        places = {*state.applied, *state.profile_applied}
+        if places <= {partition}:
+            return []
+    held: list[str | int] = []
+    for letter, applied in (("o", state.applied), ("u", state.profile_applied)):
+        for number, offset in applied.items():
+            if number != partition:
+                held += [f"{letter}{number}", offset]
+    return held
 
 
 def raise_errors(user_ids: Iterable[str], results: Iterable[object]) -> None:

@@ -117,10 +117,39 @@ async def test_fences_of_partitions_are_apart_and_large_offsets_are_compared_as_
         assert (await reader.load(["u"]))["u"].events == 102
         large = state("u", 1)
         for offset, events in ((2**53 - 2, 1), (2**53 - 1, 2)):
-            large.applied, large.events = {2: offset}, events
+            large.applied, large.events = {0: 10, 1: 2, 2: offset}, events
             await users.save({"u": large.copy()}, partitions={"u": 2})
         reader.forget()
         assert (await reader.load(["u"]))["u"].events == 2
+
+
+async def test_the_owner_of_a_user_s_old_partition_sets_nothing_back(settings: Settings):
+    """A topic got more partitions: some events of the user are in one, the later ones in another."""
+    async with store(settings) as (old, _, _), store(settings) as (new, _, _), store(settings) as (reader, _, _):
+        assert await old.save({"u": state("u", 3)}, partitions={"u": 0}) == []
+        moved = (await new.load(["u"]))["u"].copy()
+        moved.applied, moved.events = {0: 3, 4: 0}, 5
+        assert await new.save({"u": moved}, partitions={"u": 4}) == []
+        late = state("u", 4)
+        assert await old.save({"u": late}, partitions={"u": 0}) == ["u"], "it lacks what came through the other"
+        assert (await reader.load(["u"]))["u"].applied == {0: 3, 4: 0}
+        late = (await old.load(["u"]))["u"].copy()
+        late.applied, late.events = {0: 4, 4: 0}, 6
+        assert await old.save({"u": late}, partitions={"u": 0}) == []
+        assert await new.save({"u": moved}, partitions={"u": 4}) == ["u"]
+        ahead = moved.copy()
+        ahead.applied, ahead.events = {0: 3, 4: 1}, 6
+        assert await new.save({"u": ahead}, partitions={"u": 4}) == ["u"], "and now this one does"
+        assert (await new.load_stored(["u"]))["u"].applied == {0: 4, 4: 0}
+
+
+async def test_a_cached_state_is_not_believed_where_it_matters(settings: Settings):
+    async with store(settings) as (one, _, _), store(settings) as (other, _, _):
+        await one.save({"u": state("u", 1)}, partitions={"u": 0})
+        await other.save({"u": state("u", 2)}, partitions={"u": 0})
+        assert (await one.load(["u"]))["u"].applied == {0: 1}
+        assert (await one.load_stored(["u"]))["u"].applied == {0: 2}
+        assert (await one.load(["u"]))["u"].applied == {0: 2}
 
 
 async def test_a_profile_is_fenced_by_its_own_offsets(settings: Settings):
