@@ -27,6 +27,7 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
         "bootstrap_servers": [server.strip() for server in settings.kafka.split(",")],
         "client_id": CLIENT_ID,
         "request_timeout_ms": int(connection.request_timeout_s * 1_000),
+        "metadata_max_age_ms": int(connection.metadata_max_age_s * 1_000),
         "security_protocol": connection.security_protocol,
     }
     if connection.security_protocol in ("SSL", "SASL_SSL"):

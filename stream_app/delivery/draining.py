@@ -11,8 +11,8 @@ Four rules are stricter than Faust's:
   records would be missing until the next rebalance.
 * Where nothing is committed yet, it starts from the first record there is. aiokafka leaves such partitions where they
   are, and what was fetched of them and dropped would be lost.
-* A new partition is read when those before it are read as far as they went when it was seen: the later records of keys
-  that moved to it come after their earlier ones.
+* The first records of a new partition are delivered when the older ones are done as far as they went when these came:
+  the later records of keys that moved to it come after their earlier ones.
 * What is committed is up to the first record that is not acknowledged (:mod:`~stream_app.delivery.acknowledgements`),
   and an acknowledgement counts only for the delivery it is of: a record that is delivered again is to be done again.
 
@@ -22,7 +22,7 @@ Four rules are stricter than Faust's:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -143,8 +143,9 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         self._moves = 0
         self._sought = 0
         self._acknowledgements: dict[TP, Acknowledgements] = {}
-        self._unsought: set[TP] = set()
-        self._seeking: asyncio.Task[None] | None = None
+        self._young: set[TP] = set()
+        self._left_out: set[TP] = set()
+        self._waiting: set[asyncio.Task[None]] = set()
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> Any:
@@ -198,8 +199,7 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
             self.log.exception("Drain messages raised: %r", error)
             raise
         finally:
-            if self._seeking is not None:
-                self._seeking.cancel()
+            self._end_waiting()
 
     async def _drain_once(self) -> None:
         if not self.flow_active:
@@ -214,7 +214,7 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
             if await self._seek_to_committed():
                 self._sought = moves
             return
-        partitions -= self._unsought
+        partitions -= self._left_out
         with_room = {tp for tp in partitions if (queue := self._queue(tp)) is not None and not queue.full()}
         if not with_room:
             await asyncio.sleep(_NOTHING_TO_FETCH_S)
@@ -227,7 +227,10 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
             wanted = records if read is None or read <= records[0].offset else _from(records, read)
             if self._moves != moves:
                 return
-            if wanted:
+            if wanted and tp in self._young:
+                self._left_out.add(tp)
+                self._wait(self._hold(tp, wanted, moves))
+            elif wanted:
                 self._deliver(tp, wanted)
 
     async def _seek_to_committed(self) -> bool:
@@ -237,18 +240,27 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
             self.log.warning("not at the committed offsets yet: %r", error)
             await asyncio.sleep(_SOME_FULL_S)
             return False
-        if self._seeking is not None:
-            self._seeking.cancel()
-        self._unsought = {tp for tp in self._get_active_partitions() if not self._committed_offset.get(tp)}
-        if self._unsought:
-            self._seeking = asyncio.create_task(self._seek_to_first(self._moves))
+        self._end_waiting()
+        fresh = {tp for tp in self._get_active_partitions() if not self._committed_offset.get(tp)}
+        self._young, self._left_out = set(fresh), set(fresh)
+        if fresh:
+            self._wait(self._seek_to_first(fresh, self._moves))
         return True
 
-    async def _seek_to_first(self, moves: int) -> None:
+    def _wait(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+
+    def _end_waiting(self) -> None:
+        for task in self._waiting:
+            task.cancel()
+
+    async def _seek_to_first(self, fresh: Set[TP], moves: int) -> None:
         """Where nothing is committed; the other partitions go on meanwhile, for one of these may have no leader."""
-        together = True
-        while self._unsought and self._moves == moves:
-            for places in [list(self._unsought)] if together else [[place] for place in self._unsought]:
+        left, together = set(fresh), True
+        while left and self._moves == moves:
+            for places in [list(left)] if together else [[place] for place in left]:
                 try:
                     async with asyncio.timeout(_FIRST_WITHIN_S):
                         await self._thread.seek_to_first(places)
@@ -256,28 +268,31 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
                     self.log.warning("not at the first record of %r yet: %r", places, error)
                     together = False
                 else:
-                    await asyncio.gather(*(self._begin(place, moves) for place in places))
-            if self._unsought and not together:
+                    left.difference_update(places)
+                    if self._moves == moves:
+                        self._left_out.difference_update(places)
+            if left and not together:
                 await asyncio.sleep(_FETCH_S)
 
-    async def _begin(self, place: TP, moves: int) -> None:
-        """Read a partition that nothing is committed of, when the older ones are read as far as they go now: it may be
-        new, and hold the later records of keys whose earlier ones are in those. State is right in any order; this is
-        so that it is the order they were sent in."""
+    async def _hold(self, tp: TP, records: Sequence[Any], moves: int) -> None:
+        """Deliver the first records of a partition that nothing is committed of, when the older ones are done as far as
+        they go now: it may be new, and these the later events of keys whose earlier ones are in those."""
         until: Mapping[TP, int] | None = None
         deadline = self.loop.time() + _ORDER_S
-        while self._moves == moves and self.loop.time() < deadline:
+        while self.loop.time() < deadline:
             try:
-                until, unfinished = await self._thread.older_unfinished(place, until)
+                until, unfinished = await self._thread.older_unfinished(tp, until)
             except Exception as error:  # the broker is away: then nothing is read of the others either
-                self.log.warning("not known yet how far the partitions beside %r are read: %r", place, error)
+                self.log.warning("not known yet how far the partitions beside %r are read: %r", tp, error)
                 await asyncio.sleep(_FETCH_S)
                 continue
             if not unfinished:
                 break
             await asyncio.sleep(_SOME_FULL_S)
         if self._moves == moves:
-            self._unsought.discard(place)
+            self._young.discard(tp)
+            self._left_out.discard(tp)
+            self._deliver(tp, records)
 
     def _deliver(self, tp: TP, records: Sequence[Any]) -> None:
         """Into the queue, all of it: it may grow beyond its size by one fetch."""

@@ -73,7 +73,7 @@ class Log:
         if self.leaderless.intersection(places):
             raise RuntimeError("no leader")
         for place in places:
-            self.positions[place] = self.offsets[place][0]
+            self.positions[place] = next(iter(self.offsets[place]), 0)
 
     async def older_unfinished(self, place: TP, until: Mapping[TP, int] | None) -> tuple[Mapping[TP, int], int]:
         others = {other: at for other, at in self.committed.items() if other.topic == place.topic and other != place}
@@ -263,16 +263,20 @@ async def test_a_new_partition_is_read_when_those_before_it_are_done_as_far_as_t
     monkeypatch.setattr(draining_module, "_SOME_FULL_S", 0.001)
     new = TP("t", 1)
     log = Log(t=range(5))
-    log.offsets[new] = [0, 1]
+    log.offsets[new] = []
     log.committed[ONE] = 2
     async with draining(log) as drain:
         drain.resume()
         await eventually(lambda: drain.offsets() == [2, 3, 4])
+        log.offsets[new] += [0, 1]
+        await eventually(lambda: log.positions.get(new) == 2, what="it is read")
         log.offsets[ONE] += [5, 6]  # what comes later is not waited for
         await eventually(lambda: drain.offsets() == [2, 3, 4, 5, 6])
         assert drain.offsets(new) == []
         log.committed[ONE] = 5
         await eventually(lambda: drain.offsets(new) == [0, 1])
+        log.offsets[new].append(2)
+        await eventually(lambda: drain.offsets(new) == [0, 1, 2])
 
 
 async def test_what_was_delivered_before_a_seek_is_to_be_done_again():
