@@ -59,6 +59,7 @@ def list_(as_json: bool) -> None:
 def grow(partitions: int) -> None:
     """Give interactions.v1 and users.v1 so many PARTITIONS, so that more processes can share the users.
 
+    It must be a multiple of what they have: then users move to new partitions only, and these wait for the old ones.
     Safe while everything runs: every process notices within connection.metadata_max_age_s, and no user is set back. It
     cannot be taken back. docs/operations.md says what moves.
     """

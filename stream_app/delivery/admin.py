@@ -179,14 +179,17 @@ async def grow_topics(settings: Settings, partitions: int) -> dict[str, int]:
     other topics gain nothing from more.
 
     Args:
-        partitions: how many they are to have.
+        partitions: how many they are to have: a multiple of what they have. Partitioners take a hash modulo the number
+            of partitions, so users then move to new partitions only, and what is new waits for what is old. Between
+            two old ones nobody would wait, and an event could be applied before the one before it.
 
     Returns:
         how many they had, by full name; those that had as many already are left out.
 
     Raises:
         Unavailable: when no broker answers; worth trying again.
-        TopicError: when one is not there, has more already, or the broker refuses; says why.
+        TopicError: when one is not there, has more already, ``partitions`` is no multiple, or the broker
+            refuses; says why.
     """
     topics = Topics(settings)
     async with _client(settings) as client:
@@ -198,6 +201,11 @@ async def grow_topics(settings: Settings, partitions: int) -> dict[str, int]:
             if count > partitions:
                 raise TopicError(
                     f"topic {name} has {count} partitions, and they cannot be taken back: ask for {count} or more"
+                )
+            if partitions % count:
+                raise TopicError(
+                    f"topic {name} has {count} partitions: ask for a multiple, such as {2 * count}; with {partitions} "
+                    "users would move between those that are there, and the order of their events could be lost"
                 )
         grown = {name: count for name, count in before.items() if count is not None and count < partitions}
         if grown:

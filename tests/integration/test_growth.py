@@ -9,19 +9,19 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from schemas.decode import encode
-from stream_app.delivery.admin import grow_topics
+from stream_app.delivery.admin import create_topics, grow_topics
 from stream_app.delivery.connections import kafka_options
 from stream_app.errors import TopicError
 from stream_app.settings import load_settings
 from stream_app.torture.pipeline import Pipeline
 from stream_app.torture.stream import make_stream
 from stream_app.users.fold import Folder
-from stream_app.users.state import UserState, encode_state
+from stream_app.users.state import UserState, decode_state, encode_state
 from tests.stacks import Stack
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 
-BEFORE, AFTER = 2, 5
+BEFORE, AFTER = 2, 6
 
 
 async def test_users_that_move_to_new_partitions_keep_their_events_and_their_order(
@@ -65,7 +65,13 @@ async def test_users_that_move_to_new_partitions_keep_their_events_and_their_ord
         )
         await pipeline.interactions_done()
         # To the byte, so also the order of the history: what came through a new partition came after what was before.
-        assert await pipeline.states(stream.users) == {user: encode_state(state) for user, state in states.items()}
+        found = await pipeline.states(stream.users)
+        wrong = [
+            _told(decode_state(user, found[user]), state, places[user])
+            for user, state in states.items()
+            if found[user] != encode_state(state)
+        ]
+        assert not wrong, "\n".join(wrong)
         slates = await pipeline.slates()
         last = {event.user_id: event.event_id for event in stream.events}
         assert set(slates) == set(stream.users)
@@ -79,14 +85,24 @@ async def test_users_that_move_to_new_partitions_keep_their_events_and_their_ord
         await pipeline.close()
 
 
+def _told(found: UserState, wanted: UserState, places: set[int]) -> str:
+    def entries(state: UserState) -> list[tuple[str, int]]:
+        return [(entry.type, round(entry.at) % 100_000) for entry in state.history[-12:]]
+
+    return (
+        f"{found.user_id} of partitions {places}: applied {found.applied}, events {found.events}, {entries(found)}; "
+        f"wanted {wanted.applied}, {wanted.events}, {entries(wanted)}"
+    )
+
+
 async def test_partitions_cannot_be_taken_back(stack: Stack, topic_prefix: str, tmp_path: Path) -> None:
     settings = load_settings(**{**stack.overrides, "topics": {"prefix": topic_prefix, "partitions": 3}})
     with pytest.raises(TopicError, match="is not there; create it"):
-        await grow_topics(settings, 5)
-    from stream_app.delivery.admin import create_topics
-
+        await grow_topics(settings, 6)
     await create_topics(settings)
     with pytest.raises(TopicError, match="has 3 partitions, and they cannot be taken back: ask for 3 or more"):
         await grow_topics(settings, 2)
+    with pytest.raises(TopicError, match="ask for a multiple, such as 6; with 4 users would move"):
+        await grow_topics(settings, 4)
     assert await grow_topics(settings, 3) == {}
-    assert set((await grow_topics(settings, 4)).values()) == {3}
+    assert set((await grow_topics(settings, 6)).values()) == {3}
