@@ -21,8 +21,8 @@ T = TypeVar("T")
 def rebuild() -> None:
     """Make derived state again from the topics it derives from, in place, while everything goes on.
 
-    docs/rebuild.md says when, what is and what is not made again, and what it costs. Told to stop, or killed, nothing is
-    half done: start it again.
+    docs/rebuild.md says when, what is and what is not made again, and what it costs. Stopped or killed, nothing is half
+    done: start it again.
     """
 
 
@@ -64,8 +64,8 @@ def users(dry_run: bool, partial: bool, users_at_once: int | None) -> int:
     left = outcome.counts.left
     if left:
         errors().print(
-            f"{len(left):,} users were written by their owners each time and are as they were, such as {left[0]!r}: run "
-            "it again when there is less to do",
+            f"{len(left):,} users were written by their owners each time and are as they were, such as {left[0]!r}: "
+            "run it again when there is less to do",
             style="yellow",
         )
     return 1 if left else 0
@@ -77,7 +77,8 @@ def _summary(outcome: UsersOutcome, dry_run: bool) -> str:
     return (
         f"{counts.users:,} users from {outcome.records:,} records in {outcome.passes} "
         f"{'pass' if outcome.passes == 1 else 'passes'}: {'would be ' if dry_run else ''}{counts.created:,} created, "
-        f"{counts.replaced:,} replaced, {counts.unchanged:,} unchanged{kept}; {outcome.refused:,} records cannot be used"
+        f"{counts.replaced:,} replaced, {counts.unchanged:,} unchanged{kept}; "
+        f"{outcome.refused:,} records cannot be used"
     )
 
 
