@@ -262,8 +262,10 @@ async def test_topics_that_are_not_there_are_named(settings: Settings) -> None:
 async def test_a_redis_that_was_wiped_is_repaired_while_owners_and_traffic_go_on(
     settings: Settings, redis: Redis
 ) -> None:
+    # The owner remembers few: what it still knew of the others, it would write back by itself.
+    few = settings.model_copy(update={"users": settings.users.model_copy(update={"cache": 4, "unpacked": 2})})
     await create_topics(settings)
-    async with live(settings, ["interactions"]) as running:
+    async with live(few, ["interactions"]) as running:
         profiles = [User(user_id=f"user-{number}", liked_items=["item-2"]) for number in range(0, 30, 3)]
         await produce(settings, [*profiles, *make_events(1, 30, 500), "user-6"])
         await caught_up(settings)
@@ -273,7 +275,7 @@ async def test_a_redis_that_was_wiped_is_repaired_while_owners_and_traffic_go_on
         await damage(settings, redis)
         outcome = await rebuild_users(settings, users_at_once=20)
         assert outcome.counts.left == []
-        assert outcome.counts.created + outcome.counts.replaced >= 28, outcome
+        assert outcome.counts.created + outcome.counts.replaced >= 20, outcome
         await traffic
         await caught_up(settings)
         assert await stored(settings, redis) == packed(await fold(settings))
