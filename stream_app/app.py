@@ -37,6 +37,7 @@ from stream_app.replicas.spaces import SpaceWatch, control_record
 from stream_app.settings import Settings
 from stream_app.space_operations import control_of
 from stream_app.spaces.control import served_space
+from stream_app.stores.requests import SlateRebuilds
 from stream_app.stores.users import REDIS_TRANSIENT, UserStore, connect_redis
 from stream_app.users.stage import UserStage
 from stream_app.warm_up import warm_up
@@ -234,6 +235,7 @@ class Tailrace:
             stage=UserStage(settings, serving, Recommender(settings, serving)),
             serving=serving,
             pool=encoders.pool(replica.live, role),
+            rebuilds=SlateRebuilds(redis, settings),
         )
         replica.prepare = self._prepare
         replica.exclusively = agent.alone

@@ -64,6 +64,7 @@ class Metrics:
     replica_position: Gauge = field(init=False)
     replica_records: Counter = field(init=False)
     slates_replaced: Counter = field(init=False)
+    slates_rebuilt: Counter = field(init=False)
     users_cached: Gauge = field(init=False)
     users_indexed: Gauge = field(init=False)
     new_items: Counter = field(init=False)
@@ -145,6 +146,9 @@ class Metrics:
         self.replica_records = Counter("tailrace_replica_records", "Records applied.", ["topic"], registry=r)
         self.slates_replaced = Counter(
             "tailrace_slates_replaced", "Slates made again because an item in them was withdrawn.", registry=r
+        )
+        self.slates_rebuilt = Counter(
+            "tailrace_slates_rebuilt", "Slates made again because somebody asked for it.", registry=r
         )
         self.users_cached = Gauge("tailrace_users_cached", "User states in memory.", registry=r)
         self.users_indexed = Gauge("tailrace_users_indexed", "Users that new items can find.", registry=r)

@@ -22,11 +22,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from redis.exceptions import RedisError
 
 from schemas.cloudevents import event_type, headers
 from schemas.decode import decode_slate, encode
@@ -40,10 +42,12 @@ from stream_app.items.partitions import by_owner
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
 from stream_app.ranking.features import feature_names
+from stream_app.rebuild.recommendations import Standing
 from stream_app.replicas.replica import ItemChange
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
-from stream_app.stores.users import UserStore
+from stream_app.stores.requests import SlateRebuild, SlateRebuilds
+from stream_app.stores.users import REDIS_TRANSIENT, UserStore
 from stream_app.textify import Textifier
 from stream_app.users.nearby import NearbyUsers, Newest, best_first
 from stream_app.users.showing import Showing
@@ -72,6 +76,8 @@ _BATCH_S = 5.0
 is to be written and acknowledged, and others have their turn."""
 _FAILURES = (TailraceError, ArithmeticError, LookupError, TypeError, ValueError)
 """What one bad event or user may cause, and others must not suffer from."""
+_ASKED_EVERY_S = 2.0
+"""How often is looked whether slates are to be made again."""
 _TURNS_TO_SEND = 8
 """Turns of the loop in which what was published is written to the socket, before a computation holds the loop up."""
 
@@ -144,9 +150,11 @@ class InteractionsAgent(Agent):
         stage: UserStage,
         serving: ServingState,
         pool: VectorPool,
+        rebuilds: SlateRebuilds | None = None,
     ) -> None:
         super().__init__(settings, publisher, metrics)
         self._users = users
+        self._rebuilds = rebuilds
         self._stage = stage
         self._serving = serving
         self._pool = pool
@@ -188,6 +196,8 @@ class InteractionsAgent(Agent):
         self._run("standing", self._follow_standing())
         self._run("space", self._keep_space_fitted())
         self._run("arrivals", self._offer_arrivals())
+        if self._rebuilds is not None:
+            self._run("rebuild", self._rebuild_when_asked(self._rebuilds))
 
     async def _keep_space_fitted(self) -> None:
         """Fit the served space to the catalogue, where this process owns the first partition: one does, of all.
@@ -308,6 +318,80 @@ class InteractionsAgent(Agent):
         reasons = dict(users)
         await self._publish_caused([(slate, changes[reasons[slate.user_id]]) for slate in slates], now)
         self.metrics.slates_replaced.inc(len(slates))
+
+    async def _rebuild_when_asked(self, rebuilds: SlateRebuilds) -> None:
+        """Make the slates of our users again when somebody asks for it, and what is left when users become ours."""
+        done = ("", -1)
+        while True:
+            await asyncio.sleep(_ASKED_EVERY_S)
+            try:
+                asked = await rebuilds.asked()
+            except (*REDIS_TRANSIENT, RedisError):
+                continue  # whoever needs it says so
+            moves = self._moves
+            if asked is not None and done != (asked.id, moves) and await self._rebuild_slates(asked, rebuilds):
+                done = asked.id, moves
+
+    async def _rebuild_slates(self, asked: SlateRebuild, rebuilds: SlateRebuilds) -> bool:
+        """Whether all was done; not when partitions moved, or it is not asked for any more."""
+        moves = self._moves
+        standing = await self.reading(partial(self._read_old, asked), self.topics.recommendations)
+        users = [(key.decode(), place) for key, place in standing.items()]
+        _log.info("slates are made again", users=len(users), per_s=asked.users_per_s)
+        for start in range(0, len(users), _REPLACED_AT_ONCE):
+            part = dict(users[start : start + _REPLACED_AT_ONCE])
+            async with self.alone():  # Events get their turn between slices.
+                if moves != self._moves:
+                    return False
+                await self._rebuild_each(part)
+            await asyncio.sleep(len(part) / asked.users_per_s)
+            if (now := await self._still(rebuilds)) is not None and now != asked.id:
+                return False
+        return True
+
+    @staticmethod
+    async def _still(rebuilds: SlateRebuilds) -> str | None:
+        """The request there is now, empty for none; None: not known."""
+        try:
+            asked = await rebuilds.asked()
+        except (*REDIS_TRANSIENT, RedisError):
+            return None
+        return "" if asked is None else asked.id
+
+    async def _read_old(self, asked: SlateRebuild) -> dict[bytes, tuple[int, int]]:
+        """Our users whose standing slates are from before, and where these are."""
+        standing, ours, owners = Standing(asked.ends), self.assignment(), dict[bytes, int]()
+        async for record in read_to_end(self.settings, self.topics.recommendations):
+            standing.take(record.key, record.partition, record.offset, gone=record.value is None)
+            if record.key in standing.old:
+                try:
+                    _, slate = decode_slate(record.key, record.value, record.headers)
+                except InvalidMessage:
+                    continue
+                by_event = slate is not None and slate.trigger.topic in (self.topic, self.topics.users)
+                owners[record.key] = slate.trigger.partition if slate is not None and by_event else record.partition
+        return {key: place for key, place in standing.old.items() if owners.get(key) in ours}
+
+    async def _rebuild_each(self, users: Mapping[str, tuple[int, int]]) -> None:
+        """All at once; where that fails, user by user, so that one costs the others nothing."""
+        try:
+            await self._rebuild(users)
+        except _FAILURES as error:
+            if len(users) == 1:
+                _log.error("slate not made again", user=next(iter(users)), error=str(error))
+                return
+            for user_id, place in users.items():
+                await self._rebuild_each({user_id: place})
+
+    async def _rebuild(self, users: Mapping[str, tuple[int, int]]) -> None:
+        """Fresh slates for ``users``. Who has no state keeps the slate: nothing better is known."""
+        now = time.time()
+        states = _not_forgotten(await self._users.load(users))
+        states = {user_id: state for user_id, state in states.items() if state.events or state.profile is not None}
+        slates = self._stage.rerank(states, now=now, text_vectors=await self._text_vectors([], states))
+        topic = self.topics.recommendations
+        await self._publish_caused([(slate, ItemChange("", topic, *users[slate.user_id])) for slate in slates], now)
+        self.metrics.slates_rebuilt.inc(len(slates))
 
     def arrive(self, change: ItemChange) -> None:
         """A new item can be recommended: users near it are ranked again, and who would see it gets a fresh slate."""
@@ -901,6 +985,7 @@ class InteractionsAgent(Agent):
     def _slate_id(self, change: ItemChange) -> str:
         """Id of the slates that an item's change causes; one of each user."""
         whys = {self.topic: "again", self.topics.rules: "rules", self.topics.item_vectors: "vectors"}
+        whys[self.topics.recommendations] = "rebuilt"
         return f"{whys.get(change.topic, 'items')}-{change.partition}-{change.offset}"
 
     async def _publish_caused(self, caused: Sequence[tuple[NewSlate, ItemChange]], now: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from stream_app.rebuild.users import Progress, UsersOutcome
+    from stream_app.settings import Settings
 
 __all__ = ["rebuild"]
 
@@ -21,8 +22,8 @@ T = TypeVar("T")
 def rebuild() -> None:
     """Make derived state again from the topics it derives from, in place, while everything goes on.
 
-    docs/rebuild.md says when, what is and what is not made again, and what it costs. Told to stop, or killed, nothing is
-    half done: start it again.
+    docs/rebuild.md says when, what is and what is not made again, and what it costs. Stopped or killed, nothing is half
+    done: start it again.
     """
 
 
@@ -64,11 +65,97 @@ def users(dry_run: bool, partial: bool, users_at_once: int | None) -> int:
     left = outcome.counts.left
     if left:
         errors().print(
-            f"{len(left):,} users were written by their owners each time and are as they were, such as {left[0]!r}: run "
-            "it again when there is less to do",
+            f"{len(left):,} users were written by their owners each time and are as they were, such as {left[0]!r}: "
+            "run it again when there is less to do",
             style="yellow",
         )
     return 1 if left else 0
+
+
+@rebuild.command()
+@click.option("--dry-run", is_flag=True, help="Only say how many slates there are.")
+@click.option(
+    "--users-per-s",
+    type=click.FloatRange(min=0, min_open=True, max=100_000),
+    default=100.0,
+    show_default=True,
+    help="Users each process ranks for it per second; events go first.",
+)
+@click.option("--stop", is_flag=True, help="Ask for it no longer; what is done stays.")
+def recommendations(dry_run: bool, users_per_s: float, stop: bool) -> int:
+    """Every user's slate, by the users' owners: after rules, models or users' states have changed.
+
+    The owners do it while this watches. Started again it watches what goes on already. Exit status 1: nothing happened
+    for a while, and some slates are as they were.
+    """
+    from stream_app.cli.console import errors, output
+    from stream_app.settings import load_settings
+
+    settings = load_settings()
+    if stop:
+        asked = _run(_take_back(settings))
+        output().print("not asked for any more" if asked else "nobody had asked for it")
+        return 0
+    with _bar("slates") as bar:
+        task = bar.add_task("", total=None, rate="", users="")
+
+        def tell(new: int, users: int) -> None:
+            speed = next(one for one in bar.tasks if one.id == task).speed
+            bar.update(task, total=users or None, completed=new, rate=f"{speed:,.0f}/s" if speed else "")
+
+        try:
+            new, old = _run(_remake(settings, users_per_s, dry_run, tell))
+        except KeyboardInterrupt:
+            errors().print("it goes on without you; end it with: tailrace rebuild recommendations --stop")
+            raise
+    if dry_run:
+        output().print(f"{new + len(old):,} slates would be made again")
+        return 0
+    output().print(f"{new:,} slates made again, {len(old):,} as they were")
+    if old:
+        errors().print(
+            f"nothing happened for {_QUIET_S:g} s: their users have no state in Redis, or nobody owns them, such as "
+            f"{old[0]!r}; it goes on being asked for: end it with --stop",
+            style="yellow",
+        )
+    return 1 if old else 0
+
+
+_QUIET_S = 30.0
+"""How long nothing happens before a rebuild of slates is given up (seconds)."""
+
+
+async def _take_back(settings: Settings) -> bool:
+    from stream_app.stores.requests import SlateRebuilds
+    from stream_app.stores.users import connect_redis
+
+    redis = connect_redis(settings)
+    try:
+        return await SlateRebuilds(redis, settings).take_back()
+    finally:
+        await redis.aclose()
+
+
+async def _remake(
+    settings: Settings, users_per_s: float, dry_run: bool, tell: Callable[[int, int], None]
+) -> tuple[int, list[str]]:
+    """How many slates are new, and users whose slates are not."""
+    from stream_app.rebuild.recommendations import remake_slates
+    from stream_app.stores.requests import SlateRebuilds
+    from stream_app.stores.users import connect_redis
+
+    redis = connect_redis(settings)
+    try:
+        return await remake_slates(
+            settings,
+            SlateRebuilds(redis, settings),
+            users_per_s=users_per_s,
+            quiet_s=_QUIET_S,
+            dry_run=dry_run,
+            tell=tell,
+        )
+    finally:
+        await redis.aclose()
 
 
 def _summary(outcome: UsersOutcome, dry_run: bool) -> str:
@@ -77,7 +164,8 @@ def _summary(outcome: UsersOutcome, dry_run: bool) -> str:
     return (
         f"{counts.users:,} users from {outcome.records:,} records in {outcome.passes} "
         f"{'pass' if outcome.passes == 1 else 'passes'}: {'would be ' if dry_run else ''}{counts.created:,} created, "
-        f"{counts.replaced:,} replaced, {counts.unchanged:,} unchanged{kept}; {outcome.refused:,} records cannot be used"
+        f"{counts.replaced:,} replaced, {counts.unchanged:,} unchanged{kept}; "
+        f"{outcome.refused:,} records cannot be used"
     )
 
 

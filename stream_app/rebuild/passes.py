@@ -26,6 +26,9 @@ _WRITTEN_AT_ONCE = 256
 _MOST_ROUNDS = 50
 """How often users are tried again whose owners have written meanwhile."""
 _LOOK_EVERY_S = 0.2
+_AHEAD = 16_384
+"""Records of each partition beyond what is committed whose users' states may be written already: an owner writes no
+more without committing (``delivery.catch_up``, and once more)."""
 
 
 class Records(Protocol):
@@ -75,7 +78,7 @@ class Pass:
         share: whose users are meant.
         counts: that this pass adds to.
         most: users in memory.
-        look_again_s: how long records that came since are waited for to be committed (seconds). Where nobody commits,
+        look_again_s: how long nothing may be committed while records that came since are waited for (seconds): then
             there is no owner who could have lost one.
         dry_run: write nothing.
         keep_more: keep states that know more events than the topic has.
@@ -125,13 +128,14 @@ class Pass:
             Unavailable: when the broker has fewer records than the states know.
         """
         await self._ask()
+        until = await self._written_through()
         seen = 0
-        async for count, sourced in self._records.read(self._done, self._share):
+        async for count, sourced in self._records.read(until, self._share):
             await self._begin(sourced)
             self._take(sourced)
             seen += count
             self._tell(self._share, min(1.0, seen / max(1, total)))
-        self._has_read(self._done)
+        self._has_read(until)
         written = await self._write_all(list(self._folding))
         if not self._dry_run:
             await self._look_again(written)
@@ -153,13 +157,16 @@ class Pass:
 
     async def _look_again(self, users: Sequence[str]) -> None:
         """Users of whom records came while they were written, once these are committed."""
-        await self._read_on(await self._records.ends())
+        await self._read_on(await self._written_through())
         self._folding.drop([user_id for user_id in users if not self._folding.waits(user_id)])
         left = {user_id: waits for user_id in users if (waits := self._folding.waits(user_id))}
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._look_again_s
         while left:
+            before = self._done
             await self._ask()
+            if self._done != before:
+                deadline = loop.time() + self._look_again_s
             await self._read_on(self._done)
             ready = [
                 user_id
@@ -175,6 +182,11 @@ class Pass:
                 return
             if left:
                 await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _written_through(self) -> dict[str, int]:
+        """The next offset that no owner has written a state with yet, at most."""
+        ends = await self._records.ends()
+        return {name: max(done, min(ends.get(name, 0), done + _AHEAD)) for name, done in self._done.items()}
 
     async def _ask(self) -> None:
         """Where the owners are now."""
@@ -193,11 +205,11 @@ class Pass:
 
     async def _begin(self, sourced: Sequence[Sourced]) -> None:
         """Make room for users not met before."""
-        new = list(dict.fromkeys(one.user_id for one in sourced if one.user_id not in self._folding))
+        met = dict.fromkeys(one.user_id for one in sourced if one.user_id not in self._folding)
+        new = [user_id for user_id in met if user_id.encode() in self._share]
         forgotten = await self._states.forgotten(new) if new else {}
         for user_id in new:
-            if user_id.encode() in self._share:
-                self._folding.begin(user_id, forgotten_at=forgotten.get(user_id, 0.0))
+            self._folding.begin(user_id, forgotten_at=forgotten.get(user_id, 0.0))
         while len(self._folding) > self._most:
             self._share, others = self._share.halves()
             self.given_away.append(others)
@@ -246,6 +258,8 @@ class Pass:
         """What replaces the state that is held; None when that stays."""
         state = self._folding.settle(user_id, held.fences)
         packed, offsets = encode_state(state), fences(state)
+        if not offsets:
+            return None  # All records of the user are for the owner to process first.
         if packed == held.packed and offsets == held.fences:
             self._count(user_id, "unchanged")
             return None

@@ -31,7 +31,8 @@ __all__ = ["USERS_AT_ONCE", "Progress", "UsersOutcome", "rebuild_users"]
 
 USERS_AT_ONCE = 200_000
 """Users whose states a pass holds in memory at most: about 0.5 GB."""
-_LOOK_AGAIN_S = 15.0
+_LOOK_AGAIN_S = 5.0
+"""Beside the interval at which owners commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ async def rebuild_users(
                         share,
                         outcome.counts,
                         most=users_at_once,
-                        look_again_s=_LOOK_AGAIN_S,
+                        look_again_s=_LOOK_AGAIN_S + settings.delivery.commit_interval_s,
                         dry_run=dry_run,
                         keep_more=partial,
                         tell=told,

@@ -12,8 +12,10 @@ import pytest
 from redis.asyncio import Redis
 
 from stream_app.embedded.redis import EmbeddedRedis
+from stream_app.errors import NewerVersion
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings, load_settings
+from stream_app.stores.rebuilt import Held, RebuiltStates, Replacement
 from stream_app.stores.users import UserStore, connect_redis
 from stream_app.users.state import STATE_VERSION, HistoryEntry, Profile, UserState, encode_state
 from tests.stacks import Stack
@@ -195,13 +197,68 @@ async def test_a_state_that_cannot_be_read_is_named(settings: Settings):
         assert (await users.load(["fine"]))["fine"].events == 0
 
 
-async def test_a_state_of_another_version_is_named(settings: Settings):
+async def test_a_state_of_a_newer_release_is_named_and_not_written_over(settings: Settings):
+    """Not even by an owner who has an older one in memory and knows more events."""
     async with store(settings) as (users, redis, _):
-        data = encode_state(state("u", 0))
-        newer = bytes([data[0] + 1]) + data[1:]
-        await redis.hset(f"{settings.topics.prefix}:user:u", "s", newer)
-        with pytest.raises(ValueError, match=f"'u' has version {STATE_VERSION + 1}, this code knows 1"):
+        key = f"{settings.topics.prefix}:user:u"
+        await users.save({"u": state("u", 0)}, partitions={"u": 0})
+        newer = bytes([STATE_VERSION + 1]) + b" in another form"
+        await redis.hset(key, "s", newer)
+        with pytest.raises(NewerVersion, match="'u'"):
+            await users.save({"u": state("u", 5), "v": state("v", 1)}, partitions={"u": 0, "v": 0})
+        assert await redis.hget(key, "s") == newer
+        with pytest.raises(NewerVersion, match=f"'u' has version {STATE_VERSION + 1}"):
             await users.load(["u"])
+        assert (await users.load(["v"]))["v"].events == 2
+
+
+async def test_a_write_on_top_of_what_was_rebuilt_since_is_refused_once(settings: Settings):
+    async with store(settings) as (users, redis, _):
+        key = f"{settings.topics.prefix}:user:u"
+        await users.save({"u": state("u", 2)}, partitions={"u": 0})
+        rebuilt = state("u", 2)
+        rebuilt.hidden = {7: None}
+        held = Held(encode_state(state("u", 2)), 0, {"o0": 2})
+        rebuilding = RebuiltStates(redis, settings, generation=11)
+        assert await rebuilding.held(["u"]) == [held]
+        offered = Replacement(rebuilt, encode_state(rebuilt), {"o0": 2}, held)
+        assert await rebuilding.replace([offered]) == ["written"]
+        assert await rebuilding.replace([offered]) == ["newer"], "by this rebuild, or one that began later"
+        assert await users.save({"u": state("u", 3)}, partitions={"u": 0}) == ["u"]
+        again = (await users.load(["u"]))["u"].copy()
+        assert (again.hidden, again.generation) == ({7: None}, 11)
+        again.applied = {0: 3}
+        assert await users.save({"u": again}, partitions={"u": 0}) == []
+        users.forget()
+        assert (await users.load(["u"]))["u"].generation == 11
+        # A Redis that was set back, or wiped, takes what the owner has.
+        await redis.delete(key)
+        again.applied = {0: 4}
+        assert await users.save({"u": again}, partitions={"u": 0}) == []
+        assert await redis.hget(key, "g") == b"11"
+
+
+async def test_a_rebuilt_state_goes_through_only_if_nothing_moved(settings: Settings):
+    async with store(settings) as (users, redis, _):
+        rebuilding = RebuiltStates(redis, settings, generation=11)
+        (nothing,) = await rebuilding.held(["u"])
+        assert nothing == Held()
+        await users.save({"u": state("u", 2)}, partitions={"u": 0})
+        (held,) = await rebuilding.held(["u"])
+        later = state("u", 3)
+        later.profile_applied = {1: 0}
+        await users.save({"u": later}, partitions={"u": 1})  # another partition's offset
+        for stale in (nothing, held):
+            offered = Replacement(state("u", 2), b"never written", {"o0": 2}, stale)
+            assert await rebuilding.replace([offered]) == ["moved"]
+        assert (await rebuilding.held(["u"]))[0].packed == encode_state(later)
+        await redis.script_flush()
+        (held,) = await rebuilding.held(["u"])
+        gone = UserState("u", applied={0: 3}, profile_applied={1: 0}, forgotten_at=9.0)
+        offered = Replacement(gone, encode_state(gone), {"o0": 3, "u1": 0}, held)
+        assert await rebuilding.replace([offered]) == ["written"]
+        assert await rebuilding.forgotten(["u", "v"]) == {"u": 9.0}
+        assert 0 < await redis.ttl(f"{settings.topics.prefix}:user:u") <= settings.users.forgotten_keep_s
 
 
 async def test_a_key_that_is_no_user_state_is_named_and_does_not_stop_other_users(settings: Settings):

@@ -89,7 +89,7 @@ async def test_the_interactions_role_masks_profiles_and_embeds_what_the_state_wi
     nothing: Any = None
     agent = InteractionsAgent(settings, edges, Metrics(), users=nothing, stage=nothing, serving=nothing, pool=edges)
     user = User(user_id="u", text=SAID, interests=["K-17"])
-    profile = agent._decode_profile(InRecord("t", 0, 0, b"u", encode(user), (), 0.0)).profile
+    profile = agent._sources.profile(InRecord("t", 0, 0, b"u", encode(user), (), 0.0)).profile
     assert profile is not None
     assert profile.texts == (MASKED, "[case]")
     search = event(0, None, "search", text=SAID)

@@ -1,0 +1,261 @@
+"""A rebuild of users beside an owner that goes on, in every order of steps Hypothesis finds; on a real Redis.
+
+The owner, the topic and the clock are the test's, so that between any two steps of the rebuild the owner may do any
+number of its own. What is stored, fenced and folded is the real thing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from schemas.messages import Interaction
+from stream_app.metrics import Metrics
+from stream_app.rebuild import passes
+from stream_app.rebuild.folding import Refolding, Sourced, fence
+from stream_app.rebuild.passes import Counts, Pass
+from stream_app.rebuild.shares import EVERYBODY, Share
+from stream_app.settings import DEFAULT_EVENT_TYPES, Settings, load_settings
+from stream_app.stores.rebuilt import RebuiltStates
+from stream_app.stores.users import UserStore, connect_redis
+from stream_app.users.fold import Folder
+from stream_app.users.profiles import fold_profile
+from stream_app.users.stage import SourcedEvent, SourcedProfile
+from stream_app.users.state import Profile, UserState, decode_state, encode_state, id_hash
+from tests.stacks import Stack
+
+USERS = {"ann": (0, 0), "bob": (0, 1), "cid": (1, 1)}
+"""Partitions of events and profiles: other producers may choose them otherwise."""
+START = datetime(2026, 11, 1, tzinfo=UTC)
+FOLD = Folder(DEFAULT_EVENT_TYPES, load_settings().users, load_settings().items)
+
+
+class Log:
+    """Both topics, and how far the owners committed."""
+
+    def __init__(self) -> None:
+        self.records: list[Sourced] = []
+        self.committed = dict.fromkeys(("o0", "o1", "u0", "u1"), 0)
+        self._sizes = dict.fromkeys(self.committed, 0)
+        self._read = dict.fromkeys(self.committed, 0)
+        self.between: Callable[[int], Awaitable[None]] = _nothing
+
+    def append(self, user_id: str, kind: str, item: str) -> None:
+        number = len(self.records)
+        partition = USERS[user_id][kind == "profile"]
+        name = f"{'u' if kind == 'profile' else 'o'}{partition}"
+        offset, at = self._sizes[name], START + timedelta(minutes=number)
+        self._sizes[name] += 1
+        if kind == "profile":
+            self.records.append(SourcedProfile(user_id, Profile(liked=(item,)), partition, offset, at.timestamp()))
+            return
+        event = Interaction(event_id=f"e{number}", user_id=user_id, type=kind, item_id=item, occurred_at=at)
+        self.records.append(SourcedEvent(event, partition, offset, at.timestamp()))
+
+    def of(self, name: str, begin: int, end: int) -> list[Sourced]:
+        return [one for one in self.records if fence(one) == name and begin <= one.offset < end]
+
+    async def effects_done(self) -> dict[str, int]:
+        await self.between(1)
+        return dict(self.committed)
+
+    async def ends(self) -> dict[str, int]:
+        await self.between(0)
+        return dict(self._sizes)
+
+    async def read(self, until: Mapping[str, int], share: Share) -> AsyncIterator[tuple[int, list[Sourced]]]:
+        begin, self._read = self._read, self._read | {name: max(end, self._read[name]) for name, end in until.items()}
+        wanted = [one for one in self.records if begin[fence(one)] <= one.offset < until.get(fence(one), 0)]
+        for place in range(0, len(wanted), 3):
+            part = wanted[place : place + 3]
+            yield len(part), [one for one in part if one.user_id.encode() in share]
+            await self.between(0)
+
+
+async def _nothing(_: int) -> None:
+    pass
+
+
+class Owner:
+    """What the interactions role does: outputs, state, acknowledgement."""
+
+    def __init__(self, log: Log, store: UserStore) -> None:
+        self.log, self.store = log, store
+        self.outputs: set[tuple[str, int]] = set()
+        self._begun: tuple[str, list[Sourced]] | None = None
+        self._saved = False
+        self._states: dict[str, UserState] = {}
+
+    async def step(self) -> bool:
+        """The next thing to do; False when there is nothing."""
+        if self._begun is None:
+            return await self._compute()
+        name, records = self._begun
+        if not self._saved:
+            await self._save(records)
+            self._saved = True
+            return True
+        self.log.committed[name] = records[-1].offset + 1
+        self._begun, self._saved = None, False
+        return True
+
+    async def _compute(self) -> bool:
+        for name in sorted(self.log.committed):
+            done = self.log.committed[name]
+            if records := self.log.of(name, done, done + 2):
+                self._begun = name, records
+                self._states = await self._fold(records)
+                return True
+        return False
+
+    async def _fold(self, records: list[Sourced]) -> dict[str, UserState]:
+        states = await self.store.load({one.user_id for one in records})
+        moved: dict[str, UserState] = {}
+        for one in records:
+            state = moved.get(one.user_id) or states[one.user_id].copy()
+            if apply(state, one) != "replayed":
+                moved[one.user_id] = state
+                self.outputs.add((fence(one), one.offset))
+        return moved
+
+    async def _save(self, records: list[Sourced]) -> None:
+        for _ in range(3):
+            partitions = {one.user_id: one.partition for one in records}
+            refused = set(await self.store.save(self._states, partitions=partitions))
+            if not refused:
+                return
+            records = [one for one in records if one.user_id in refused]
+            self._states = await self._fold(records)
+        assert not self._states
+
+    def crash(self, store: UserStore) -> None:
+        """Killed, and another process begins at what is committed."""
+        self.store, self._begun, self._saved = store, None, False
+
+
+def apply(state: UserState, one: Sourced) -> str:
+    if isinstance(one, SourcedEvent):
+        return FOLD(state, one.event, partition=one.partition, offset=one.offset, appended_s=one.appended_s).outcome
+    place = {"partition": one.partition, "offset": one.offset, "appended_s": one.appended_s}
+    return fold_profile(state, one.profile, **place)
+
+
+events = st.tuples(
+    st.sampled_from(sorted(USERS)), st.sampled_from(["click", "purchase", "hide", "profile"]), st.sampled_from("abcd")
+)
+steps = st.lists(st.one_of(events, st.just("owner"), st.just("crash")), max_size=6)
+damages = st.one_of(
+    st.tuples(st.just("wipe"), st.sampled_from(sorted(USERS))),
+    st.tuples(st.just("wrong"), st.sampled_from(sorted(USERS))),
+    st.tuples(st.just("back"), st.sampled_from(sorted(USERS))),
+)
+
+
+async def scenario(url: str, data: st.DataObject, most: int) -> None:
+    chosen = load_settings(redis=url, topics={"prefix": f"test-{uuid.uuid4().hex}"})
+    redis = connect_redis(chosen)
+    try:
+        await _scenario(chosen, redis, data, most)
+    finally:
+        await redis.aclose()
+
+
+async def _scenario(chosen: Settings, redis: Redis, data: st.DataObject, most: int) -> None:
+    log = Log()
+    owner = Owner(log, UserStore(redis, chosen, Metrics()))
+
+    async def act(step: str | tuple[str, str, str]) -> None:
+        if step == "owner":
+            await owner.step()
+        elif step == "crash":
+            owner.crash(UserStore(redis, chosen, Metrics()))
+        else:
+            log.append(*step)
+
+    for step in data.draw(st.lists(st.one_of(events, st.just("owner")), min_size=4, max_size=20), label="before"):
+        await act(step)
+    keys = {user_id: f"{chosen.topics.prefix}:user:{user_id}" for user_id in USERS}
+    earlier = {user_id: await redis.hgetall(key) for user_id, key in keys.items()}
+    for step in data.draw(steps, label="then"):
+        await act(step)
+    for damage, user_id in data.draw(st.lists(damages, max_size=3), label="damage"):
+        await damaged(redis, keys[user_id], user_id, damage, earlier[user_id])
+    for step in data.draw(steps, label="before the rebuild notices"):
+        await act(step)
+
+    async def between(least: int) -> None:
+        for _ in range(least):
+            await owner.step()
+        for step in data.draw(steps, label="meanwhile"):
+            await act(step)
+
+    log.between = between
+    states = Interrupted(redis, chosen, generation=1)
+    states.between = between
+    shares, counts = [EVERYBODY], Counts()
+    while shares:
+        log._read = dict.fromkeys(log.committed, 0)
+        folding = Refolding(FOLD, unpacked=1)
+        one = Pass(log, states, folding, shares.pop(), counts, most=most, look_again_s=10.0)
+        await one.run(len(log.records))
+        shares += one.given_away
+        states.generation += 1
+    assert not counts.left
+    while await owner.step():
+        pass
+    expected: dict[str, UserState] = {}
+    for record in log.records:
+        apply(expected.setdefault(record.user_id, UserState(record.user_id)), record)
+    stored = {user_id: await redis.hget(keys[user_id], "s") for user_id in expected}
+    for user_id, state in expected.items():
+        assert decode_state(user_id, stored[user_id] or b"") == state
+        assert stored[user_id] == encode_state(state)
+    assert owner.outputs == {(fence(record), record.offset) for record in log.records}, "nothing is taken for done"
+
+
+class Interrupted(RebuiltStates):
+    """Others have their turn before each look and each write."""
+
+    between: Callable[[int], Awaitable[None]] = staticmethod(_nothing)
+
+    async def held(self, user_ids):
+        await self.between(0)
+        return await super().held(user_ids)
+
+    async def replace(self, replacements):
+        await self.between(0)
+        return await super().replace(replacements)
+
+
+async def damaged(redis: Redis, key: str, user_id: str, damage: str, earlier: dict[bytes, bytes]) -> None:
+    if damage == "wrong":
+        packed = await redis.hget(key, "s")
+        if packed is not None:  # by a defect of an earlier release
+            state = decode_state(user_id, packed)
+            state.hidden[id_hash("never hidden")] = None
+            await redis.hset(key, "s", encode_state(state))
+        return
+    await redis.delete(key)
+    if damage == "back" and earlier:
+        await redis.hset(key, mapping=earlier)
+
+
+@given(data=st.data(), most=st.sampled_from([1, 100]))
+def test_whatever_the_owner_does_meanwhile_the_states_are_the_fold_of_the_topics(
+    stack: Stack, no_pauses: None, most: int, data: st.DataObject
+) -> None:
+    asyncio.run(scenario(stack.redis, data, most))
+
+
+@pytest.fixture(scope="module")
+def no_pauses():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(passes, "_LOOK_EVERY_S", 0.0)
+        yield

@@ -1,0 +1,292 @@
+"""``tailrace rebuild users`` on a real broker and Redis: beside nobody, and beside owners with traffic."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from redis.asyncio import Redis
+
+from schemas.decode import encode
+from schemas.messages import Interaction, User
+from stream_app.app import Tailrace
+from stream_app.delivery.admin import create_topics
+from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.reading import read_to_end
+from stream_app.delivery.records import InRecord
+from stream_app.errors import InvalidMessage, NewerVersion, TailraceError, TopicError
+from stream_app.rebuild.users import Progress, UsersOutcome, rebuild_users
+from stream_app.settings import Settings
+from stream_app.stores.users import connect_redis
+from stream_app.topics import Topics
+from stream_app.users.fold import Folder
+from stream_app.users.profiles import fold_profile
+from stream_app.users.sources import Sources
+from stream_app.users.state import STATE_VERSION, UserState, decode_state, encode_state, id_hash
+from tests.integration.consuming import sending
+from tests.integration.pipeline import live
+from tests.waiting import eventually
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
+
+START = datetime(2026, 10, 1, tzinfo=UTC)
+ITEMS = [f"item-{number}" for number in range(12)]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(
+        update={
+            "topics": settings.topics.model_copy(update={"partitions": 3}),
+            "delivery": settings.delivery.model_copy(update={"commit_interval_s": 0.2, "retry_max_s": 0.2}),
+            "encoder": settings.encoder.model_copy(update={"eager": False}),
+        }
+    )
+
+
+@pytest.fixture
+async def redis(settings: Settings) -> AsyncIterator[Redis]:
+    client = connect_redis(settings)
+    yield client
+    await client.aclose()
+
+
+def make_events(seed: int, users: int, count: int) -> list[Interaction]:
+    draw = random.Random(seed)
+    at, made = START, []
+    for number in range(count):
+        at += timedelta(minutes=draw.randrange(90))
+        kind = draw.choices(["click", "purchase", "view", "hide", "like"], [5, 3, 3, 1, 1])[0]
+        made.append(
+            Interaction(
+                event_id=f"e{seed}-{number if draw.random() > 0.03 else number - 1}",
+                user_id=f"user-{draw.randrange(users)}",
+                type=kind,
+                item_id=draw.choice(ITEMS),
+                occurred_at=at,
+            )
+        )
+    return made
+
+
+async def produce(settings: Settings, records: Iterable[Interaction | User | str]) -> None:
+    """Events, profiles and (as text) users to be forgotten, each acknowledged before the next."""
+    topics = Topics(settings)
+    async with sending(settings) as producer:
+        for record in records:
+            if isinstance(record, str):
+                await producer.send_and_wait(topics.users, None, key=record.encode())
+            else:
+                topic = topics.interactions if isinstance(record, Interaction) else topics.users
+                await producer.send_and_wait(topic, encode(record), key=record.user_id.encode())
+
+
+@asynccontextmanager
+async def group(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
+    consumer = AIOKafkaConsumer(
+        **kafka_options(settings), group_id=Topics(settings).group("interactions"), enable_auto_commit=False
+    )
+    await consumer.start()
+    try:
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def ends(settings: Settings) -> dict[TopicPartition, int]:
+    """Where each partition truly ends, by reading it: a broker may state an end that is too low."""
+    found: dict[TopicPartition, int] = {}
+    for topic in (Topics(settings).interactions, Topics(settings).users):
+        async for record in read_to_end(settings, topic):
+            found[TopicPartition(record.topic, record.partition)] = record.offset + 1
+    return found
+
+
+async def commit(settings: Settings, offsets: Mapping[TopicPartition, int]) -> None:
+    """As the owners would have, had they processed so much."""
+    async with group(settings) as consumer:
+        consumer.assign(list(offsets))
+        await consumer.commit(dict(offsets))
+
+
+async def caught_up(settings: Settings) -> None:
+    """Wait until the owners have processed everything there is."""
+    wanted = await ends(settings)
+
+    async def done() -> bool:
+        async with group(settings) as consumer:
+            return all([(await consumer.committed(place) or 0) >= end for place, end in wanted.items()])
+
+    await eventually(done, timeout_s=60, interval_s=0.1, what=f"committed {wanted}")
+
+
+async def fold(settings: Settings) -> dict[str, UserState]:
+    """The topics in the order the broker took them, folded here."""
+    topics, sources = Topics(settings), Sources(settings)
+    folder = Folder(settings.event_types, settings.users, settings.items)
+    records = [record async for record in read_to_end(settings, topics.users)]
+    records += [record async for record in read_to_end(settings, topics.interactions)]
+    states: dict[str, UserState] = {}
+    for record in sorted(records, key=lambda record: record.timestamp):
+        given = InRecord(
+            record.topic, record.partition, record.offset, record.key, record.value, record.headers,
+            record.timestamp / 1_000,
+        )  # fmt: skip
+        place = {"partition": given.partition, "offset": given.offset, "appended_s": given.timestamp_s}
+        try:
+            if record.topic == topics.users:
+                profile = sources.profile(given)
+                state = states.setdefault(profile.user_id, UserState(profile.user_id))
+                fold_profile(state, profile.profile, **place)
+            else:
+                event = sources.event(given, given.timestamp_s).event
+                folder(states.setdefault(event.user_id, UserState(event.user_id)), event, **place)
+        except InvalidMessage:
+            continue
+    return states
+
+
+async def stored(settings: Settings, redis: Redis) -> dict[str, bytes]:
+    prefix = f"{settings.topics.prefix}:user:"
+    keys = [key.decode() async for key in redis.scan_iter(match=f"{prefix}*", count=1_000)]
+    return {key.removeprefix(prefix): await redis.hget(key, "s") for key in keys}
+
+
+def packed(states: Mapping[str, UserState]) -> dict[str, bytes]:
+    return {user_id: encode_state(state) for user_id, state in states.items()}
+
+
+async def test_from_nothing_in_passes_and_again(settings: Settings, redis: Redis) -> None:
+    await create_topics(settings)
+    await produce(settings, [User(user_id="user-1", liked_items=["item-1"]), *make_events(1, 40, 400)])
+    await produce(settings, ["user-2", User(user_id="user-3", language="zh"), *make_events(2, 40, 100), "user-4"])
+    await commit(settings, await ends(settings))
+    expected = await fold(settings)
+
+    told: list[Progress] = []
+    outcome = await rebuild_users(settings, dry_run=True, tell=told.append)
+    assert (outcome.counts.created, outcome.passes, outcome.records) == (len(expected), 1, 504)
+    assert await stored(settings, redis) == {}
+    assert (told[-1].done, told[-1].total, told[-1].users) == (504, 504, len(expected))
+
+    outcome = await rebuild_users(settings, users_at_once=12, tell=told.append)
+    assert outcome.counts.created == outcome.counts.users == len(expected)
+    assert outcome.passes >= 4
+    assert outcome.counts.left == []
+    assert told[-1].done == told[-1].total
+    assert await stored(settings, redis) == packed(expected)
+    assert 0 < await redis.ttl(f"{settings.topics.prefix}:user:user-4") <= settings.users.forgotten_keep_s
+    assert await redis.ttl(f"{settings.topics.prefix}:user:user-3") == -1
+
+    outcome = await rebuild_users(settings)
+    assert outcome.counts.unchanged == outcome.counts.users == len(expected)
+
+
+async def test_what_the_owners_have_not_processed_is_left_to_them(settings: Settings, redis: Redis) -> None:
+    await create_topics(settings)
+    await produce(settings, make_events(1, 5, 60))
+    before, done = await fold(settings), await ends(settings)
+    await commit(settings, done)
+    await produce(settings, make_events(2, 9, 60))
+    outcome = await rebuild_users(settings)
+    assert outcome.counts.users == len(before)
+    assert await stored(settings, redis) == packed(before)
+
+
+async def test_who_was_forgotten_stays_forgotten_when_the_topic_does_not_say_so_any_more(
+    settings: Settings, redis: Redis
+) -> None:
+    await create_topics(settings)
+    await produce(settings, make_events(1, 1, 20))
+    known = (await fold(settings))["user-0"]
+    await commit(settings, await ends(settings))
+    gone = UserState("user-0", applied=dict(known.applied), profile_applied={0: 7}, forgotten_at=4e9)
+    fences = {f"o{partition}": offset for partition, offset in known.applied.items()}
+    key = f"{settings.topics.prefix}:user:user-0"
+    await redis.hset(key, mapping={"s": encode_state(gone), "u0": 6, **fences})
+    await produce(settings, [User(user_id=f"other-{number}") for number in range(40)])
+    await commit(settings, await ends(settings))
+    outcome = await rebuild_users(settings)
+    assert outcome.counts.replaced == 1
+    state = decode_state("user-0", await redis.hget(key, "s"))
+    assert (state.forgotten, state.forgotten_at, state.history, state.applied) == (True, 4e9, (), known.applied)
+
+
+async def test_states_nobody_can_read_are_made_again_and_those_of_newer_releases_are_not_touched(
+    settings: Settings, redis: Redis
+) -> None:
+    await create_topics(settings)
+    await produce(settings, make_events(1, 3, 30))
+    await commit(settings, await ends(settings))
+    key = f"{settings.topics.prefix}:user:user-0"
+    await redis.hset(key, "s", b"\x04damaged")
+    await rebuild_users(settings)
+    assert await stored(settings, redis) == packed(await fold(settings))
+    newer = bytes([STATE_VERSION + 1]) + b"whatever"
+    await redis.hset(key, "s", newer)
+    for dry_run in (True, False):
+        with pytest.raises(NewerVersion, match="'user-0'"):
+            await rebuild_users(settings, dry_run=dry_run)
+    assert await redis.hget(key, "s") == newer
+
+
+async def test_a_second_rebuild_is_refused_and_one_that_died_is_not_waited_for_long(
+    settings: Settings, redis: Redis
+) -> None:
+    await create_topics(settings)
+    key = f"{settings.topics.prefix}:rebuild:users"
+    await redis.set(key, "process 1 on elsewhere", ex=1)
+    with pytest.raises(TailraceError, match="under way: process 1 on elsewhere"):
+        await rebuild_users(settings)
+    await rebuild_users(settings, dry_run=True)
+
+    async def gone() -> bool:
+        return not await redis.exists(key)
+
+    await eventually(gone)
+    assert await rebuild_users(settings) == UsersOutcome(passes=1)
+    assert not await redis.exists(key)
+
+
+async def test_topics_that_are_not_there_are_named(settings: Settings) -> None:
+    with pytest.raises(TopicError, match=r"users\.v1 is not on Kafka"):
+        await rebuild_users(settings)
+
+
+@pytest.mark.model
+async def test_a_redis_that_was_wiped_is_repaired_while_owners_and_traffic_go_on(
+    settings: Settings, redis: Redis
+) -> None:
+    # The owner remembers few: what it still knew of the others, it would write back by itself.
+    few = settings.model_copy(update={"users": settings.users.model_copy(update={"cache": 4, "unpacked": 2})})
+    await create_topics(settings)
+    async with live(few, ["interactions"]) as running:
+        profiles = [User(user_id=f"user-{number}", liked_items=["item-2"]) for number in range(0, 30, 3)]
+        await produce(settings, [*profiles, *make_events(1, 30, 500), "user-6"])
+        await caught_up(settings)
+        traffic = asyncio.create_task(produce(settings, make_events(2, 30, 1_000)))
+        for key in [key async for key in redis.scan_iter(match=f"{settings.topics.prefix}:user:*", count=1_000)]:
+            await redis.delete(key)
+        await damage(settings, redis)
+        outcome = await rebuild_users(settings, users_at_once=20)
+        assert outcome.counts.left == []
+        assert outcome.counts.created + outcome.counts.replaced >= 20, outcome
+        await traffic
+        await caught_up(settings)
+        assert await stored(settings, redis) == packed(await fold(settings))
+        assert isinstance(running.tailrace, Tailrace)
+        assert len(await running.dead_letters(0)) == 0
+
+
+async def damage(settings: Settings, redis: Redis) -> None:
+    """By a defect of an earlier release, say, in states that were written since."""
+    prefix = f"{settings.topics.prefix}:user:"
+    for user_id, state in (await stored(settings, redis)).items():
+        wrong = decode_state(user_id, state)
+        wrong.hidden[id_hash("never hidden")] = None
+        await redis.hset(prefix + user_id, "s", encode_state(wrong))
