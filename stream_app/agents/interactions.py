@@ -179,6 +179,11 @@ class InteractionsAgent(Agent):
     def more_topics(self) -> Mapping[str, Callable[[Sequence[Any]], Awaitable[None]]]:
         return {self.topics.users: self.handle_profiles}
 
+    @property
+    def patience_s(self) -> float:
+        # Texts are waited for so long; a batch, or the slates made again in between, may have some.
+        return super().patience_s + _BATCH_S + 2 * self.settings.encoder.deadline_s
+
     async def start(self) -> None:
         self._item_partitions = await self.publisher.partitions(self.topics.transitions)
         await super().start()
