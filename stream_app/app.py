@@ -342,8 +342,8 @@ class Tailrace:
         if self.replica is not None:
             parts.append(self.replica.failed)
         await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-        for part in self._watching:
-            if part.done() and (error := part.exception()) is not None:
+        for watching in self._watching:
+            if watching.done() and (error := watching.exception()) is not None:
                 raise TailraceError(f"health cannot be looked at: {type(error).__name__}: {error}") from error
         for part in (watch.failed, *self._following):
             if part.done() and (error := part.exception()) is not None:

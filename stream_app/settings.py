@@ -790,8 +790,8 @@ class HealthSettings(_Group):
         1_800.0,
         ge=1,
         le=604_800,
-        description="The same two limits for work that is known to be long: the start, compiling, taking over the items "
-        "or the ranker, starting an encoder (seconds).",
+        description="The same two limits for work that is known to be long: the start, compiling, taking over the "
+        "items or the ranker, starting an encoder (seconds).",
     )
     dead_s: float = Field(
         15.0,

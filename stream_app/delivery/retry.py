@@ -33,8 +33,8 @@ async def until_it_works(
 ) -> T:
     """The result of ``attempt``, tried again after every ``transient`` error with growing waits and jitter.
 
-    Says at the first failure and then every few seconds what it is waiting for, and when it is over; meanwhile it stands
-    in ``metrics.waiting``. Errors that are not transient pass through.
+    Says at the first failure and then every few seconds what it is waiting for, and when it is over; meanwhile it
+    stands in ``metrics.waiting``. Errors that are not transient pass through.
     """
     with nullcontext() if metrics is None else metrics.waiting.waiting() as wait:
         return await _until_it_works(attempt, what, transient, settings, metrics, wait)

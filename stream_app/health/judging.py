@@ -271,6 +271,10 @@ def _behind(positions: Mapping[Hashable, int], ends: Mapping[Hashable, int]) -> 
     return sum(max(0, end - positions.get(place, end)) for place, end in ends.items())
 
 
+def _records(count: int) -> str:
+    return f"{count} record{'' if count == 1 else 's'}"
+
+
 def _loop(state: State, limits: HealthSettings, now: float, *, compiling: bool) -> Check:
     late = max(0.0, now - state.at)
     long_work = compiling or not state.started
@@ -311,8 +315,8 @@ def _consumer(state: State, stream: StreamSeen, limits: HealthSettings) -> Check
     name = f"consumer {stream.name}"
     limit = limits.long_work_s if stream.busy else limits.stalled_s + stream.patience_s
     stalled = {
-        f"{stream.unread} records wait on the broker, and none was fetched": state.reading[stream.name].since,
-        f"{stream.undone} records wait in the process, and none was acknowledged": state.acknowledging[
+        f"{_records(stream.unread)} on the broker, and nothing was fetched": state.reading[stream.name].since,
+        f"{_records(stream.undone)} in the process, and nothing was acknowledged": state.acknowledging[
             stream.name
         ].since,
     }
@@ -327,7 +331,7 @@ def _consumer(state: State, stream: StreamSeen, limits: HealthSettings) -> Check
             f"nothing is known to be away. {doing}Start the process again; what waits is delivered again.",
         )
     if state.seen.away and stream.unread + stream.undone > 0:
-        detail = f"{stream.unread + stream.undone} records wait with it for what is away."
+        detail = f"{_records(stream.unread + stream.undone)} with it for what is away."
     elif stream.busy:
         detail = f"It is at {stream.busy}; records wait meanwhile."
     else:
@@ -390,14 +394,15 @@ def _replica(state: State, limits: HealthSettings) -> Iterable[Check]:
     behind = _behind(replica.positions, state.pending[-1][1]) if state.pending else 0
     behind_s = state.at - state.pending[0][0] if state.pending else 0.0
     if behind <= limits.replica_records and behind_s <= limits.replica_s:
-        yield Check(name="replica", ok=True, detail=f"The local copy is {behind} records behind the topics.")
+        yield Check(name="replica", ok=True, detail=f"The local copy is {_records(behind)} behind the topics.")
         return
     yield Check(
         name="replica",
         ok=False,
-        detail=f"The local copy is {behind} records and {behind_s:.0f} s behind the topics (health.replica_records "
+        detail=f"The local copy is {_records(behind)} and {behind_s:.0f} s behind the topics (health.replica_records "
         f"{limits.replica_records}, health.replica_s {limits.replica_s:g}): slates may lack new items and show "
-        "withdrawn ones. It catches up by itself when the processor has time; where it does not, start the process again.",
+        "withdrawn ones. It catches up by itself when the processor has time; where it does not, start the process "
+        "again.",
     )
 
 
