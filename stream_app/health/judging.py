@@ -275,6 +275,10 @@ def _records(count: int) -> str:
     return f"{count} record{'' if count == 1 else 's'}"
 
 
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
 def _loop(state: State, limits: HealthSettings, now: float, *, compiling: bool) -> Check:
     late = max(0.0, now - state.at)
     long_work = compiling or not state.started
@@ -284,9 +288,9 @@ def _loop(state: State, limits: HealthSettings, now: float, *, compiling: bool) 
     return Check(
         name="loop",
         ok=False,
-        detail=f"The event loop has not turned for {late:.0f} s (health.{'long_work_s' if long_work else 'loop_s'} "
-        f"{limit:g}): something computes or waits on it without end. Start the process again; nothing it holds is "
-        "lost. py-spy dump --pid says what it does.",
+        detail=f"The event loop has not turned for {_seconds(late)} "
+        f"(health.{'long_work_s' if long_work else 'loop_s'} {limit:g}): something computes or waits on it without end. "
+        "Start the process again; nothing it holds is lost. py-spy dump --pid says what it does.",
     )
 
 
@@ -298,8 +302,8 @@ def _engines(state: State, limits: HealthSettings) -> Iterable[Check]:
             yield Check(
                 name=name,
                 ok=False,
-                detail=f"{role.dead}, {dead_s:.0f} s ago (health.dead_s {limits.dead_s:g}), and nothing has started it "
-                "again. Start the process again; the log says why it ended.",
+                detail=f"{role.dead}, {_seconds(dead_s)} ago (health.dead_s {limits.dead_s:g}), and nothing has started "
+                "it again. Start the process again; the log says why it ended.",
             )
         else:
             yield Check(name=name, ok=True, detail="Its consumer and its agents run.")
@@ -327,8 +331,8 @@ def _consumer(state: State, stream: StreamSeen, limits: HealthSettings) -> Check
         return Check(
             name=name,
             ok=False,
-            detail=f"{what} for {still_s:.0f} s, more than {limit:g} (health.stalled_s {limits.stalled_s:g}), though "
-            f"nothing is known to be away. {doing}Start the process again; what waits is delivered again.",
+            detail=f"{what} for {_seconds(still_s)}, more than {limit:g} (health.stalled_s {limits.stalled_s:g}), "
+            f"though nothing is known to be away. {doing}Start the process again; what waits is delivered again.",
         )
     if state.seen.away and stream.unread + stream.undone > 0:
         detail = f"{_records(stream.unread + stream.undone)} with it for what is away."
@@ -352,7 +356,7 @@ def _services(state: State, limits: HealthSettings) -> Check:
     long = sorted((what for what in away if away[what] >= limits.unready_after_s), key=lambda what: -away[what])
     if not long:
         return Check(name="services", ok=True, detail="Broker and Redis answer.")
-    named = "; ".join(f"{what} ({away[what]:.0f} s): {state.seen.away[what]}" for what in long[:_NAMED])
+    named = "; ".join(f"{what} ({_seconds(away[what])}): {state.seen.away[what]}" for what in long[:_NAMED])
     more = f"; and {len(long) - _NAMED} more" if len(long) > _NAMED else ""
     return Check(
         name="services",
@@ -374,8 +378,8 @@ def _groups(state: State, limits: HealthSettings) -> Iterable[Check]:
             yield Check(
                 name=name,
                 ok=False,
-                detail=f"It has not been a member of its consumer group for {apart_s:.0f} s. It joins by itself; where "
-                "that does not end, look for members that come and go, and at the rights on the group.",
+                detail=f"It has not been a member of its consumer group for {_seconds(apart_s)}. It joins by itself; "
+                "where that does not end, look for members that come and go, and at the rights on the group.",
             )
 
 
@@ -399,8 +403,8 @@ def _replica(state: State, limits: HealthSettings) -> Iterable[Check]:
     yield Check(
         name="replica",
         ok=False,
-        detail=f"The local copy is {_records(behind)} and {behind_s:.0f} s behind the topics (health.replica_records "
-        f"{limits.replica_records}, health.replica_s {limits.replica_s:g}): slates may lack new items and show "
+        detail=f"The local copy is {_records(behind)} and {_seconds(behind_s)} behind the topics "
+        f"(health.replica_records {limits.replica_records}, health.replica_s {limits.replica_s:g}): slates may lack new items and show "
         "withdrawn ones. It catches up by itself when the processor has time; where it does not, start the process "
         "again.",
     )
