@@ -289,8 +289,8 @@ def _loop(state: State, limits: HealthSettings, now: float, *, compiling: bool) 
         name="loop",
         ok=False,
         detail=f"The event loop has not turned for {_seconds(late)} "
-        f"(health.{'long_work_s' if long_work else 'loop_s'} {limit:g}): something computes or waits on it without end. "
-        "Start the process again; nothing it holds is lost. py-spy dump --pid says what it does.",
+        f"(health.{'long_work_s' if long_work else 'loop_s'} {limit:g}): something computes or waits on it without "
+        "end. Start the process again; nothing it holds is lost. py-spy dump --pid says what it does.",
     )
 
 
@@ -302,8 +302,8 @@ def _engines(state: State, limits: HealthSettings) -> Iterable[Check]:
             yield Check(
                 name=name,
                 ok=False,
-                detail=f"{role.dead}, {_seconds(dead_s)} ago (health.dead_s {limits.dead_s:g}), and nothing has started "
-                "it again. Start the process again; the log says why it ended.",
+                detail=f"{role.dead}, {_seconds(dead_s)} ago (health.dead_s {limits.dead_s:g}), and nothing has "
+                "started it again. Start the process again; the log says why it ended.",
             )
         else:
             yield Check(name=name, ok=True, detail="Its consumer and its agents run.")
@@ -404,9 +404,9 @@ def _replica(state: State, limits: HealthSettings) -> Iterable[Check]:
         name="replica",
         ok=False,
         detail=f"The local copy is {_records(behind)} and {_seconds(behind_s)} behind the topics "
-        f"(health.replica_records {limits.replica_records}, health.replica_s {limits.replica_s:g}): slates may lack new items and show "
-        "withdrawn ones. It catches up by itself when the processor has time; where it does not, start the process "
-        "again.",
+        f"(health.replica_records {limits.replica_records}, health.replica_s {limits.replica_s:g}): slates may "
+        "lack new items and show withdrawn ones. It catches up by itself when the processor "
+        "has time; where it does not, start the process again.",
     )
 
 
