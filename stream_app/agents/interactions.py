@@ -181,8 +181,9 @@ class InteractionsAgent(Agent):
 
     @property
     def patience_s(self) -> float:
-        # Texts are waited for so long; a batch, or the slates made again in between, may have some.
-        return super().patience_s + _BATCH_S + 2 * self.settings.encoder.deadline_s
+        # Profiles are acknowledged by the batch, and each part of one waits for its texts up to twice.
+        parts = -(-self.settings.delivery.batch // _PROFILES_AT_ONCE)
+        return super().patience_s + _BATCH_S + 2 * parts * self.settings.encoder.deadline_s
 
     async def start(self) -> None:
         self._item_partitions = await self.publisher.partitions(self.topics.transitions)

@@ -27,8 +27,8 @@ from tests.waiting import eventually
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 STALLED_S = 5.0
-AWAY_S = 15.0
-"""Longer than health.stalled_s and what the interactions role may let wait by its settings, 11.1 s together."""
+AWAY_S = 18.0
+"""Longer than health.stalled_s and what the interactions role may let wait by its settings, 14.1 s together."""
 
 
 def overrides(stack: Stack | EmbeddedStack, prefix: str) -> dict[str, Any]:
