@@ -27,6 +27,11 @@ class Acknowledgements:
         self._waiting: deque[int] = deque()
         self._done: set[int] = set()
 
+    @property
+    def undone(self) -> int:
+        """Records delivered and not done."""
+        return len(self._waiting) - len(self._done)
+
     def deliver(self, offsets: Iterable[int]) -> None:
         """Records of these offsets, ascending, are to be done; those delivered before are passed over."""
         last = self._waiting[-1] if self._waiting else (self.position or 0) - 1

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -31,7 +32,7 @@ from faust.types import TP
 
 from stream_app.delivery.acknowledgements import Acknowledgements
 
-__all__ = ["Delivered", "DrainingConsumer", "DrainingThread", "DrainingTransport"]
+__all__ = ["Delivered", "DrainingConsumer", "DrainingThread", "DrainingTransport", "Place"]
 
 _FETCH_S = 1.0
 """How long a fetch waits for records when every partition may bring some."""
@@ -77,6 +78,22 @@ class Delivered:
 
     def __repr__(self) -> str:
         return f"<{self.topic}[{self.partition}]@{self.offset}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a consumer is in one partition.
+
+    Attributes:
+        position: the offset that is fetched next, which passes what is no record for us too (transaction markers, what
+            compaction removed); None: not known yet.
+        through: everything before this offset is acknowledged.
+        undone: records that were delivered and are not acknowledged, at most (by offsets).
+    """
+
+    position: int | None
+    through: int
+    undone: int
 
 
 class DrainingThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # faust is not typed
@@ -128,6 +145,15 @@ class DrainingThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # fau
             ends = await client.end_offsets([TopicPartition(*other) for other in done])
             until = {TP(*other): end for other, end in ends.items()}
         return dict(until), sum(max(0, end - done.get(other, 0)) for other, end in until.items())
+
+    def position_now(self, tp: TP) -> int | None:
+        """The client's position, for any thread: nobody is asked for it. None where it has none."""
+        subscription = self._ensure_consumer()._subscription.subscription
+        assignment = None if subscription is None else subscription.assignment
+        if assignment is None or tp not in assignment.tps:
+            return None
+        position: int | None = assignment.state_value(tp)._position
+        return position
 
     async def getmany(self, active_partitions: Any, timeout: float) -> Any:
         """Ask the thread directly: Faust's queue of methods costs a few tasks, and one of its two workers."""
@@ -184,6 +210,13 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
         return (tp for tp in self._acknowledgements if topics is None or tp in topics or tp.topic in topics)
+
+    def place(self, tp: TP) -> Place:
+        """How far it is in a partition that it has."""
+        held = self._acknowledgements.get(tp)
+        through = None if held is None else held.position
+        undone = 0 if held is None else held.undone
+        return Place(self._thread.position_now(tp), through or self._committed_offset.get(tp) or 0, undone)
 
     async def _drain_messages(self, fetcher: Any) -> None:
         try:

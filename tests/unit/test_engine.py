@@ -11,9 +11,14 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer
+from aiokafka.consumer.subscription_state import Assignment, TopicPartitionState
+from faust.agents.agent import Agent as FaustAgent
+from faust.app import App
 from faust.transport.conductor import Conductor
 from faust.transport.consumer import Consumer as AnyConsumer
 from faust.transport.drivers import aiokafka as driver
+from mode.services import Service
+from mode.threads import ServiceThread
 from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
 from stream_app.agents.catalogue import CatalogueAgent
@@ -65,6 +70,11 @@ def test_faust_and_mode_are_the_versions_whose_inside_was_read():
         (ThrowableQueue, "clear"),
         (ThrowableQueue, "_wakeup_next"),
         (FlowControlEvent, "clear"),
+        (TopicPartitionState, "consumed_to"),
+        (ServiceThread, "_thread"),
+        (FaustAgent, "_start_task"),
+        (Service, "crashed"),
+        (Service, "should_stop"),
     ],
 )
 def test_what_we_call_or_override_is_there(owner: Any, name: str):
@@ -81,6 +91,11 @@ def test_attributes_made_at_run_time_are_still_made():
     queue = ThrowableQueue(flow_control=FlowControlEvent())
     assert isinstance(queue._queue, deque)
     assert isinstance(queue._getters, deque)
+    assert "self._position" in inspect.getsource(TopicPartitionState)
+    assert {"tps", "state_value"} <= set(dir(Assignment))
+    assert "_actors" in inspect.getsource(FaustAgent)
+    assert "self._assignment" in inspect.getsource(App)
+    assert "self.rebalancing = False" in inspect.getsource(App.on_rebalance_end)
     assert driver.Transport.Consumer is driver.Consumer, "the transport chooses its consumer by this attribute"
 
 
