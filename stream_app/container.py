@@ -1,9 +1,9 @@
 """How ``tailrace`` starts in a container whose file system is read-only: ``python -m stream_app.container ARGUMENTS``.
 
-The image brings the compiled functions along (``stream_app.compiled``), so that no process compiles for the better part
-of a minute. numba, however, takes only a folder that it can write to. So before anything is imported that compiles, what
-the image has is copied (some megabytes) to where ``NUMBA_CACHE_DIR`` says, a volume in memory or on disk. What is missing
-there, as on another kind of processor, is compiled as elsewhere.
+The image brings the compiled functions along (``stream_app.compiled``), so that no process compiles for the better
+part of a minute. numba, however, takes only a folder that it can write to. So before anything is imported that compiles,
+what the image has is copied (some megabytes) to where ``NUMBA_CACHE_DIR`` says, a volume in memory or on disk. What is
+missing there, as on another kind of processor, is compiled as elsewhere.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def bring_compiled(brought: Path, cache: Path) -> bool:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{cache.name}-", dir=cache.parent))
-        # The names and the contents alone: who owns it in the image, and that it is read-only there, must not come along.
+        # Names and contents alone: that it is somebody else's and read-only in the image must not come along.
         shutil.copytree(brought, scratch / "whole", copy_function=shutil.copyfile)
         (scratch / "whole").chmod(0o700)
         (scratch / "whole").rename(cache)

@@ -71,7 +71,9 @@ def render(run: Run) -> Render:
     """The chart's resources with values given as nested dictionaries."""
 
     def render(values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        text = run("helm", "template", "shop", CHART, "--namespace", "shops", "-f", "-", stdin=yaml.safe_dump(values or {}))
+        text = run(
+            "helm", "template", "shop", CHART, "--namespace", "shops", "-f", "-", stdin=yaml.safe_dump(values or {})
+        )
         return [document for document in yaml.safe_load_all(text) if document]
 
     return render

@@ -101,7 +101,15 @@ def test_every_resource_is_valid_for_kubernetes(run: Run, resources: list[dict[s
     kinds = "{{.ResourceKind}}{{.KindSuffix}}.json"
     said = run(
         "kubeconform",
-        *("-strict", "-summary", "-schema-location", f"{schemas}/{kinds}", "-schema-location", f"{SCHEMAS}/{kinds}", "-"),
+        *(
+            "-strict",
+            "-summary",
+            "-schema-location",
+            f"{schemas}/{kinds}",
+            "-schema-location",
+            f"{SCHEMAS}/{kinds}",
+            "-",
+        ),
         stdin=yaml.safe_dump_all(resources),
     )
     assert f"Valid: {len(resources)}, Invalid: 0, Errors: 0, Skipped: 0" in said
