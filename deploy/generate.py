@@ -16,16 +16,20 @@ _CHART = _DEPLOY / "helm" / "tailrace" / "files"
 
 
 def generated() -> dict[Path, str]:
-    """What belongs into which file. A chart reads nothing outside its folder, so it has copies of two."""
+    """What belongs into which file. A chart reads nothing outside its folder, so it has copies of some."""
     settings = Settings.model_construct()  # the defaults, whatever the environment says
     dashboard = dashboard_json()
-    return {
+    files = {
         _DEPLOY / "strimzi" / "topics.yaml": strimzi_topics(settings, cluster="kafka"),
         _CHART / "topics.yaml": chart_topics(settings),
         _DEPLOY / "grafana" / "tailrace.json": dashboard,
         _CHART / "dashboard.json": dashboard,
         _CHART / "alerts.yaml": (_DEPLOY / "prometheus" / "alerts.yaml").read_text(encoding="utf-8"),
     }
+    users = _DEPLOY / "strimzi" / "users.yaml"  # printed by another command, from the rights of the roles
+    if users.exists():
+        files[_CHART / "kafka-users.yaml"] = users.read_text(encoding="utf-8")
+    return files
 
 
 if __name__ == "__main__":

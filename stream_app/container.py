@@ -1,9 +1,9 @@
 """How ``tailrace`` starts in a container whose file system is read-only: ``python -m stream_app.container ARGUMENTS``.
 
 The image brings the compiled functions along (``stream_app.compiled``), so that no process compiles for the better
-part of a minute. numba, however, takes only a folder that it can write to. So before anything is imported that compiles,
-what the image has is copied (some megabytes) to where ``NUMBA_CACHE_DIR`` says, a volume in memory or on disk. What is
-missing there, as on another kind of processor, is compiled as elsewhere.
+part of a minute. numba, however, takes only a folder that it can write to. So, before anything that compiles is
+imported, what the image has is copied (some megabytes) to where ``NUMBA_CACHE_DIR`` says, in memory or on a volume.
+What is missing there, as on another kind of processor, is compiled as elsewhere.
 """
 
 from __future__ import annotations

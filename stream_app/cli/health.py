@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 __all__ = ["ask", "health"]
@@ -39,7 +37,8 @@ def ask(host: str, port: int, probe: str, *, timeout_s: float = _TIMEOUT_S) -> t
 
 @click.command()
 @click.argument("probe", type=click.Choice(["live", "ready", "started"]), default="live")
-def health(probe: str) -> None:
+@click.pass_context
+def health(context: click.Context, probe: str) -> None:
     """Ask the process whose metrics.host and metrics.port are set here. Ends with 1 when it says no, or nothing."""
     from stream_app.errors import SettingsError
     from stream_app.settings import load_settings
@@ -53,5 +52,5 @@ def health(probe: str) -> None:
     well, said = ask(settings.host, settings.port, probe)
     if not well:
         click.echo(said, err=True)
-        sys.exit(1)
+        context.exit(1)
     click.echo(f"{probe}: ok")

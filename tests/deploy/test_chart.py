@@ -21,7 +21,11 @@ KUBERNETES = ("1.29.0", "1.37.0")
 WHOLE: dict[str, Any] = {
     "image": {"digest": "sha256:" + "0" * 64},
     "imagePullSecrets": [{"name": "registry"}],
-    "kafka": {"existingSecret": "kafka-user", "files": {"ca_file": "ca.crt"}, "variables": {"password": "password"}},
+    "kafka": {
+        "existingSecret": "kafka-user",
+        "ca": {"secret": "kafka-cluster-ca-cert"},
+        "variables": {"password": "password"},
+    },
     "redis": {"existingSecret": "redis"},
     "settings": {
         "topics": {"prefix": "shop", "partitions": 12, "create": False},
@@ -40,6 +44,7 @@ WHOLE: dict[str, Any] = {
     },
     "roles": {
         "interactions": {"settings": {"encoder": {"eager": False}}, "snapshots": {"existingClaim": "snapshots"}},
+        "items": {"kafka": {"existingSecret": "items-user", "username": "shop-items"}},
         "catalogue": {"gpu": {"enabled": True}, "runtimeClassName": "nvidia"},
     },
     "keda": {"enabled": True, "triggerAuthentication": "kafka", "sasl": "scram_sha512", "tls": "enable"},
@@ -80,6 +85,12 @@ def pods(resources: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any],
         yield deployment["metadata"]["labels"]["app.kubernetes.io/component"], pod, container
 
 
+def strictly(*folders: Path) -> list[str]:
+    """Options of kubeconform: unknown fields are refused, schemas come from these folders, resources from stdin."""
+    places = (("-schema-location", f"{folder}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json") for folder in folders)
+    return ["-strict", *(word for place in places for word in place), "-"]
+
+
 def variables(resources: list[dict[str, Any]], container: dict[str, Any]) -> dict[str, str]:
     """What the process finds in its environment; a value from a Secret is its key."""
     (config,) = (one for name, one in of_kind(resources, "ConfigMap").items() if "TAILRACE_KAFKA" in one["data"])
@@ -98,20 +109,7 @@ def test_every_resource_is_valid_for_kubernetes(run: Run, resources: list[dict[s
     schemas = tools_folder() / "kubernetes" / f"v{version}"
     if not schemas.is_dir():
         missing(f"{schemas} is not there: make deploy-check fetches it")
-    kinds = "{{.ResourceKind}}{{.KindSuffix}}.json"
-    said = run(
-        "kubeconform",
-        *(
-            "-strict",
-            "-summary",
-            "-schema-location",
-            f"{schemas}/{kinds}",
-            "-schema-location",
-            f"{SCHEMAS}/{kinds}",
-            "-",
-        ),
-        stdin=yaml.safe_dump_all(resources),
-    )
+    said = run("kubeconform", "-summary", *strictly(schemas, SCHEMAS), stdin=yaml.safe_dump_all(resources))
     assert f"Valid: {len(resources)}, Invalid: 0, Errors: 0, Skipped: 0" in said
 
 
@@ -120,9 +118,8 @@ def test_a_field_that_kubernetes_does_not_know_is_noticed(render: Render) -> Non
     schemas = tools_folder() / "kubernetes" / f"v{KUBERNETES[0]}"
     (wrong,) = list(of_kind(render(), "PodDisruptionBudget").values())[:1]
     wrong["spec"]["maxUnavailble"] = 1
-    kinds = "{{.ResourceKind}}{{.KindSuffix}}.json"
     done = subprocess.run(
-        [find("kubeconform"), "-strict", "-schema-location", f"{schemas}/{kinds}", "-"],
+        [find("kubeconform"), *strictly(schemas)],
         input=yaml.safe_dump(wrong),
         capture_output=True,
         text=True,
@@ -234,12 +231,17 @@ def test_large_numbers_lists_and_tables_arrive_as_they_were_given(
 
 def test_secrets_are_named_and_never_written(whole: list[dict[str, Any]]) -> None:
     assert not of_kind(whole, "Secret")
-    for _, pod, container in pods(whole):
+    for role, pod, container in pods(whole):
         by_name = {one["name"]: one for one in container["env"]}
+        secret = "items-user" if role == "items" else "kafka-user"
         assert by_name["TAILRACE_REDIS"]["valueFrom"]["secretKeyRef"] == {"name": "redis", "key": "url"}
-        assert by_name["TAILRACE_CONNECTION__CA_FILE"]["value"] == "/etc/tailrace/kafka/ca.crt"
-        (volume,) = (one for one in pod["volumes"] if one["name"] == "kafka")
-        assert volume["secret"]["secretName"] == "kafka-user"
+        password = by_name["TAILRACE_CONNECTION__PASSWORD"]["valueFrom"]["secretKeyRef"]
+        assert password == {"name": secret, "key": "password"}
+        assert ("TAILRACE_CONNECTION__USERNAME" in by_name) == (role == "items")
+        mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert by_name["TAILRACE_CONNECTION__CA_FILE"]["value"] == f"{mounted['kafka-ca']}/ca.crt"
+        volumes = {one["name"]: one["secret"]["secretName"] for one in pod["volumes"] if "secret" in one}
+        assert volumes == {"kafka": secret, "kafka-ca": "kafka-cluster-ca-cert"}
 
 
 def test_a_catalogue_with_a_gpu_asks_for_one_and_for_the_cuda_image(whole: list[dict[str, Any]]) -> None:
@@ -290,6 +292,19 @@ def test_topics_of_strimzi_are_those_of_the_registry(whole: list[dict[str, Any]]
         assert made[name]["metadata"]["namespace"] == "kafka"
 
 
+@pytest.mark.skipif(
+    not (CHART / "files" / "kafka-users.yaml").exists(), reason="the rights of roles are not printed here"
+)
+def test_users_of_strimzi_are_renamed_with_prefix_cluster_and_namespace(render: Render) -> None:
+    values = {"settings": {"topics": {"prefix": "shop"}}, "strimzi": {"cluster": "events", "users": {"create": True}}}
+    users = of_kind(render(values), "KafkaUser")
+    assert {f"shop-{role}" for role in ROLES} <= set(users)
+    for user in users.values():
+        assert user["metadata"]["labels"]["strimzi.io/cluster"] == "events"
+        assert user["metadata"]["namespace"] == "shops"
+    assert "tailrace" not in yaml.safe_dump([user["spec"] for user in users.values()])
+
+
 def test_the_network_is_open_to_what_is_needed_alone(whole: list[dict[str, Any]]) -> None:
     (policy,) = of_kind(whole, "NetworkPolicy").values()
     assert set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
@@ -318,11 +333,10 @@ def test_alerts_of_the_chart_lead_to_the_runbook_that_is_named(whole: list[dict[
         ({"roles": {"rankr": {}}}, "rankr"),
         ({"metrics": {"port": 80}}, "/metrics/port"),
         ({"image": {"digest": "latest"}}, "/image/digest"),
-        ({"kafka": {"files": {"ca_file": "ca.crt"}}}, "/kafka/existingSecret"),
+        ({"kafka": {"files": {"ca_file": "ca.crt"}}}, "set kafka.existingSecret"),
         ({"podSecurityContext": {"runAsNonRoot": False}}, "/podSecurityContext/runAsNonRoot"),
         ({"defaults": {"probes": {"liveness": {"path": "/"}}}}, "path"),
         ({"settings": {"topics": {"prefix": "a b"}}}, "prefix"),
-        ({"settings": {"topics": {"prefix": "shop"}}, "strimzi": {"users": {"create": True}}}, "kafka-users.yaml"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
