@@ -6,7 +6,7 @@
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help setup setup-dev demo test lint format test-unit test-integration test-kafka faults bench lock clean
+.PHONY: help setup setup-dev demo test lint format test-unit test-integration test-kafka faults deploy-check bench lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ test-kafka: setup-dev ## Integration tests on Apache Kafka (needs Java; fetches 
 faults: setup-dev ## Seeded runs with everything going wrong, killed processes and outages, on Apache Kafka (an hour).
 	@$(BIN)/python -m stream_app.embedded.kafka install
 	@FAULT_RUNS=$${FAULT_RUNS:-20} TORTURE_RUNS=$${TORTURE_RUNS:-20} CUT_OVER_RUNS=$${CUT_OVER_RUNS:-9} $(BIN)/pytest tests/faults --stack=kafka $(ARGS)
+
+deploy-check: setup-dev ## Validate deploy/: chart, compose file, image, alerts. Fetches helm, promtool and others once.
+	@scripts/deploy-tools.sh >/dev/null
+	@$(BIN)/pytest tests/deploy $(ARGS)
 
 bench: setup-dev ## Speed figures, all of `tailrace bench`. ARGS chooses one: latency, quality, encoder, ...
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -27,6 +27,8 @@ part() {
 part "lint" "$bin/ruff" check .
 part "format" "$bin/ruff" format --check .
 part "types" "$bin/mypy"
+part "deploy tools" scripts/deploy-tools.sh
+part "deploy" "$bin/pytest" -q tests/deploy
 part "unit tests" "$bin/pytest" -q tests/unit
 part "integration on the embedded stack" "$bin/pytest" -q tests/integration --stack=embedded
 

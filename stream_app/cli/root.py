@@ -21,6 +21,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("stream_app.cli.demo:demo", "Stream a real shop through the pipeline and watch it."),
     "up": ("stream_app.cli.up:up", "Run one process of Tailrace; scale by starting more."),
     "doctor": ("stream_app.cli.doctor:doctor", "Say what is wrong here, and what to do."),
+    "health": ("stream_app.cli.health:health", "Ask a process of Tailrace how it is."),
     "topics": ("stream_app.cli.topics:topics", "Create topics, and compare them with the contract."),
     "produce": ("stream_app.cli.produce:produce", "Send items, interactions or profiles from a file."),
     "forget": ("stream_app.cli.forget:forget", "Forget users: history, profile and slate."),

@@ -1,4 +1,5 @@
-"""``tailrace topics``: create the topics of the contract, and compare those on the broker with it."""
+"""``tailrace topics``: create the topics of the contract, compare those on the broker with it, print them for an
+operator."""
 
 from __future__ import annotations
 
@@ -73,6 +74,27 @@ def grow(partitions: int) -> None:
         console.print(f"{name}: {before} -> {partitions} partitions", markup=False)
     if not grown:
         console.print(f"they have {partitions} partitions already", markup=False)
+
+
+@topics.command()
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["strimzi", "helm"]),
+    default="strimzi",
+    show_default=True,
+    help="strimzi: KafkaTopic resources; helm: the list the chart in deploy/ makes them from.",
+)
+@click.option(
+    "--cluster", default="kafka", show_default=True, help="Name of the Kafka resource that is to have the topics."
+)
+def manifests(form: str, cluster: str) -> None:
+    """Print the topics as resources for Strimzi. No broker is asked."""
+    from stream_app.settings import load_settings
+    from stream_app.strimzi import chart_topics, strimzi_topics
+
+    settings = load_settings()
+    click.echo(strimzi_topics(settings, cluster=cluster) if form == "strimzi" else chart_topics(settings), nl=False)
 
 
 def _print(states: list[TopicState], *, kafka: str) -> None:
