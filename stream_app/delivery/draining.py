@@ -148,6 +148,8 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
                 raise
         except Exception as error:
             self.log.exception("Drain messages raised: %r", error)
+            # Faust ends the fetcher and nothing else: the process would stand and consume nothing.
+            self.transport.app.tailrace_on_failure(error)
             raise
 
     async def _drain_once(self) -> None:

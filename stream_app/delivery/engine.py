@@ -90,6 +90,7 @@ def faust_app(settings: Settings, role: str, *, gathers: bool = False) -> Any:
         loghandlers=[],
     )
     app.tailrace_fetch_max_wait_ms = connection.gather_ms if gathers else connection.fetch_max_wait_ms
+    app.tailrace_on_failure = lambda _: None
     app.tailrace_fetch_min_bytes = _GATHERED_BYTES if gathers else 1
     app.transport = DrainingTransport(app.conf.broker_consumer, app)
     return app
