@@ -11,7 +11,7 @@ import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from tests.stacks import Stack
 from tests.token_endpoint import TokenEndpoint, token_endpoint
 from tests.waiting import eventually
 
-pytestmark = [pytest.mark.kafka, pytest.mark.stack, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.kafka, pytest.mark.stack, pytest.mark.timeout(600)]
 
 PROBE = "probe"
 """A user whose rights tests give and take, while the processes keep theirs."""
@@ -85,6 +85,8 @@ class Shop:
                 "interactions": kafka.scram("interactions"),
             }.items()
         }
+        for worker in self.workers.values():
+            worker.start_timeout_s = 400.0  # four at once, each with everything to import
         self._events = 0
 
     @property
@@ -136,6 +138,18 @@ class Shop:
 
     async def stop(self) -> None:
         await asyncio.gather(*(worker.kill() for worker in self.workers.values()))
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """What fails within says what was not used, what was denied, and what the processes logged."""
+        try:
+            yield
+        except AssertionError as error:
+            for who in WHO:
+                error.add_note(f"{who} did not use: {', '.join(self.unused(who)) or 'none'}")
+            error.add_note("denied: " + str([one for one in self.kafka.decisions("Denied") if one.user in WHO]))
+            error.add_note(self.logs())
+            raise
 
     def logs(self) -> str:
         return "\n".join(f"--- {worker.name}\n{worker.output()}" for worker in self.workers.values())
@@ -227,9 +241,8 @@ async def test_every_role_works_under_exactly_its_rights_and_uses_each(shop: Sho
                 await produce.publish([shop.event(user, f"i{shop._events % ITEMS}")])
             return not any(shop.unused(role) for role in ROLES)
 
-        await eventually(
-            all_used, timeout_s=60, interval_s=0.5, what="use of " + str({role: shop.unused(role) for role in ROLES})
-        )
+        with shop.telling():
+            await eventually(all_used, timeout_s=120, interval_s=0.5, what="use of every right of every role")
         await retire_space(operator, space.space)
 
         # What the operator's other commands do.
