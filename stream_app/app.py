@@ -26,6 +26,7 @@ from stream_app.agents.ranker import RankerAgent
 from stream_app.delivery.admin import create_topics
 from stream_app.delivery.publisher import Publisher
 from stream_app.delivery.retry import until_it_works
+from stream_app.delivery.rights import check_rights
 from stream_app.encoder_metrics import watch_pools
 from stream_app.encoders import Encoders, deciding_settings
 from stream_app.errors import SettingsError, TailraceError, Unavailable
@@ -138,6 +139,13 @@ class Tailrace:
                 settings=settings.delivery,
                 metrics=metrics,
             )
+        await until_it_works(
+            lambda: check_rights(settings, self.roles),
+            what=f"Kafka at {settings.kafka}",
+            transient=(Unavailable,),
+            settings=settings.delivery,
+            metrics=metrics,
+        )
         redis = connect_redis(settings)
         self._stack.push_async_callback(redis.aclose)
         if "interactions" in self.roles:  # elsewhere it is a cache, and nothing rests on it

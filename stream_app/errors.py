@@ -7,6 +7,7 @@ TailraceError
 │   ├── PoisonText         it ended the encoder process every time it was tried
 │   └── TooLate            it was not embedded by its deadline
 ├── DatasetError           a data set's file cannot be read; names the file and the line
+├── NotAuthorized          the broker does not allow what has to be done; names operation and resource
 ├── EmbeddedStackError     the embedded broker or Redis could not be started
 ├── SnapshotError          a snapshot on disk cannot be used; the replica reads the topics instead
 ├── SpaceError             a change of vector spaces that cannot be made
@@ -24,6 +25,7 @@ __all__ = [
     "EncodeError",
     "InvalidMessage",
     "NewerVersion",
+    "NotAuthorized",
     "PoisonText",
     "SettingsError",
     "SnapshotError",
@@ -74,6 +76,10 @@ class DatasetError(TailraceError):
 
 class EmbeddedStackError(TailraceError):
     """The embedded broker or Redis could not be started."""
+
+
+class NotAuthorized(TailraceError):
+    """The broker does not allow an operation. No record's fault: nothing is dead-lettered for it."""
 
 
 class SnapshotError(TailraceError):

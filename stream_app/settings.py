@@ -103,12 +103,45 @@ class KafkaSettings(_Group):
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="Transport security of the broker's listener."
     )
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
         "PLAIN", description="Used with the SASL protocols."
     )
-    username: str | None = Field(None, description="SASL user name.")
+    username: str | None = Field(None, description="SASL user name (PLAIN and SCRAM).")
     password: SecretStr | None = Field(None, description="SASL password; never printed.")
-    ca_file: Path | None = Field(None, description="Certificate authority file (PEM) for the SSL protocols.")
+    password_file: Path | None = Field(
+        None, description="File with the SASL password instead; read anew for every connection, so it may be rotated."
+    )
+    ca_file: Path | None = Field(
+        None,
+        description="Certificate authority file (PEM) for the SSL protocols; unset: the system's. This file, "
+        "certificate_file and key_file are read again for a new connection when they have changed.",
+    )
+    certificate_file: Path | None = Field(
+        None, description="Our own certificate with its chain (PEM), for brokers that ask for one (mutual TLS)."
+    )
+    key_file: Path | None = Field(None, description="Private key of certificate_file (PEM).")
+    key_password: SecretStr | None = Field(None, description="Password of an encrypted key_file; never printed.")
+    key_password_file: Path | None = Field(None, description="File with the password of key_file instead.")
+    oauth_token_file: Path | None = Field(
+        None,
+        description="OAUTHBEARER: file with the token, renewed by somebody else, as a projected Kubernetes service "
+        "account token is; read anew for every connection.",
+    )
+    oauth_token_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s@]+$",
+        description="OAUTHBEARER: token endpoint that is asked instead, with the client credentials grant (RFC 6749, "
+        "4.4); https, or http on this machine.",
+    )
+    oauth_client_id: str | None = Field(None, description="Client id for the token endpoint.")
+    oauth_client_secret: SecretStr | None = Field(None, description="Client secret for it; never printed.")
+    oauth_client_secret_file: Path | None = Field(
+        None, description="File with the client secret instead; read anew whenever a token is asked for."
+    )
+    oauth_scope: str | None = Field(None, description="Scope of the token, where the token endpoint wants one.")
+    oauth_ca_file: Path | None = Field(
+        None, description="Certificate authority file (PEM) of the token endpoint; unset: the system's."
+    )
     session_timeout_s: float = Field(
         6.0, gt=0, le=300, description="A silent consumer is given up after this long (seconds)."
     )
@@ -965,6 +998,6 @@ def _complaint(problem: Mapping[str, Any]) -> str:
         return f"{name}: there is no such setting (environment {env})"
     value = problem.get("input")
     # Of a group that holds a secret, what is not a plain setting of it may be the secret itself.
-    hidden = name in _GROUPS_WITH_SECRETS or "password" in name
+    hidden = name in _GROUPS_WITH_SECRETS or "password" in name or "secret" in name
     shown = "(hidden)" if hidden else repr(value)
     return f"{name} = {shown}: {problem['msg']} (environment {env})"

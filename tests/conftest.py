@@ -85,7 +85,8 @@ def stack_kind(config: pytest.Config) -> StackKind:
     return cast("StackKind", config.getoption("--stack"))
 
 
-def _require(kind: StackKind, config: pytest.Config) -> None:
+def require(kind: StackKind, config: pytest.Config) -> None:
+    """Skip what needs this stack where it cannot be had; with ``CI`` set, fail."""
     reason = why_missing(kind)
     if reason is None:
         return
@@ -102,7 +103,7 @@ def stack(pytestconfig: pytest.Config) -> Iterator[Stack]:
     Started without an event loop and bound to none, so tests may use whichever loop they like.
     """
     kind = stack_kind(pytestconfig)
-    _require(kind, pytestconfig)
+    require(kind, pytestconfig)
     with open_stack(kind) as opened:
         pytestconfig.stash[_opened] = f"{kind}: broker {opened.kafka}"
         yield opened
@@ -114,7 +115,7 @@ def own_stack(pytestconfig: pytest.Config) -> Iterator[EmbeddedStack]:
     kind = stack_kind(pytestconfig)
     if kind not in ("embedded", "kafka"):
         pytest.skip(f"--stack={kind}: its servers are not ours to kill")
-    _require(kind, pytestconfig)
+    require(kind, pytestconfig)
     with EmbeddedStack(kind) as servers:
         yield servers
 

@@ -119,6 +119,7 @@ class Agent(ABC):
         """Join the consumer group and begin."""
         app = self._app = faust_app(self.settings, self.group, gathers=self.gathers)
         app.tailrace_before_moving = self.before_partitions_move
+        app.tailrace_on_failure = self._fail
         app.agent(raw_topic(app, self.topic, *self.also), name=f"tailrace.{self.role}", concurrency=1)(
             self._consumer(self.handle, self.most)
         )

@@ -37,7 +37,7 @@ from stream_app.agents.base import Agent
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import read_to_end
 from stream_app.delivery.records import InRecord
-from stream_app.errors import EncodeError, InvalidMessage, TailraceError, TooLate
+from stream_app.errors import EncodeError, InvalidMessage, NotAuthorized, TailraceError, TooLate
 from stream_app.items.partitions import by_owner
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
@@ -75,7 +75,8 @@ _BATCH_S = 5.0
 """A batch takes no more events when it has been computed for so long (where their texts are waited for, it has few): it
 is to be written and acknowledged, and others have their turn."""
 _FAILURES = (TailraceError, ArithmeticError, LookupError, TypeError, ValueError)
-"""What one bad event or user may cause, and others must not suffer from."""
+"""What one bad event or user may cause, and others must not suffer from. A right that is missing is nobody's fault
+among them, and ends the process: what it held was not acknowledged."""
 _ASKED_EVERY_S = 2.0
 """How often is looked whether slates are to be made again."""
 _TURNS_TO_SEND = 8
@@ -308,6 +309,8 @@ class InteractionsAgent(Agent):
         """All at once; where that fails, user by user, so that one costs the others nothing."""
         try:
             await self._replace(users, changes)
+        except NotAuthorized:
+            raise
         except _FAILURES as error:
             if len(users) == 1:
                 _log.error("slate not replaced", user=users[0][0], item=users[0][1], error=str(error))
@@ -443,6 +446,8 @@ class InteractionsAgent(Agent):
         """All at once; where that fails, user by user, so that one costs the others nothing."""
         try:
             await self._offer(users, changes)
+        except NotAuthorized:
+            raise
         except _FAILURES as error:
             if len(users) == 1:
                 _log.error("new items not offered", user=users[0], error=str(error))
@@ -573,6 +578,8 @@ class InteractionsAgent(Agent):
             await self._settled()
         try:
             return await self._begun([one for _, _, one in sourced], letters, self._pending or {})
+        except NotAuthorized:
+            raise
         except _FAILURES:
             _log.warning("batch failed, going on in parts", events=len(sourced), exc_info=True)
             return None
@@ -586,6 +593,8 @@ class InteractionsAgent(Agent):
             if batch is not None:
                 try:
                     as_computed = await self._effect(batch)
+                except NotAuthorized:
+                    raise
                 except _FAILURES:
                     _log.warning("batch failed, going on in parts", events=len(batch.events), exc_info=True)
                     computed = False
@@ -611,6 +620,8 @@ class InteractionsAgent(Agent):
             if len(sourced) > size:
                 try:
                     await self._process([event for _, event in part], letters)
+                except NotAuthorized:
+                    raise
                 except _FAILURES:
                     _log.warning("batch failed, going on one by one", events=len(part), exc_info=True)
                 else:
@@ -663,6 +674,8 @@ class InteractionsAgent(Agent):
             async with self.alone():
                 try:
                     await self._process_profiles([one for _, one in part], now)
+                except NotAuthorized:
+                    raise
                 except _FAILURES:
                     _log.warning("batch failed, going on one by one", profiles=len(part), exc_info=True)
                     await self._one_by_one(part, [], lambda one: self._process_profiles([one], now))
@@ -682,6 +695,8 @@ class InteractionsAgent(Agent):
                 try:
                     await process(event)
                     break
+                except NotAuthorized:
+                    raise
                 except _FAILURES as error:
                     if attempt == self.settings.delivery.attempts:
                         problem = InvalidMessage(
@@ -820,6 +835,8 @@ class InteractionsAgent(Agent):
             part = {user_id: batch.states[user_id] for user_id in users[start : start + size]}
             try:
                 refused += await self._users.save(part, partitions=batch.partitions)
+            except NotAuthorized:
+                raise
             except _FAILURES:
                 await self._publish_again(refused, batch.partitions, time.time())
                 raise

@@ -97,6 +97,46 @@ def manifests(form: str, cluster: str) -> None:
     click.echo(strimzi_topics(settings, cluster=cluster) if form == "strimzi" else chart_topics(settings), nl=False)
 
 
+@topics.command()
+@click.option("--role", "roles", multiple=True, metavar="NAME", help="Only this one; may be given again.")
+@click.option("--principal", metavar="User:NAME", help="Whom one --role is granted to; default: User:<prefix>-<role>.")
+@click.option(
+    "--format",
+    "as_",
+    type=click.Choice(["kafka", "strimzi", "json"]),
+    default="kafka",
+    show_default=True,
+    help="kafka: a script of kafka-acls.sh lines; strimzi: KafkaUser resources; json: an object per right.",
+)
+@click.option("--cluster", default="kafka", show_default=True, help="Name of Strimzi's Kafka resource.")
+def acls(roles: tuple[str, ...], principal: str | None, as_: str, cluster: str) -> None:
+    """Print the rights on the broker that each role needs, and those of people and services around it.
+
+    Names: catalogue, items, ranker, interactions; producer, reader, operator. No broker is asked.
+    """
+    from stream_app.rights import WHO, rights_of
+    from stream_app.rights_formats import default_principals, json_lines, kafka_script, strimzi_users
+    from stream_app.settings import load_settings
+
+    who = [one for one in WHO if not roles or one in roles]
+    if unknown := [name for name in roles if name not in WHO]:
+        raise click.BadParameter(f"{', '.join(unknown)}: there are {', '.join(WHO)}", param_hint="--role")
+    if principal is not None and len(who) != 1:
+        raise click.UsageError("--principal goes with one --role")
+    settings = load_settings()
+    rights = {one: rights_of(one, settings) for one in who}
+    principals = default_principals(who, settings.topics.prefix)
+    if principal is not None:
+        principals = {who[0]: principal}
+    command = f"tailrace topics acls --format {as_}"
+    if as_ == "kafka":
+        click.echo(kafka_script(rights, principals, command=command), nl=False)
+    elif as_ == "strimzi":
+        click.echo(strimzi_users(rights, principals, cluster=cluster, command=command), nl=False)
+    else:
+        click.echo(json_lines(rights, principals), nl=False)
+
+
 def _print(states: list[TopicState], *, kafka: str) -> None:
     from rich.table import Table
 

@@ -230,6 +230,8 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
                 raise
         except Exception as error:
             self.log.exception("Drain messages raised: %r", error)
+            # Faust ends the fetcher and nothing else: the process would stand and consume nothing.
+            self.transport.app.tailrace_on_failure(error)
             raise
         finally:
             self._end_waiting()

@@ -35,15 +35,19 @@ FAUST_VERSION = "0.15.3"
 
 
 def _credentials(settings: Settings) -> Any:
-    connection = settings.connection
-    protocol = connection.security_protocol
-    context = kafka_options(settings).get("ssl_context")
-    if protocol.startswith("SASL"):
-        password = connection.password.get_secret_value() if connection.password else None
+    """What every other client is given (:func:`~stream_app.delivery.connections.kafka_options`), as Faust wants it."""
+    options = kafka_options(settings)
+    context = options.get("ssl_context")
+    if "sasl_oauth_token_provider" in options:
+        return faust.OAuthCredentials(oauth_cb=options["sasl_oauth_token_provider"], ssl_context=context)
+    if "sasl_mechanism" in options:
         return faust.SASLCredentials(
-            username=connection.username, password=password, mechanism=connection.sasl_mechanism, ssl_context=context
+            username=options["sasl_plain_username"],
+            password=options["sasl_plain_password"],
+            mechanism=options["sasl_mechanism"],
+            ssl_context=context,
         )
-    return faust.SSLCredentials(context) if protocol == "SSL" else None
+    return None if context is None else faust.SSLCredentials(context)
 
 
 def faust_app(settings: Settings, role: str, *, gathers: bool = False) -> Any:
@@ -88,6 +92,7 @@ def faust_app(settings: Settings, role: str, *, gathers: bool = False) -> Any:
     )
     app.tailrace_before_moving = _nothing
     app.tailrace_fetch_max_wait_ms = connection.gather_ms if gathers else connection.fetch_max_wait_ms
+    app.tailrace_on_failure = lambda _: None
     app.tailrace_fetch_min_bytes = _GATHERED_BYTES if gathers else 1
     app.transport = DrainingTransport(app.conf.broker_consumer, app)
     return app

@@ -18,7 +18,7 @@ from aiokafka.errors import (
 
 from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.retry import until_it_works
-from stream_app.errors import TailraceError
+from stream_app.errors import NotAuthorized, TailraceError
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
 
@@ -26,7 +26,7 @@ __all__ = ["OutRecord", "Publisher", "RefusedRecord", "producer_options"]
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _BATCH_BYTES = 524_288
-_REFUSED = (*_TOO_LARGE, InvalidTopicError, TopicAuthorizationFailedError)
+_REFUSED = (*_TOO_LARGE, InvalidTopicError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +131,10 @@ class Publisher:
 
         Raises:
             RefusedRecord: for the first record the broker will never take; all others are acknowledged.
+            NotAuthorized: when the broker does not let us write to a topic; all other records are acknowledged.
         """
         pending = list(records)
-        refused: list[RefusedRecord] = []
+        refused: list[RefusedRecord | NotAuthorized] = []
 
         async def attempt() -> None:
             nonlocal pending
@@ -150,10 +151,10 @@ class Publisher:
                 metrics=self._metrics,
             )
         if refused:
-            raise refused[0]
+            raise next((error for error in refused if isinstance(error, NotAuthorized)), refused[0])
 
     async def _send(
-        self, records: list[OutRecord], refused: list[RefusedRecord]
+        self, records: list[OutRecord], refused: list[RefusedRecord | NotAuthorized]
     ) -> tuple[list[OutRecord], list[BaseException]]:
         producer = self._producer
         if producer is None:
@@ -168,6 +169,10 @@ class Publisher:
                 suspects.append(record)
             elif isinstance(error, _REFUSED):
                 refused.append(RefusedRecord(record, error))
+            elif isinstance(error, TopicAuthorizationFailedError):
+                refused.append(
+                    NotAuthorized(f"Kafka at {self._settings.kafka} does not allow us Write on topic {record.topic}")
+                )
             elif isinstance(error, KafkaError | OSError):
                 failed.append(record)
                 errors.append(error)

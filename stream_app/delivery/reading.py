@@ -24,7 +24,7 @@ from aiokafka.structs import ConsumerRecord
 
 from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.retry import until_it_works
-from stream_app.errors import TopicError, Unavailable
+from stream_app.errors import NotAuthorized, TopicError, Unavailable
 from stream_app.logs import get_logger
 from stream_app.settings import Settings
 
@@ -72,6 +72,7 @@ async def read_to_end(
     Raises:
         Unavailable: when patience ran out.
         TopicError: when the topic is not there (with ``patience_s``) or lacks one of ``partitions``.
+        NotAuthorized: when the broker does not let us read it.
     """
     async with open_consumer(settings, patience_s) as consumer:
         assigned = await _assign(consumer, settings, topic, partitions, patience_s)
@@ -254,7 +255,7 @@ async def poll(
             *only, timeout_ms=_POLL_MS, max_records=limit
         )
     except TopicAuthorizationFailedError as error:
-        raise TopicError(f"topic {topic} on Kafka at {settings.kafka} may not be read: {error}") from error
+        raise NotAuthorized(f"Kafka at {settings.kafka} does not allow us Read on topic {topic}") from error
     except KafkaError as error:
         raise Unavailable(f"topic {topic} on Kafka at {settings.kafka} cannot be read: {error}") from error
     return polled
@@ -342,7 +343,10 @@ async def partitions_of(
         found: set[int] | None = metadata.partitions_for_topic(topic)
         if found:
             return found
-        missing = f"topic {topic} is not on Kafka at {settings.kafka}; create it with: tailrace topics create"
+        missing = (
+            f"topic {topic} is not on Kafka at {settings.kafka}, or we may not see it; "
+            "create it with: tailrace topics create"
+        )
         if patience_s is None:
             raise Unavailable(missing)
         raise TopicError(missing)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
 
 import pytest
-import structlog
 from redis.asyncio import Redis
 
 from stream_app.logs import RepeatFilter, configure_logs, get_logger
 from stream_app.settings import LogSettings, load_settings
+from tests.unit.conftest import Written
 
 
 class Clock:
@@ -82,35 +80,6 @@ def test_memory_is_bounded_by_forgetting_the_oldest_template(clock: Clock):
     assert len(repeats._seen) == 8
     assert not repeats.filter(record("message 99"))
     assert repeats.filter(record("message 0"))
-
-
-class Written:
-    """What the process has logged so far."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-        self._text = ""
-
-    @property
-    def text(self) -> str:
-        self._text += self._capsys.readouterr().err
-        return self._text
-
-    @property
-    def lines(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self.text.splitlines()]
-
-
-@pytest.fixture
-def written(capsys: pytest.CaptureFixture[str]) -> Iterator[Written]:
-    """Loggers are put back afterwards."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield Written(capsys)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
 
 
 def test_every_line_is_one_json_object_with_event_fields_level_time_and_role(written: Written):

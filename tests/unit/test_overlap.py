@@ -21,6 +21,7 @@ from schemas.decode import decode_dead_letter, decode_slate, decode_transitions
 from schemas.messages import Transition, Versions
 from stream_app.agents.interactions import InteractionsAgent
 from stream_app.delivery.publisher import OutRecord, Publisher, RefusedRecord
+from stream_app.errors import NotAuthorized
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings, load_settings
 from stream_app.users.stage import NewSlate, SourcedEvent, StageResult
@@ -99,11 +100,14 @@ class Broker(Publisher):
         self.asked: list[list[int]] = []
         self.records: list[OutRecord] = []
         self.refuse = -1
+        self.forbids = False
         self.refuse_slates: asyncio.Event | None = None
 
     async def publish(self, records: Iterable[OutRecord]) -> None:
         records = list(records)
         offsets = self.offsets(records)
+        if self.forbids and offsets:
+            raise NotAuthorized("does not allow us Write on topic t")
         if offsets:
             self.asked.append(offsets)
         if self.refuse_slates is not None and self.slates(records):
@@ -303,6 +307,19 @@ async def test_a_refused_record_costs_neither_its_batch_nor_the_next():
         assert b.counts() == {"ann": 3, "bob": 1}
         assert b.broker.offsets() == [0, 2, 3, 4]
         assert b.acked == [0, 1, 2, 3, 4]
+
+
+async def test_a_right_that_is_missing_ends_the_role_and_is_no_event_s_fault():
+    b = Bench()
+    b.broker.forbids = True
+    try:
+        await b.agent.handle(b.batch("ann", "bob"))
+        with pytest.raises(NotAuthorized):
+            await asyncio.wait_for(asyncio.shield(b.agent.failed), 5)
+        assert b.broker.letters() == []
+        assert (b.acked, b.counts()) == ([], {}), "the next owner has everything to do"
+    finally:
+        await b.agent.stop()
 
 
 @pytest.mark.parametrize("ahead", [False, True])

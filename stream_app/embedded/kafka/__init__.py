@@ -4,6 +4,6 @@
 """
 
 from stream_app.embedded.kafka.install import KAFKA_VERSION, default_jars_directory, install_kafka, kafka_missing
-from stream_app.embedded.kafka.server import ApacheKafka
+from stream_app.embedded.kafka.server import ApacheKafka, Protection
 
-__all__ = ["KAFKA_VERSION", "ApacheKafka", "default_jars_directory", "install_kafka", "kafka_missing"]
+__all__ = ["KAFKA_VERSION", "ApacheKafka", "Protection", "default_jars_directory", "install_kafka", "kafka_missing"]
