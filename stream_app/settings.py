@@ -169,6 +169,21 @@ class UserSettings(_Group):
     recent_event_ids: int = Field(
         128, ge=0, le=10_000, description="Event ids remembered per user to drop duplicates (count)."
     )
+    events_per_s: int = Field(
+        10,
+        ge=0,
+        le=1_000_000,
+        description="Events of one user that count per second, on average; what comes faster for longer than the burst "
+        "is shed to the dead letter topic (too_many_events). Measured in append time or event time, whichever is "
+        "further on, so imports and replays are not shed; 0: no limit.",
+    )
+    events_burst: int = Field(
+        5_000,
+        ge=1,
+        le=100_000_000,
+        description="Events of one user that may come at once: more than the longest invoice or import of one instant "
+        "(count).",
+    )
     item_influence: float = Field(
         4.0,
         gt=0,
