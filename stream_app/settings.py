@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -770,6 +770,19 @@ class ReplicaSettings(_Group):
         return Path(self.directory).expanduser()
 
 
+class MemorySettings(_Group):
+    """How much memory a process may take before new records wait."""
+
+    limit: Literal["auto", "off"] | Annotated[int, Field(ge=16_777_216)] = Field(
+        "auto",
+        description="Near it, records wait at the broker and caches shrink (bytes of the process); auto: the limit of "
+        "the container (cgroup), if there is one; off: none.",
+    )
+    hold_back_at: float = Field(
+        0.9, gt=0, le=1, description="Share of the limit from which on records wait and caches shrink."
+    )
+
+
 class MetricsSettings(_Group):
     """The Prometheus endpoint of each process."""
 
@@ -819,6 +832,7 @@ class Settings(BaseSettings):
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     replica: ReplicaSettings = Field(default_factory=ReplicaSettings)
+    memory: MemorySettings = Field(default_factory=MemorySettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 

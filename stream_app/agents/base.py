@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 from stream_app.delivery.dead_letters import dead_letter
 from stream_app.delivery.engine import batches, faust_app, raw_topic
+from stream_app.delivery.gate import Gate
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.records import InRecord
 from stream_app.delivery.retry import until_it_works
@@ -40,6 +41,9 @@ class Agent(ABC):
         settings: of this process.
         publisher: started.
         metrics: of this process.
+
+    Attributes:
+        gate: in front of what it consumes; another may be given before it is started.
     """
 
     role: ClassVar[str]
@@ -51,6 +55,7 @@ class Agent(ABC):
         self.topics = Topics(settings)
         self.publisher = publisher
         self.metrics = metrics
+        self.gate = Gate()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
         self._app: Any = None
@@ -93,7 +98,7 @@ class Agent(ABC):
 
     async def start(self) -> None:
         """Join the consumer group and begin."""
-        app = self._app = faust_app(self.settings, self.group, gathers=self.gathers)
+        app = self._app = faust_app(self.settings, self.group, gathers=self.gathers, gate=self.gate)
         app.agent(raw_topic(app, self.topic, *self.also), name=f"tailrace.{self.role}", concurrency=1)(
             self._consumer(self.handle, self.most)
         )

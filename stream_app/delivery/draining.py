@@ -15,7 +15,8 @@ are emptied then, and the records would be missing until the next rebalance.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from faust.transport.drivers import aiokafka as driver
@@ -163,6 +164,9 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
             if await self._seek_to_committed():
                 self._sought = moves
             return
+        if not self.app.tailrace_gate.lets(self, idle=self._idle(partitions), now=time.monotonic()):
+            await asyncio.sleep(_SOME_FULL_S)
+            return
         with_room = {tp for tp in partitions if (queue := self._queue(tp)) is not None and not queue.full()}
         if not with_room:
             await asyncio.sleep(_NOTHING_TO_FETCH_S)
@@ -212,6 +216,10 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         queue._queue.extend([Delivered(self, tp, record) for record in records])
         queue._wakeup_next(queue._getters)
         self._read_offset[tp] = records[-1].offset
+
+    def _idle(self, partitions: Iterable[TP]) -> bool:
+        """Whether nothing that was fetched waits."""
+        return not any(queue is not None and queue.qsize() for queue in map(self._queue, partitions))
 
     def _queue(self, tp: TP) -> Any:
         """Of the one agent whose topic it is; None while the conductor does not know the partition yet."""
