@@ -12,7 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 from pybase64 import b64decode, b64encode_as_string
 
-__all__ = ["pack_float16", "pack_float32", "pack_float64", "unpack_float16", "unpack_float32", "unpack_float64"]
+__all__ = [
+    "LARGEST_LEARNED",
+    "learnable",
+    "pack_float16",
+    "pack_float32",
+    "pack_float64",
+    "unpack_float16",
+    "unpack_float32",
+    "unpack_float64",
+]
+
+
+LARGEST_LEARNED = 1e6
+"""What is larger was not learned: sums and squares of hundreds of such products stay finite in float32. One that does
+not makes scores that compare with nothing, and compiled searches among them need not end."""
+
+
+def learnable(*arrays: NDArray[np.floating]) -> bool:
+    """Whether all numbers are finite and none is larger than :data:`LARGEST_LEARNED`."""
+    return all(bool((np.abs(values) <= LARGEST_LEARNED).all()) for values in arrays)
 
 
 def pack_float16(values: NDArray[np.floating]) -> str:

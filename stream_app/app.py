@@ -24,6 +24,7 @@ from stream_app.agents.interactions import InteractionsAgent
 from stream_app.agents.items import ItemsAgent
 from stream_app.agents.ranker import RankerAgent
 from stream_app.delivery.admin import create_topics
+from stream_app.delivery.gate import Gate
 from stream_app.delivery.publisher import Publisher
 from stream_app.delivery.retry import until_it_works
 from stream_app.delivery.rights import check_rights
@@ -31,11 +32,13 @@ from stream_app.encoder_metrics import watch_pools
 from stream_app.encoders import Encoders, deciding_settings
 from stream_app.errors import SettingsError, TailraceError, Unavailable
 from stream_app.faults import faults_folder, watch_faults
+from stream_app.headroom import memory_budget
 from stream_app.health.endpoints import serve
 from stream_app.health.ends import Ends
 from stream_app.health.health import Health
 from stream_app.health.judging import Seen
 from stream_app.health.looking import look
+from stream_app.holding_back import hold_back
 from stream_app.logs import get_logger
 from stream_app.memory import settle
 from stream_app.metrics import Metrics
@@ -88,6 +91,8 @@ class Tailrace:
         self._following: list[asyncio.Task[None]] = []
         self._watching: list[asyncio.Task[None]] = []
         self._dropping: asyncio.Task[None] | None = None
+        self._gate = Gate()
+        self._users: UserStore | None = None
         self._stack = contextlib.AsyncExitStack()
 
     @property
@@ -181,6 +186,12 @@ class Tailrace:
         watching = watch_pools(encoders, metrics, catalogue.unfinished if catalogue is not None else None)
         self._following.append(asyncio.create_task(watching, name="encoder-metrics"))
         self._stack.push_async_callback(_cancelled, self._following[-1])
+        budget = memory_budget(settings.memory)
+        if budget is not None:
+            shrinking = [] if self._users is None else [self._users]
+            holding = hold_back(settings.memory, budget, gate=self._gate, shrinking=shrinking, metrics=metrics)
+            self._following.append(asyncio.create_task(holding, name="memory"))
+            self._stack.push_async_callback(_cancelled, self._following[-1])
         await self._watch(watch)
 
     def _watch_health(self) -> None:
@@ -220,6 +231,7 @@ class Tailrace:
         warming: asyncio.Task[None] | None,
     ) -> None:
         agent = await self._agent(role, publisher, redis, watch)
+        agent.gate = self._gate
         self._stack.push_async_callback(agent.stop)
         self.agents.append(agent)
         if warming is not None:
@@ -280,11 +292,12 @@ class Tailrace:
         serving = replica.serving
         if replica.live != live:
             await encoders.release(live.space, role)
+        self._users = users = UserStore(redis, settings, metrics)
         agent = InteractionsAgent(
             settings,
             publisher,
             metrics,
-            users=UserStore(redis, settings, metrics),
+            users=users,
             stage=UserStage(settings, serving, Recommender(settings, serving)),
             serving=serving,
             pool=encoders.pool(replica.live, role),

@@ -95,6 +95,10 @@ class Metrics:
     ranker_examples: Gauge = field(init=False)
     factor_examples: Counter = field(init=False)
     factor_rows_waiting: Gauge = field(init=False)
+    memory_used: Gauge = field(init=False)
+    memory_limit: Gauge = field(init=False)
+    held_back: Gauge = field(init=False)
+    caches_shrunk: Counter = field(init=False)
     ready: Gauge = field(init=False)
     waiting: Waits = field(init=False)
     health: Computed = field(init=False)
@@ -197,6 +201,16 @@ class Metrics:
         )
         self.factor_rows_waiting = Gauge(
             "tailrace_factor_rows_waiting", "Changed item factors that are not broadcast yet.", registry=r
+        )
+        self.memory_used = Gauge(
+            "tailrace_memory_used_bytes", "What is used of the limit of memory; 0 without one.", registry=r
+        )
+        self.memory_limit = Gauge("tailrace_memory_limit_bytes", "The limit (memory.limit); 0: none.", registry=r)
+        self.held_back = Gauge(
+            "tailrace_held_back", "1 while records wait at the broker because memory is short.", registry=r
+        )
+        self.caches_shrunk = Counter(
+            "tailrace_caches_shrunk", "Times caches gave back half because memory was short.", registry=r
         )
         self.ready = Gauge("tailrace_ready", "1 when every role of the process takes events.", registry=r)
         self.waiting = Waits(r)

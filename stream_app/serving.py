@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas import messages
-from schemas.arrays import unpack_float32
+from schemas.arrays import learnable, unpack_float32
 from schemas.messages import Item, ItemFactors, ItemSignals, ItemVector, RankerWeights, Rule, VectorSpace, Versions
 from stream_app.codes import Codes
 from stream_app.errors import SnapshotError
@@ -350,8 +350,8 @@ class ServingState:
         if factors.space != self.frame or {len(context), len(target)} != {self.settings.factors.dimensions}:
             self.counters["factors_ignored"] += 1
             return False
-        if not (np.isfinite(context).all() and np.isfinite(target).all() and np.isfinite(factors.bias)):
-            raise ValueError(f"factors of item {item_id!r} are not finite")
+        if not learnable(context, target, np.array([factors.bias])):
+            raise ValueError(f"factors of item {item_id!r} are not finite, or too large")
         row = self._intern(item_id)
         if row < 0:
             self.counters["factors_without_place"] += 1
@@ -372,19 +372,19 @@ class ServingState:
             np.concatenate([unpack_float32(text) for text in texts])
             for texts in ([one.context for _, one in messages], [one.target for _, one in messages])
         )
-        bias = np.array([one.bias for _, one in messages], np.float32)
+        bias = np.array([one.bias for _, one in messages], np.float64)
         fit = all(
             one.space == self.frame and len(one.context) == len(one.target) == len(messages[0][1].context)
             for _, one in messages
         )
         if not fit or len(context) != size * len(messages) or len(target) != len(context):
             raise ValueError("these factors cannot be applied together")
-        if not (np.isfinite(context).all() and np.isfinite(target).all() and np.isfinite(bias).all()):
-            raise ValueError("factors of an item are not finite")
+        if not learnable(context, target, bias):
+            raise ValueError("factors of an item are not finite, or too large")
         rows = np.array([self._intern(item_id) for item_id, _ in messages], np.int32)
         if self.catalogue.reclaims != reclaims or rows.min() < 0 or len(set(rows.tolist())) < len(rows):
             raise ValueError("these factors cannot be applied together")
-        self.factors.apply(rows, context.reshape(-1, size), target.reshape(-1, size), bias)
+        self.factors.apply(rows, context.reshape(-1, size), target.reshape(-1, size), bias.astype(np.float32))
         self.counters["factors"] += len(rows)
 
     def _start_factors(self, rows: NDArray[np.int32]) -> None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -204,6 +204,21 @@ class UserSettings(_Group):
     hidden: int = Field(1_024, ge=0, le=100_000, description="Hidden items remembered per user, newest kept (count).")
     recent_event_ids: int = Field(
         128, ge=0, le=10_000, description="Event ids remembered per user to drop duplicates (count)."
+    )
+    events_per_s: int = Field(
+        10,
+        ge=0,
+        le=1_000_000,
+        description="Events of one user that count per second, on average; what comes faster for longer than the burst "
+        "is shed to the dead letter topic (too_many_events). Measured in append time or event time, whichever is "
+        "further on, so imports and replays are not shed; 0: no limit.",
+    )
+    events_burst: int = Field(
+        5_000,
+        ge=1,
+        le=100_000_000,
+        description="Events of one user that may come at once: more than the longest invoice or import of one instant "
+        "(count).",
     )
     item_influence: float = Field(
         4.0,
@@ -791,6 +806,19 @@ class ReplicaSettings(_Group):
         return Path(self.directory).expanduser()
 
 
+class MemorySettings(_Group):
+    """How much memory a process may take before new records wait."""
+
+    limit: Literal["auto", "off"] | Annotated[int, Field(ge=16_777_216)] = Field(
+        "auto",
+        description="Near it, records wait at the broker and caches shrink (bytes of the process); auto: the limit of "
+        "the container (cgroup), if there is one; off: none.",
+    )
+    hold_back_at: float = Field(
+        0.9, gt=0, le=1, description="Share of the limit from which on records wait and caches shrink."
+    )
+
+
 class MetricsSettings(_Group):
     """The HTTP endpoint of each process: metrics for Prometheus, and health."""
 
@@ -889,6 +917,7 @@ class Settings(BaseSettings):
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     replica: ReplicaSettings = Field(default_factory=ReplicaSettings)
+    memory: MemorySettings = Field(default_factory=MemorySettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     health: HealthSettings = Field(default_factory=HealthSettings)
     log: LogSettings = Field(default_factory=LogSettings)

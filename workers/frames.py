@@ -41,6 +41,7 @@ _MAGIC = b"TRE1"
 MAX_HEADER = 256 << 20
 MAX_PAYLOAD = 1 << 30
 """Anything longer is not a frame of ours; reading it would take the memory of the process."""
+_AT_ONCE = 1 << 20
 
 
 class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
@@ -167,11 +168,11 @@ def _sizes(head: bytes) -> tuple[int, int]:
 
 
 def _receive(connection: socket.socket, size: int) -> bytes | None:
-    received = bytearray(size)
-    view = memoryview(received)
-    while view:
-        count = connection.recv_into(view)
-        if count == 0:
+    # As it comes: a length alone takes no memory.
+    received = bytearray()
+    while len(received) < size:
+        part = connection.recv(min(size - len(received), _AT_ONCE))
+        if not part:
             return None
-        view = view[count:]
+        received += part
     return bytes(received)

@@ -18,6 +18,7 @@ from aiokafka import TopicPartition
 
 from stream_app.delivery.dead_letters import dead_letter
 from stream_app.delivery.engine import batches, faust_app, has_joined, raw_topic, what_ended
+from stream_app.delivery.gate import Gate
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.records import InRecord
 from stream_app.delivery.retry import until_it_works
@@ -43,6 +44,9 @@ class Agent(ABC):
         settings: of this process.
         publisher: started.
         metrics: of this process.
+
+    Attributes:
+        gate: in front of what it consumes; another may be given before it is started.
     """
 
     role: ClassVar[str]
@@ -54,6 +58,7 @@ class Agent(ABC):
         self.topics = Topics(settings)
         self.publisher = publisher
         self.metrics = metrics
+        self.gate = Gate()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
         self.stopping = False
@@ -117,7 +122,7 @@ class Agent(ABC):
 
     async def start(self) -> None:
         """Join the consumer group and begin."""
-        app = self._app = faust_app(self.settings, self.group, gathers=self.gathers)
+        app = self._app = faust_app(self.settings, self.group, gathers=self.gathers, gate=self.gate)
         app.tailrace_before_moving = self.before_partitions_move
         app.tailrace_on_failure = self._fail
         app.agent(raw_topic(app, self.topic, *self.also), name=f"tailrace.{self.role}", concurrency=1)(

@@ -98,6 +98,7 @@ class CatalogueSpaces:
         if not pool.started:
             await pool.start()
         agent = CatalogueAgent(self._settings, self._publisher, self._metrics, pool, number=space.number)
+        agent.gate = self._first.gate
         try:
             # Not before: a member of the group that cannot work would keep its partitions from those that can.
             await pool.ready()

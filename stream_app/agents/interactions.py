@@ -49,6 +49,8 @@ from stream_app.settings import Settings
 from stream_app.stores.requests import SlateRebuild, SlateRebuilds
 from stream_app.stores.users import REDIS_TRANSIENT, UserStore
 from stream_app.textify import Textifier
+from stream_app.users.flood import REASON as TOO_MANY_EVENTS
+from stream_app.users.fold import not_shed
 from stream_app.users.nearby import NearbyUsers, Newest, best_first
 from stream_app.users.showing import Showing
 from stream_app.users.sources import Sources
@@ -83,14 +85,24 @@ _TURNS_TO_SEND = 8
 """Turns of the loop in which what was published is written to the socket, before a computation holds the loop up."""
 
 
+@dataclass(slots=True)
+class _Taken(SourcedEvent):
+    """An event with its record, which a dead letter needs."""
+
+    record: InRecord | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What a part of a batch has to publish; ``more`` are records that follow when those before are acknowledged."""
+    """What a part of a batch has to publish; ``more`` are records that follow when those before are acknowledged.
+    ``shed`` are as in a ``StageResult``: their letters are written when the step is sent, for it may be computed again
+    before."""
 
     records: list[OutRecord]
     more: list[list[OutRecord]]
     slates: Sequence[NewSlate]
     space: str
+    shed: Sequence[tuple[SourcedEvent, int]] = ()
 
 
 @dataclass(slots=True)
@@ -533,7 +545,7 @@ class InteractionsAgent(Agent):
         for number, event in enumerate(events, 1):
             record = InRecord.from_faust(event)
             try:
-                sourced.append((event, record, self._sources.event(record, now)))
+                sourced.append((event, record, self._decode(record, now)))
             except InvalidMessage as error:
                 letters.append(self.letter(record, error))
                 refused.append(event)
@@ -682,6 +694,10 @@ class InteractionsAgent(Agent):
         for event in events:
             event.ack()
 
+    def _decode(self, record: InRecord, now: float) -> SourcedEvent:
+        sourced = self._sources.event(record, now)
+        return _Taken(sourced.event, sourced.partition, sourced.offset, sourced.appended_s, record)
+
     async def _one_by_one(
         self,
         sourced: Sequence[tuple[InRecord, T]],
@@ -745,7 +761,7 @@ class InteractionsAgent(Agent):
         held = {user_id: pending[user_id] for user_id in users & pending.keys()}
         held.update((user_id, batch.states[user_id]) for user_id in users & batch.states.keys())
         states = await self._users.load(users - held.keys()) | held
-        texts = await self._text_vectors(events, states)
+        texts = await self._text_vectors(not_shed(events, states, self.settings.users), states)
         t1 = time.perf_counter()
         space, now = self._serving.versions.space, time.time()
         result = self._stage.process(
@@ -764,7 +780,8 @@ class InteractionsAgent(Agent):
             batch.skipped[why] = batch.skipped.get(why, 0) + count
         first, *more = self._notes(result)
         letters, batch.letters = batch.letters, ()
-        step = _Step([*letters, *self._slates(result.slates, now), *first], more, result.slates, space)
+        records = [*letters, *self._slates(result.slates, now), *first]
+        step = _Step(records, more, result.slates, space, result.shed)
         self._observe("load", t1 - t0)
         self._observe("compute", time.perf_counter() - t1)
         return step
@@ -790,13 +807,28 @@ class InteractionsAgent(Agent):
     async def _send(self, step: _Step) -> None:
         """Publish what a step has to, and note what users see now."""
         t0 = time.perf_counter()
-        await self.publisher.publish(step.records)
+        await self.publisher.publish([*self._shed_letters(step.shed), *step.records])
         for records in step.more:
             await self.publisher.publish(records)
         self._showing.published(step.slates)
         self._keep_interests(step.slates, step.space)
         self._measure_freshness(step.slates)
         self._observe("publish", time.perf_counter() - t0)
+
+    def _shed_letters(self, shed: Iterable[tuple[SourcedEvent, int]]) -> list[OutRecord]:
+        limit, letters = self.settings.users.events_per_s, []
+        for sourced, untold in shed:
+            if not isinstance(sourced, _Taken) or sourced.record is None:
+                continue
+            more = f"; {untold:,} more of this user since the letter before have none, and are in the topic before it"
+            error = InvalidMessage(
+                TOO_MANY_EVENTS,
+                f"user {sourced.event.user_id!r} sends more than {limit:,} events per second (setting "
+                f"users.events_per_s), and this one was left out{more if untold else ''}; "
+                "if they are meant, raise the limit, then replay",
+            )
+            letters.append(self.letter(sourced.record, error))
+        return letters
 
     async def _publish_steps(self, batch: _Batch) -> None:
         """Publish what each step has to, the next step being computed meanwhile."""

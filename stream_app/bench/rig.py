@@ -161,6 +161,8 @@ async def rig(settings: Settings, where: Where, plan: ShopPlan, *, on_progress: 
             "topics": {**given["topics"], "prefix": prefix, "create": True},
             "replica": {**given["replica"], "directory": "off"},
             "log": {**given["log"], "level": "warning"},
+            # The slate of every event is waited for, however fast those of a hot user come.
+            "users": {**given["users"], "events_per_s": 0},
             # No event here has a text: the model would take memory and half a minute of a core for nothing.
             "encoder": {**given["encoder"], "eager": False},
         }

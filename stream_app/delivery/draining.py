@@ -22,7 +22,8 @@ Four rules are stricter than Faust's:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Mapping, Sequence, Set
+import time
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -249,6 +250,9 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
             if await self._seek_to_committed():
                 self._sought = moves
             return
+        if not self.app.tailrace_gate.lets(self, idle=self._idle(partitions), now=time.monotonic()):
+            await asyncio.sleep(_SOME_FULL_S)
+            return
         partitions -= self._left_out
         with_room = {tp for tp in partitions if (queue := self._queue(tp)) is not None and not queue.full()}
         if not with_room:
@@ -338,6 +342,10 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         queue._queue.extend([Delivered(held, tp, record) for record in records])
         queue._wakeup_next(queue._getters)
         self._read_offset[tp] = records[-1].offset
+
+    def _idle(self, partitions: Iterable[TP]) -> bool:
+        """Whether nothing that was fetched waits."""
+        return not any(queue is not None and queue.qsize() for queue in map(self._queue, partitions))
 
     def _queue(self, tp: TP) -> Any:
         """Of the one agent whose topic it is; None while the conductor does not know the partition yet."""

@@ -23,6 +23,7 @@ import faust
 
 from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.draining import DrainingTransport
+from stream_app.delivery.gate import Gate
 from stream_app.settings import Settings
 from stream_app.topics import Topics
 
@@ -50,13 +51,14 @@ def _credentials(settings: Settings) -> Any:
     return None if context is None else faust.SSLCredentials(context)
 
 
-def faust_app(settings: Settings, role: str, *, gathers: bool = False) -> Any:
+def faust_app(settings: Settings, role: str, *, gathers: bool = False, gate: Gate | None = None) -> Any:
     """The Faust app of a role; not started. Agents are added by the role's module.
 
     Args:
         settings: of this process.
         role: its consumer group.
         gathers: whether the broker may let records gather before it hands them out (``connection.gather_ms``).
+        gate: in front of what it consumes; None: always open.
     """
     delivery, connection = settings.delivery, settings.connection
     servers = ";".join(f"kafka://{server.strip()}" for server in settings.kafka.split(","))
@@ -94,6 +96,7 @@ def faust_app(settings: Settings, role: str, *, gathers: bool = False) -> Any:
     app.tailrace_fetch_max_wait_ms = connection.gather_ms if gathers else connection.fetch_max_wait_ms
     app.tailrace_on_failure = lambda _: None
     app.tailrace_fetch_min_bytes = _GATHERED_BYTES if gathers else 1
+    app.tailrace_gate = gate or Gate()
     app.transport = DrainingTransport(app.conf.broker_consumer, app)
     return app
 

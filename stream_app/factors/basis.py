@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas import messages
-from schemas.arrays import pack_float32, unpack_float32
+from schemas.arrays import learnable, pack_float32, unpack_float32
 
 __all__ = ["FactorBasis", "carry_basis", "extend_basis", "fit_basis", "without_text"]
 
@@ -85,8 +85,8 @@ class FactorBasis:
         mean, matrix = unpack_float32(message.mean), unpack_float32(message.matrix)
         if len(mean) != message.dimensions or len(matrix) != message.dimensions * message.factors:
             raise ValueError(f"the basis of {message.space!r} has arrays of other sizes than it says")
-        if not (np.isfinite(mean).all() and np.isfinite(matrix).all()):
-            raise ValueError(f"the basis of {message.space!r} holds values that are not finite")
+        if not learnable(mean, matrix):
+            raise ValueError(f"the basis of {message.space!r} holds values that are not finite, or too large")
         return cls(message.space, mean, matrix.reshape(message.dimensions, message.factors), message.frame)
 
     def same_as(self, other: FactorBasis | None) -> bool:

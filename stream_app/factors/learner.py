@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.arrays import pack_float32, unpack_float32
+from schemas.arrays import learnable, pack_float32, unpack_float32
 from schemas.messages import ItemFactors, TrainingExample
 from stream_app.factors.basis import FactorBasis, without_text
 from stream_app.factors.kernels import learn_examples
@@ -385,8 +385,8 @@ class FactorLearner:
             return False
         numbers = np.array([message.bias, *message.accumulators])
         places = {int(partition): offset for partition, offset in message.applied.items()}
-        if not (np.isfinite(context).all() and np.isfinite(target).all() and np.isfinite(numbers).all()):
-            raise ValueError(f"factors of item {message.item_id!r} are not finite")
+        if not (learnable(context, target, numbers[:1]) and np.isfinite(numbers).all()):
+            raise ValueError(f"factors of item {message.item_id!r} are not finite, or too large")
         if any(not (0 <= partition < _PARTITIONS and offset < 2**62) for partition, offset in places.items()):
             raise ValueError(f"factors of item {message.item_id!r} are of a place that no record has")
         row = self._row_of.get(message.item_id)

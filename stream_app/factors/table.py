@@ -185,6 +185,6 @@ class Factors:
                     # Not there in snapshots of releases before a basis could be carried over.
                     origin = str(arrays["origin"]) if "origin" in arrays else ""
                     factors.basis = FactorBasis(str(arrays["space"]), arrays["mean"], arrays["matrix"], origin)
-        except (OSError, KeyError, ValueError, BadZipFile) as error:
+        except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
             raise SnapshotError(f"the factors in {directory} cannot be read: {error}") from error
         return factors

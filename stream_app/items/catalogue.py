@@ -15,6 +15,7 @@ from datetime import datetime
 from itertools import count as numbers
 from pathlib import Path
 from typing import Any, cast
+from zipfile import BadZipFile
 
 import msgspec
 import numpy as np
@@ -366,7 +367,7 @@ class Catalogue:
             packed = msgspec.msgpack.decode((directory / "catalogue.msgpack").read_bytes(), type=_Packed)
             with np.load(directory / "catalogue.npz", allow_pickle=False) as arrays:
                 columns = {name: arrays[name] for name in _COLUMNS}
-        except (OSError, KeyError, ValueError, msgspec.DecodeError) as error:
+        except (OSError, EOFError, BadZipFile, KeyError, ValueError, msgspec.DecodeError) as error:
             raise SnapshotError(f"the catalogue in {directory} cannot be read: {error}") from error
         count = len(packed.ids)
         if len(packed.facts) != count or any(len(column) != count for column in columns.values()):

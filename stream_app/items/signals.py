@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import msgspec
 import numpy as np
@@ -269,6 +270,8 @@ class Signals:
         )
         if any(not (np.abs(values) <= _LARGEST).all() for values in found.numbers):
             raise ValueError("a number is not finite, or too large")
+        if any((values < 0.0).any() for values in (found.symmetric, found.directed, found.counts, found.shown)):
+            raise ValueError("a count or weight is negative")
         return found
 
     def holds_more(self, row: int, applied: Mapping[str, int]) -> bool:
@@ -440,6 +443,8 @@ class Signals:
                 # ``shown`` is not there in files of older releases.
                 if name in held and not (np.abs(held[name]) <= _LARGEST).all():
                     raise ValueError(f"{name}: a number is not finite, or too large")
+                if name in held and name != "at" and (held[name] < 0.0).any():
+                    raise ValueError(f"{name}: a number is negative")
             signals.reserve(count)
             signals.apply_arrays(
                 np.arange(count, dtype=np.int32),
@@ -454,7 +459,7 @@ class Signals:
                 held.get("shown", np.zeros(count)).astype(np.float64),
             )
             signals.version = int(held["version"])
-        except (OSError, KeyError, ValueError, msgspec.DecodeError) as error:
+        except (OSError, EOFError, BadZipFile, KeyError, ValueError, msgspec.DecodeError) as error:
             raise SnapshotError(f"the signals in {directory} cannot be read: {error}") from error
         return signals
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.arrays import pack_float64, unpack_float32, unpack_float64
+from schemas.arrays import learnable, pack_float64, unpack_float32, unpack_float64
 from schemas.messages import RankerWeights, TrainingExample, TrainingExamples
 from stream_app.compiled import compiled
 from stream_app.ranking.features import CONTEXT, FEATURE_LIMIT, start_weights
@@ -280,8 +280,10 @@ class SoftmaxRanker:
             .reshape(len(self.names), 2)
             .T
         )
-        if not (np.isfinite(weights).all() and np.isfinite(sums).all() and (sums > 0).all()):
-            raise ValueError(f"weights {message.variant} version {message.version}: weights and sums must be finite")
+        if not (learnable(weights) and np.isfinite(sums).all() and (sums > 0).all()):
+            raise ValueError(
+                f"weights {message.variant} version {message.version}: weights and sums must be finite, not too large"
+            )
         network = self._network_of(message)
         self.weights, self._sums = weights.copy(), sums.copy()
         self._network = _Network.new(self._start, self._settings.hidden) if network is None else network
@@ -302,7 +304,7 @@ class SoftmaxRanker:
         size = fresh.skip.size + fresh.outer.size + fresh.inner.size
         if len(values) != size or len(sums) != size:
             return None
-        finite = np.isfinite(values).all() and np.isfinite(sums).all() and np.isfinite(message.losses).all()
+        finite = learnable(values) and np.isfinite(sums).all() and np.isfinite(message.losses).all()
         if not finite or (sums <= 0).any():
             raise ValueError(f"weights {message.variant} version {message.version}: the network must be finite")
         return fresh.filled(values, sums, message.network_examples)

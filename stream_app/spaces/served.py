@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.arrays import pack_float16, pack_float32, unpack_float16, unpack_float32
+from schemas.arrays import learnable, pack_float16, pack_float32, unpack_float16, unpack_float32
 from schemas.messages import VectorSpace
 from stream_app.spaces.whitening import Whitening
 
@@ -93,7 +93,7 @@ def _whitening(message: VectorSpace) -> Whitening:
             f"{len(scales)} scales do not fit {message.dimensions} dimensions"
         )
     finite = np.isfinite(mean).all() and np.isfinite(axes).all() and np.isfinite(scales).all()
-    if not finite or np.any(scales <= 0) or float(mean @ mean) >= 1.0:
+    if not finite or not learnable(scales, mean) or np.any(scales <= 0) or float(mean @ mean) >= 1.0:
         raise ValueError(
             f"space {message.space} version {message.version}: scales must be positive, the mean shorter than 1"
         )

@@ -59,6 +59,14 @@ class UserCache:
         while len(self._packed) > self._limit:
             self.drop(next(iter(self._packed)))
 
+    def resize(self, *, limit: int, unpacked: int) -> None:
+        """Other bounds, in force at once; who was not asked for the longest leaves."""
+        self._limit, self._unpacked = limit, unpacked
+        while len(self._packed) > limit:
+            self._states.pop(self._packed.popitem(last=False)[0], None)
+        while len(self._states) > unpacked:
+            self._states.popitem(last=False)
+
     def _keep(self, user_id: str, state: UserState) -> None:
         self._states[user_id] = state
         self._states.move_to_end(user_id)

@@ -87,6 +87,8 @@ class EmbeddingCache:
         for key, value in zip(missing, values, strict=True):
             if isinstance(value, bytes) and len(value) == size:
                 vector = np.frombuffer(value, dtype="<f4")
+                if not np.isfinite(vector).all():
+                    continue  # not written by us: the text is embedded again
                 found[key] = vector
                 self._remember(key, vector)
                 self.redis_hits += 1

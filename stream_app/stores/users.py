@@ -100,6 +100,7 @@ class UserStore:
         self._metrics = metrics
         self._prefix = f"{settings.topics.prefix}:user:"
         self._cache = UserCache(limit=settings.users.cache, unpacked=settings.users.unpacked)
+        self._shrunk = 0
         self._save_sha = ""
         self._generation = 0
 
@@ -113,6 +114,27 @@ class UserStore:
         """
         self._cache.clear()
         self._generation += 1
+
+    def shrink(self) -> bool:
+        """Keep half as many users in memory as before; False where no more than a batch's would be."""
+        users = self._settings.users
+        if min(users.cache, users.unpacked) >> (self._shrunk + 1) < self._settings.delivery.batch:
+            return False
+        self._resize(self._shrunk + 1)
+        return True
+
+    def restore(self) -> bool:
+        """Keep twice as many again; False where it is what the settings say."""
+        if not self._shrunk:
+            return False
+        self._resize(self._shrunk - 1)
+        return True
+
+    def _resize(self, shrunk: int) -> None:
+        self._shrunk = shrunk
+        users = self._settings.users
+        self._cache.resize(limit=users.cache >> shrunk, unpacked=users.unpacked >> shrunk)
+        self._measure()
 
     async def load(self, user_ids: Iterable[str]) -> dict[str, UserState]:
         """The state of each user; a user never seen has an empty one. Waits while Redis is away.

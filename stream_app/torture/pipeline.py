@@ -241,7 +241,13 @@ class Pipeline:
         async for record in read_to_end(self.settings, self.topics.interactions):
             event = msgspec.json.decode(record.value, type=Interaction)
             state = states.setdefault(event.user_id, UserState(event.user_id))
-            fold(state, event, partition=record.partition, offset=record.offset)
+            fold(
+                state,
+                event,
+                partition=record.partition,
+                offset=record.offset,
+                appended_s=record.timestamp / 1_000,
+            )
         return {user_id: encode_state(state) for user_id, state in states.items()}
 
     async def states(self, users: Sequence[str]) -> dict[str, bytes]:

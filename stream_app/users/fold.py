@@ -7,22 +7,24 @@ a partition changes nothing: an event at or below the last applied offset of its
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from operator import mul
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from schemas.messages import MAX_ID, Interaction, Transition
 from stream_app.settings import EventType, ItemSettings, UserSettings
 from stream_app.textify import Textifier, default_textifier
+from stream_app.users.flood import REASON, metered, told
 from stream_app.users.impressions import note_shown, note_taken, passed_over
 from stream_app.users.influence import granted
 from stream_app.users.state import HistoryEntry, Latest, UserState, event_hash, id_hash, shared_id
 
-__all__ = ["Fold", "Folder", "fold"]
+__all__ = ["Fold", "Folder", "Placed", "fold", "not_shed"]
 
 T = TypeVar("T")
 _DAY_S = 86_400.0
@@ -37,7 +39,8 @@ class Fold:
 
     Attributes:
         outcome: ``applied``, ``replayed`` (the offset was applied before), ``duplicate`` (the same ``event_id`` was
-            seen under another offset) or ``forgotten`` (it is from before the user was forgotten).
+            seen under another offset), ``forgotten`` (it is from before the user was forgotten) or ``too_many_events``
+            (it is shed, see ``stream_app.users.flood``).
         refreshes: whether the user's slate must be made again.
         transition: what the event says about items, or None.
         teaches: whether the event is a choice the ranker can learn from: a positive interaction with an item
@@ -45,6 +48,7 @@ class Fold:
         share: how much of what such an event says it may say, 0 to 1: one user's influence is bounded.
         passed: hashes of the items shown above what was taken, when the event teaches (see ``passed_over``).
         shown: items for which an impression event counts.
+        untold: of an event that is shed and has a dead letter, how many were shed without one before it; else None.
     """
 
     outcome: str
@@ -54,11 +58,13 @@ class Fold:
     share: float = 1.0
     passed: tuple[int, ...] = ()
     shown: tuple[str, ...] = ()
+    untold: int | None = None
 
 
 _REPLAYED = Fold("replayed")
 _DUPLICATE = Fold("duplicate")
 _FORGOTTEN = Fold("forgotten")
+_SHED = Fold(REASON)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +117,9 @@ def fold(
         textifier: what is kept of the event's words.
         appended_s: when the broker took it, seconds since 1970.
     """
-    if offset <= state.applied.get(partition, -1):
-        return _REPLAYED
-    state.applied[partition] = offset
-    if state.forgotten_at and appended_s <= state.forgotten_at:
-        return _FORGOTTEN
-    event_id = event_hash(event.event_id)
-    if event_id in state.recent_event_ids:
-        return _DUPLICATE
-    _remember(state.recent_event_ids, event_id, None, users.recent_event_ids)
-    state.events += 1
-
+    refused = _refused(state, event, partition=partition, offset=offset, appended_s=appended_s, users=users)
+    if refused is not None:
+        return refused
     kind = event_types[event.type]
     polarity = kind.polarity
     if kind.negative_below is not None and event.value is not None and event.value < kind.negative_below:
@@ -173,6 +171,78 @@ def fold(
             entry = msgspec.structs.replace(entry, share=share)
         state.append(entry, users.history)
     return Fold("applied", kind.refreshes, transition, teaches, share, passed, shown)
+
+
+def _refused(
+    state: UserState, event: Interaction, *, partition: int, offset: int, appended_s: float, users: UserSettings
+) -> Fold | None:
+    """Why an event has no effect, noted in ``state``; None: it has."""
+    if offset <= state.applied.get(partition, -1):
+        return _REPLAYED
+    state.applied[partition] = offset
+    if state.forgotten_at and appended_s <= state.forgotten_at:
+        return _FORGOTTEN
+    event_id = event_hash(event.event_id)
+    if event_id in state.recent_event_ids:
+        return _DUPLICATE
+    before = state.flood
+    state.flood, shed = metered(before, appended_s=appended_s, occurred_s=event.occurred_at.timestamp(), settings=users)
+    if shed:
+        # Its id is not remembered: it may be replayed when the flood is over.
+        untold = told(before, state.flood)
+        return _SHED if untold is None else Fold(REASON, untold=untold)
+    _remember(state.recent_event_ids, event_id, None, users.recent_event_ids)
+    state.events += 1
+    return None
+
+
+class Placed(Protocol):
+    """An event and where it was in ``interactions.v1``."""
+
+    event: Interaction
+    partition: int
+    offset: int
+    appended_s: float
+
+
+P = TypeVar("P", bound=Placed)
+
+
+def not_shed(events: Sequence[P], states: Mapping[str, UserState], users: UserSettings) -> Sequence[P]:
+    """Those of ``events`` that will not be shed when they are folded in order: nothing is to be prepared for others.
+
+    Args:
+        events: of any users; those of one user in the order of their offsets.
+        states: of those users; not changed.
+        users: the bounds.
+    """
+    if not users.events_per_s:
+        return events
+    counts = Counter([placed.event.user_id for placed in events])
+    # Who has room for all of them is nearly everybody, and not looked at further.
+    copies = {
+        user_id: states[user_id].copy()
+        for user_id, count in counts.items()
+        if states[user_id].flood.events + count > users.events_burst
+    }
+    if not copies:
+        return events
+    kept = []
+    for placed in events:
+        state = copies.get(placed.event.user_id)
+        if state is not None:
+            refused = _refused(
+                state,
+                placed.event,
+                partition=placed.partition,
+                offset=placed.offset,
+                appended_s=placed.appended_s,
+                users=users,
+            )
+            if refused is not None and refused.outcome == REASON:
+                continue
+        kept.append(placed)
+    return kept
 
 
 def _landing(event: Interaction) -> str:

@@ -104,6 +104,7 @@ class StageResult:
         transitions: by source partition, in order of offsets.
         examples: by source partition, in order of offsets.
         skipped: how many events had no effect, by why.
+        shed: events too many of their users that have a dead letter, each with how many were shed without one before.
     """
 
     states: dict[str, UserState] = field(default_factory=dict)
@@ -114,6 +115,7 @@ class StageResult:
     transitions: dict[int, list[Transition]] = field(default_factory=lambda: defaultdict(list))
     examples: dict[int, list[TrainingExample]] = field(default_factory=lambda: defaultdict(list))
     skipped: dict[str, int] = field(default_factory=dict)
+    shed: list[tuple[SourcedEvent, int]] = field(default_factory=list)
 
     def add(self, later: StageResult) -> None:
         """What the events that follow amount to, computed on the states of these."""
@@ -128,6 +130,7 @@ class StageResult:
             self.examples[source] += examples
         for why, count in later.skipped.items():
             self.skipped[why] = self.skipped.get(why, 0) + count
+        self.shed += later.shed
 
 
 @dataclass(slots=True)
@@ -204,6 +207,8 @@ class UserStage:
                 result.skipped[fold.outcome] = result.skipped.get(fold.outcome, 0) + 1
                 if fold.outcome == "replayed":
                     continue
+                if fold.untold is not None:
+                    result.shed.append((sourced, fold.untold))
             result.states[user_id] = state
             result.partitions[user_id] = sourced.partition
             if fold.transition is not None:

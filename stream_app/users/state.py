@@ -26,6 +26,7 @@ from stream_app.errors import NewerVersion
 
 __all__ = [
     "STATE_VERSION",
+    "Flood",
     "HistoryEntry",
     "Latest",
     "Located",
@@ -101,6 +102,24 @@ class Profile(msgspec.Struct, frozen=True, array_like=True):
     blocked: tuple[int, ...] = ()
     blocked_labels: tuple[str, ...] = ()
     language: str = ""
+
+
+class Flood(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How fast a user's events come (``stream_app.users.flood``).
+
+    ``events`` are in the bucket, as of the latest append time and the latest event time (whole seconds since 1970);
+    ``shed`` is how many were shed in the minute of that append time, ``untold`` how many of all since the last that has
+    a dead letter.
+    """
+
+    events: int = 0
+    appended_s: int = 0
+    occurred_s: int = 0
+    shed: int = 0
+    untold: int = 0
+
+
+_NO_FLOOD = Flood()
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -222,7 +241,7 @@ class UserState:
     :func:`short_hash` of an item, oldest first, how much the user added to it lately, as of an event time; and how much
     of the budget was spent, as of an event time. ``seen`` are the last impressions (``stream_app.users.impressions``):
     by hash of an item, in the order shown, when it was shown last (-inf: taken since) and when that counted last (-inf:
-    never), event times; and ``seen_spent`` is their budget.
+    never), event times; and ``seen_spent`` is their budget. ``flood`` bounds how many events count per second.
 
     ``generation`` is that of the last rebuild the state comes from (0: none); it is stored beside the state and not in
     it, so that a rebuild that changes nothing changes no byte.
@@ -242,6 +261,7 @@ class UserState:
     spent: tuple[float, float] = (0.0, 0.0)
     seen: dict[int, tuple[float, float]] = field(default_factory=dict)
     seen_spent: tuple[float, float] = (0.0, 0.0)
+    flood: Flood = _NO_FLOOD
     latest_of: tuple[tuple[HistoryEntry, ...], Latest] | None = field(default=None, compare=False, repr=False)
     """A history and its :meth:`latest`. Nothing of it is stored."""
     located: Located | None = field(default=None, compare=False, repr=False)
@@ -280,6 +300,7 @@ class UserState:
             self.spent,
             dict(self.seen),
             self.seen_spent,
+            self.flood,
             self.latest_of,
             self.located,
             self.written,
@@ -322,12 +343,8 @@ class _Packed(msgspec.Struct, array_like=True):
     spent: tuple[float, float]
     seen: dict[int, tuple[float, float]]
     seen_spent: tuple[float, float]
-
-
-class _PackedAhead(_Packed, array_like=True):
-    """The same to write, the history in MessagePack already."""
-
-    history: msgspec.Raw  # type: ignore[assignment]
+    flood: Flood = _NO_FLOOD
+    """Not there in states written before it was; who does not know it leaves it out."""
 
 
 class _PackedBefore(msgspec.Struct, array_like=True):
@@ -373,26 +390,26 @@ def encode_state(state: UserState) -> bytes:
     Columns (times as differences, each value once) take a fifth off that, and five times as long in Python.
     """
     until = [(place, at) for place, at in enumerate(state.consumed.values()) if at != math.inf]
-    return _PREFIX + _compressor.compress(
-        _encoder.encode(
-            _PackedAhead(
-                msgspec.Raw(_history_in_bytes(state)),
-                _in_bytes(state.consumed, _ID_BYTES),
-                _in_bytes(state.hidden, _ID_BYTES),
-                _in_bytes(state.recent_event_ids, _EVENT_BYTES),
-                state.applied,
-                state.events,
-                dict(until),
-                state.profile,
-                state.profile_applied,
-                state.forgotten_at,
-                state.added,
-                state.spent,
-                state.seen,
-                state.seen_spent,
-            )
-        )
+    # The fields of _Packed, the history in MessagePack already.
+    fields: tuple[object, ...] = (
+        msgspec.Raw(_history_in_bytes(state)),
+        _in_bytes(state.consumed, _ID_BYTES),
+        _in_bytes(state.hidden, _ID_BYTES),
+        _in_bytes(state.recent_event_ids, _EVENT_BYTES),
+        state.applied,
+        state.events,
+        dict(until),
+        state.profile,
+        state.profile_applied,
+        state.forgotten_at,
+        state.added,
+        state.spent,
+        state.seen,
+        state.seen_spent,
     )
+    if state.flood != _NO_FLOOD:
+        fields = (*fields, state.flood)
+    return _PREFIX + _compressor.compress(_encoder.encode(fields))
 
 
 def _history_in_bytes(state: UserState) -> bytes:
@@ -474,6 +491,7 @@ def _unpacked(user_id: str, packed: _Packed) -> UserState:
         packed.spent,
         packed.seen,
         packed.seen_spent,
+        packed.flood,
     )
 
 

@@ -52,7 +52,8 @@ async def test_users_that_move_to_new_partitions_keep_their_events_and_their_ord
                 sent = await producer.send_and_wait(
                     pipeline.topics.interactions, encode(event), key=event.user_id.encode()
                 )
-                fold(states[event.user_id], event, partition=sent.partition, offset=sent.offset)
+                place = {"partition": sent.partition, "offset": sent.offset, "appended_s": sent.timestamp / 1_000}
+                fold(states[event.user_id], event, **place)
                 places[event.user_id].add(sent.partition)
                 pipeline.last_offsets[sent.partition] = sent.offset
                 await asyncio.sleep(0.002)

@@ -20,6 +20,7 @@ from stream_app.torture.outcome import Outcome
 from stream_app.torture.proxy import Proxy
 from stream_app.torture.schedule import ALL_KINDS, BROKER, REDIS, Kind, make_schedule
 from stream_app.torture.stream import make_stream
+from stream_app.users.state import Flood, UserState, encode_state
 
 
 @given(st.integers(0, 10_000), st.integers(1, 50_000), st.integers(1, 8), st.integers(0, 40))
@@ -155,19 +156,24 @@ def test_a_moved_clock_moves_the_wall_clock_of_its_process_and_no_other(tmp_path
     assert found[-1] - found[0] < 30
 
 
+ONE, TWO = (encode_state(UserState("u", applied={0: offset}, events=1)) for offset in (1, 2))
+
+
 def outcome() -> Outcome:
     row = ItemSignals(item_id="i", at=1.0, counts=[1.0], applied={"0": 3}, neighbours=[], symmetric="", directed="")
     return Outcome(
-        users={"u": b"1"}, expected={"u": b"1"}, items={"i": row}, examples=3, examples_applied={"0": 2}, slates={}
+        users={"u": ONE}, expected={"u": ONE}, items={"i": row}, examples=3, examples_applied={"0": 2}, slates={}
     )
 
 
 def test_runs_that_amount_to_the_same_are_equal_and_any_difference_is_named() -> None:
     calm = outcome()
     assert calm.differences(outcome()) == []
-    assert calm.differences(replace(outcome(), users={"u": b"2"}, expected={"u": b"2"})) == ["state of u differs"]
+    at_another_time = encode_state(UserState("u", applied={0: 1}, events=1, flood=Flood(1, 1_700_000_000, 5)))
+    assert calm.differences(replace(outcome(), users={"u": at_another_time}, expected={"u": at_another_time})) == []
+    assert calm.differences(replace(outcome(), users={"u": TWO}, expected={"u": TWO})) == ["state of u differs"]
     assert calm.differences(replace(outcome(), users={}, expected={})) == ["state of u differs"]
-    assert calm.differences(replace(outcome(), users={"u": b"2"})) == [
+    assert calm.differences(replace(outcome(), users={"u": TWO})) == [
         "state of u is not that of its events",
         "state of u differs",
     ]
