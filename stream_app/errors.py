@@ -8,6 +8,7 @@ TailraceError
 │   └── TooLate            it was not embedded by its deadline
 ├── DatasetError           a data set's file cannot be read; names the file and the line
 ├── EmbeddedStackError     the embedded broker or Redis could not be started
+├── Forbidden              a service does not let our user do what it has to; names what
 ├── SnapshotError          a snapshot on disk cannot be used; the replica reads the topics instead
 ├── SpaceError             a change of vector spaces that cannot be made
 ├── TopicError             a topic is not there, or the broker refuses to create it
@@ -20,6 +21,7 @@ __all__ = [
     "DatasetError",
     "EmbeddedStackError",
     "EncodeError",
+    "Forbidden",
     "InvalidMessage",
     "PoisonText",
     "SettingsError",
@@ -71,6 +73,10 @@ class DatasetError(TailraceError):
 
 class EmbeddedStackError(TailraceError):
     """The embedded broker or Redis could not be started."""
+
+
+class Forbidden(TailraceError):
+    """A service does not let our user do what it has to."""
 
 
 class SnapshotError(TailraceError):

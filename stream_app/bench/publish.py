@@ -23,7 +23,8 @@ from stream_app.items.partitions import item_partition
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
-from stream_app.stores.users import UserStore, connect_redis
+from stream_app.stores.redis_client import connect_redis
+from stream_app.stores.users import UserStore
 from stream_app.topics import Topics
 
 __all__ = ["answering", "publish_items", "publish_past", "remove_past", "sender"]

@@ -59,6 +59,10 @@ class UserCache:
         while len(self._states) > self._unpacked:
             self._states.popitem(last=False)
 
+    def newest(self) -> list[tuple[str, bytes]]:
+        """Every user held and the state as bytes, who was asked for last first."""
+        return list(reversed(self._packed.items()))
+
     def drop(self, user_id: str) -> None:
         """Hold nothing of a user."""
         self._packed.pop(user_id, None)
