@@ -21,9 +21,16 @@ from redis.asyncio.connection import (
     parse_url,
 )
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
-from redis.exceptions import ClusterError, OutOfMemoryError, ReadOnlyError, RedisClusterException, ResponseError
+from redis.exceptions import (
+    ClusterError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -77,6 +84,30 @@ class _TlsConnection(_Encrypted, Connection):
 
 class _SentinelTlsConnection(_Encrypted, SentinelManagedConnection):
     pass
+
+
+class _Sentinels(Sentinel):
+    """Sentinels, asked for the primary as clients are to ask: while a failover goes on they name the new one.
+
+    redis-py looks it up in the list of all services, where the one before stands until every replica was told, for ten
+    seconds and more; what is written there meanwhile is lost.
+    """
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        problems = []
+        for place, sentinel in enumerate(self.sentinels):
+            try:
+                address: Any = await sentinel.sentinel_get_master_addr_by_name(service_name)
+            except RedisError as error:
+                options = sentinel.connection_pool.connection_kwargs
+                problems.append(f"{options['host']}:{options['port']}: {error}")
+                continue
+            if address:
+                self.sentinels.insert(0, self.sentinels.pop(place))
+                host, port = address
+                return str(host), int(port)
+        why = "; ".join(problems) or "none of them knows it"
+        raise MasterNotFoundError(f"the sentinels name no primary of {service_name!r}: {why}")
 
 
 class _SentinelPool(SentinelConnectionPool):
@@ -185,9 +216,9 @@ def _sentinel_pool(
     credentials.check()
     tls: dict[str, Any] = {"certificates": certificates} if certificates is not None else {}
     plain = {"connection_class": Connection if certificates is None else _TlsConnection, **tls}
-    to_sentinels = {**options, **plain, "credential_provider": credentials}
+    to_sentinels = {**options, **plain, "credential_provider": credentials, "decode_responses": True}
     to_sentinels["socket_timeout"] = options["socket_connect_timeout"]  # it only looks something up
-    manager = Sentinel([], sentinel_kwargs={})  # type: ignore[no-untyped-call]
+    manager = _Sentinels([], sentinel_kwargs={})  # type: ignore[no-untyped-call]
     manager.sentinels = [
         Redis.from_pool(ConnectionPool(host=host, port=port, **to_sentinels)) for host, port in address.nodes
     ]
@@ -264,6 +295,6 @@ async def look_again(redis: RedisClient, error: BaseException) -> None:
             await redis.aclose()
             if isinstance(redis, _Cluster):
                 redis.ask_seeds()
-        elif "READONLY" in str(error) or isinstance(error, ReadOnlyError):
-            # Behind a name or a proxy the primary may be another server now; connections lead to the one before.
+        elif isinstance(redis.connection_pool, _SentinelPool) or "READONLY" in str(error):
+            # The primary may be another server now, also behind a name or a proxy; connections lead to the one before.
             await redis.connection_pool.disconnect(inuse_connections=False)
