@@ -46,20 +46,21 @@ class RedisNode(EmbeddedRedis):
 
 
 class SentinelServer(Server):
-    """A sentinel, alone with its opinion, that watches a primary."""
+    """A sentinel, alone with its opinion, that watches a primary, or what stands before it on another port."""
 
     name = "sentinel"
 
-    def __init__(self, *, directory: Path, primary: RedisNode) -> None:
+    def __init__(self, *, directory: Path, primary: RedisNode, watched_port: int = 0) -> None:
         super().__init__(directory=directory)
         self.primary = primary
+        self.watched_port = watched_port
 
     async def _prepare(self) -> None:
         lines = [
             f"port {self.port}",
             f"bind {LOOPBACK}",
             f"dir {self.directory}",
-            f"sentinel monitor {SERVICE} {LOOPBACK} {self.primary.port} 1",
+            f"sentinel monitor {SERVICE} {LOOPBACK} {self.watched_port or self.primary.port} 1",
             f"sentinel down-after-milliseconds {SERVICE} {_DOWN_AFTER_MS}",
             f"sentinel failover-timeout {SERVICE} 2000",
         ]
