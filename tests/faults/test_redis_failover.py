@@ -14,9 +14,11 @@ from tests.stacks import Stack
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(240)]
 
 
-async def strike(servers: Group, pipeline: Pipeline) -> None:
+async def killed(servers: Group, pipeline: Pipeline) -> None:
     worker = pipeline.workers["interactions"]
     await asyncio.gather(servers.primary.kill(), worker.kill())
+    for server in servers.servers:
+        server.resume()
     await asyncio.gather(worker.start(), servers.promoted())
 
 
@@ -33,7 +35,9 @@ async def test_a_promoted_replica_has_every_state_whose_events_were_acknowledged
 
         async def in_the_middle(number: int) -> None:
             if number == len(stream.events) // 3:
-                striking.append(asyncio.create_task(strike(servers, pipeline)))
+                await servers.cut_off_replicas()  # what the primary takes from now on will be lost with it
+            if number == len(stream.events) * 2 // 3:
+                striking.append(asyncio.create_task(killed(servers, pipeline)))
 
         try:
             await pipeline.start(["interactions"])
