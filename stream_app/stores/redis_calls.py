@@ -35,7 +35,7 @@ class Call(NamedTuple):
     """A command and the one key it is about."""
 
     key: str
-    command: tuple[str | bytes | int | float, ...]
+    command: tuple[str | bytes | int, ...]
 
 
 class Calls:

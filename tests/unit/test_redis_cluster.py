@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from redis.asyncio import RedisCluster
 from redis.asyncio.cluster import ClusterNode
+from redis.exceptions import RedisClusterException
 
 from stream_app.metrics import Metrics
 from stream_app.settings import load_settings
 from stream_app.stores.embedding_cache import EmbeddingCache
-from stream_app.stores.redis_client import connect_redis, histories, primaries_info
+from stream_app.stores.redis_client import connect_redis, histories, look_again, primaries_info
 from stream_app.stores.users import UserStore
 from stream_app.users.state import UserState
 from tests.redis_servers import RedisNode, cluster
@@ -124,6 +125,20 @@ async def test_embeddings_are_cached_on_all_primaries(nodes: list[RedisNode]) ->
     assert loaded.keys() == vectors.keys()
     assert all((loaded[key] == vectors[key]).all() for key in vectors)
     assert cache.redis_failures == 0
+
+
+async def test_the_nodes_of_the_url_are_asked_again_when_all_that_were_known_are_gone(nodes: list[RedisNode]) -> None:
+    async with process(nodes[1:2]) as one:
+        await one.redis.ping()
+        known = one.redis.nodes_manager.startup_nodes
+        assert len(known) == len(nodes)
+        known.clear()
+        known["gone"] = ClusterNode("127.0.0.1", 1, **one.redis.connection_kwargs)
+        await one.redis.aclose()
+        with pytest.raises(RedisClusterException, match="cannot be connected") as error:
+            await one.redis.ping()
+        await look_again(one.redis, error.value)
+        assert await one.redis.ping()
 
 
 @pytest.mark.parametrize("replicas", [0, 1])
