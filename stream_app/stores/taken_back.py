@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from stream_app.errors import Unavailable
 from stream_app.stores.redis_calls import Call, Calls, refusal
@@ -73,7 +73,10 @@ async def write_again(
         ValueError: when a state cannot be read; names the user.
         Unavailable: when Redis refuses; start again.
     """
-    sha = str(await redis.script_load(_WRITE_AGAIN))
+    try:
+        sha = str(await redis.script_load(_WRITE_AGAIN))
+    except ResponseError as error:
+        raise refusal(error, "SCRIPT LOAD", "the script that writes again") from error
     written, other = 0, []
     for start in range(0, len(states), _AT_ONCE):
         if not wanted():

@@ -63,7 +63,8 @@ redis.call('HSET', KEYS[1], unpack(fields))
 if ARGV[5] ~= '0' then redis.call('EXPIRE', KEYS[1], ARGV[5]) else redis.call('PERSIST', KEYS[1]) end
 return 1
 """
-_REFUSED, _WRITTEN, _THE_SAME = 0, 1, 2
+_WRITTEN, _THE_SAME = 1, 2
+"""What the script answers; 0: there is something newer, or as new and not the same."""
 
 
 class UserStore:

@@ -168,11 +168,18 @@ async def test_a_server_that_comes_back_empty_gets_what_the_process_knows(tmp_pa
     try:
         async with process(server.url) as owner:
             await owner.event("ann", "bob", offset=0)
+            gone = UserState("gone", applied={0: 1}, profile_applied={0: 3}, forgotten_at=9.0)
+            assert await owner.users.save({"gone": gone}, partitions={"gone": 0}) == []
             await server.kill()
             await server.start()
             await owner.users.load(["new"])
-            found = await stored(server.url, "ann", "bob")
+            assert owner.count("tailrace_users_taken_back_total") == 3
+            found = await stored(server.url, "ann", "bob", "gone")
+            assert found.pop("gone") == encode_state(gone)
             assert found == {user_id: expected(user_id, range(1)) for user_id in ("ann", "bob")}
+            async with process(server.url) as other:
+                assert [await other.redis.ttl(f"t:user:{user_id}") for user_id in ("ann", "new")] == [-1, -2]
+                assert await other.redis.ttl("t:user:gone") > 0
     finally:
         await server.kill()
 
