@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 from aiokafka import TopicPartition
-from redis.asyncio import Redis
 
 from schemas.messages import ModelSpace
 from stream_app.agents.base import Agent
@@ -48,8 +47,9 @@ from stream_app.replicas.spaces import SpaceWatch, control_record
 from stream_app.settings import Settings
 from stream_app.space_operations import control_of
 from stream_app.spaces.control import served_space
+from stream_app.stores.redis_client import RedisClient, connect_redis, warn_of_eviction
 from stream_app.stores.requests import SlateRebuilds
-from stream_app.stores.users import REDIS_TRANSIENT, UserStore, connect_redis
+from stream_app.stores.users import UserStore
 from stream_app.users.stage import UserStage
 from stream_app.warm_up import warm_up
 from workers.vector_pool import VectorPool
@@ -154,9 +154,8 @@ class Tailrace:
         redis = connect_redis(settings)
         self._stack.push_async_callback(redis.aclose)
         if "interactions" in self.roles:  # elsewhere it is a cache, and nothing rests on it
-            await until_it_works(
-                redis.ping, what="Redis", transient=REDIS_TRANSIENT, settings=settings.delivery, metrics=metrics
-            )
+            await UserStore(redis, settings, metrics).check()
+            await warn_of_eviction(redis)
         self._watch_spaces = watch = SpaceWatch(settings, lambda: control_of(settings))
         await watch.start()
         self._stack.push_async_callback(watch.stop)
@@ -226,7 +225,7 @@ class Tailrace:
         self,
         role: Role,
         publisher: Publisher,
-        redis: Redis,
+        redis: RedisClient,
         watch: SpaceWatch,
         warming: asyncio.Task[None] | None,
     ) -> None:
@@ -262,7 +261,7 @@ class Tailrace:
             if spaces is not None:
                 await spaces.stop()
 
-    async def _agent(self, role: Role, publisher: Publisher, redis: Redis, watch: SpaceWatch) -> Agent:
+    async def _agent(self, role: Role, publisher: Publisher, redis: RedisClient, watch: SpaceWatch) -> Agent:
         settings, metrics, encoders = self.settings, self.metrics, self._made(self.encoders)
         live = served_space(watch.control)
         if role == "items":

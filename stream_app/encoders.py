@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from redis.asyncio import Redis
 
 from schemas.messages import ModelSpace
 from stream_app.adapters.file import AdapterFile
@@ -19,6 +18,7 @@ from stream_app.images.pool import FusedPool, image_pool, image_source
 from stream_app.settings import EncoderSettings, Settings
 from stream_app.spaces.control import EncoderValue
 from stream_app.stores.embedding_cache import EmbeddingCache
+from stream_app.stores.redis_client import RedisClient
 from workers.image_models import describe_image_model
 from workers.models import describe_model
 from workers.pool import EncoderPool
@@ -63,7 +63,7 @@ class Encoders:
         redis: where vectors are cached.
     """
 
-    def __init__(self, settings: Settings, redis: Redis) -> None:
+    def __init__(self, settings: Settings, redis: RedisClient) -> None:
         self._settings = settings
         self._redis = redis
         self._pools: dict[str, VectorPool] = {}

@@ -9,6 +9,7 @@ TailraceError
 ├── DatasetError           a data set's file cannot be read; names the file and the line
 ├── NotAuthorized          the broker does not allow what has to be done; names operation and resource
 ├── EmbeddedStackError     the embedded broker or Redis could not be started
+├── Forbidden              a service does not let our user do what it has to; names what
 ├── SnapshotError          a snapshot on disk cannot be used; the replica reads the topics instead
 ├── SpaceError             a change of vector spaces that cannot be made
 ├── TopicError             a topic is not there, or the broker refuses to create it
@@ -23,6 +24,7 @@ __all__ = [
     "DatasetError",
     "EmbeddedStackError",
     "EncodeError",
+    "Forbidden",
     "InvalidMessage",
     "NewerVersion",
     "NotAuthorized",
@@ -76,6 +78,10 @@ class DatasetError(TailraceError):
 
 class EmbeddedStackError(TailraceError):
     """The embedded broker or Redis could not be started."""
+
+
+class Forbidden(TailraceError):
+    """A service does not let our user do what it has to."""
 
 
 class NotAuthorized(TailraceError):

@@ -88,6 +88,7 @@ class Metrics:
     slates_replaced: Counter = field(init=False)
     slates_rebuilt: Counter = field(init=False)
     users_cached: Gauge = field(init=False)
+    users_taken_back: Counter = field(init=False)
     users_indexed: Gauge = field(init=False)
     new_items: Counter = field(init=False)
     offers: Counter = field(init=False)
@@ -179,6 +180,9 @@ class Metrics:
             "tailrace_slates_rebuilt", "Slates made again because somebody asked for it.", registry=r
         )
         self.users_cached = Gauge("tailrace_users_cached", "User states in memory.", registry=r)
+        self.users_taken_back = Counter(
+            "tailrace_users_taken_back", "User states written again that Redis had lost.", registry=r
+        )
         self.users_indexed = Gauge("tailrace_users_indexed", "Users that new items can find.", registry=r)
         self.new_items = Counter(
             "tailrace_new_items", "New items to find users for: taken or dropped.", ["result"], registry=r

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -35,6 +34,7 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from stream_app.errors import SettingsError
+from stream_app.stores.redis_address import parse_redis_url
 from stream_app.textify.masking import pattern_mask
 from stream_app.textify.templates import load_languages
 from stream_app.textify.textifier import checked_domain, checked_language
@@ -755,6 +755,69 @@ class EncoderSettings(_Group):
         return round(value, 4)
 
 
+class RedisSettings(_Group):
+    """How to speak to Redis, beyond its URL."""
+
+    username_file: Path | None = Field(
+        None,
+        description="File with the user's name, read at every new connection; instead of a name in the URL.",
+    )
+    password_file: Path | None = Field(
+        None,
+        description="File with the password, read at every new connection; instead of a password in the URL.",
+    )
+    ca_file: Path | None = Field(
+        None,
+        description="Certificate authorities of the servers (PEM); read again when the file changes. None: those of "
+        "the system.",
+    )
+    certificate_file: Path | None = Field(
+        None, description="Our certificate for mutual TLS (PEM); read again when the file changes."
+    )
+    key_file: Path | None = Field(
+        None, description="The certificate's key (PEM, not encrypted); None: it is in the certificate's file."
+    )
+    verify_hostname: bool = Field(
+        True,
+        description="The servers' certificates must be of the host connected to. Off: of any host, from the "
+        "authorities of ca_file (clusters that announce addresses instead of names).",
+    )
+    sentinel_username: str | None = Field(None, description="User name for the sentinels.")
+    sentinel_password_file: Path | None = Field(
+        None, description="File with the password for the sentinels, read at every new connection."
+    )
+    replicas: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="Replicas that must have a user's state before its events are acknowledged (count). 0: the "
+        "primary's word is enough, and a failover may lose the last writes of processes that ended with it.",
+    )
+    replicas_timeout_ms: int = Field(
+        1_000,
+        ge=1,
+        le=60_000,
+        description="When so many replicas have not confirmed by then, the write is tried again, like one to a Redis "
+        "that is away (milliseconds); shorter than timeout_s.",
+    )
+    timeout_s: float = Field(
+        5.0,
+        gt=0,
+        le=300,
+        description="Without a reply for so long the connection is given up and the command is sent again (seconds).",
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> RedisSettings:
+        if self.key_file is not None and self.certificate_file is None:
+            raise ValueError("key_file is set, but certificate_file is not")
+        if self.replicas and self.replicas_timeout_ms >= self.timeout_s * 1_000:
+            raise ValueError("replicas_timeout_ms must be shorter than timeout_s")
+        if self.sentinel_username is not None and self.sentinel_password_file is None:
+            raise ValueError("sentinel_username is set, but sentinel_password_file is not")
+        return self
+
+
 class DeliverySettings(_Group):
     """Batches, retries and acknowledgement."""
 
@@ -896,8 +959,11 @@ class Settings(BaseSettings):
 
     kafka: str = Field("127.0.0.1:9092", min_length=1, description="Bootstrap servers, comma separated host:port.")
     redis: SecretStr = Field(
-        SecretStr("redis://127.0.0.1:6379/0"), description="Redis URL; may carry a password, never printed."
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="URL; may carry a password, never printed. Also redis+sentinel://host:port,host:port/service/0 "
+        "and redis+cluster://host:port,host:port; with rediss in place of redis for TLS (docs/redis.md).",
     )
+    redis_connection: RedisSettings = Field(default_factory=RedisSettings)
     connection: KafkaSettings = Field(default_factory=KafkaSettings)
     topics: TopicSettings = Field(default_factory=TopicSettings)
     events: EventSettings = Field(default_factory=EventSettings)
@@ -934,14 +1000,27 @@ class Settings(BaseSettings):
     @field_validator("redis")
     @classmethod
     def _redis_url(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("a Redis URL starts with redis://, rediss:// or unix://")
-        try:
-            _ = urlsplit(value.get_secret_value()).port
-        except ValueError:  # its message holds what it took for the port, which may be a part of the password
-            raise ValueError(
-                "the port is not a number (a password's special characters are percent-encoded in a URL)"
-            ) from None
+        parse_redis_url(value.get_secret_value())
+        return value
+
+    @field_validator("redis_connection")
+    @classmethod
+    def _fits_the_url(cls, value: RedisSettings, info: ValidationInfo) -> RedisSettings:
+        url = info.data.get("redis")
+        if url is None:  # wrong itself
+            return value
+        address = parse_redis_url(url.get_secret_value())
+        for name in ("ca_file", "certificate_file"):
+            if getattr(value, name) is not None and not address.tls:
+                raise ValueError(f"{name} is set, but the URL (setting redis) asks for no TLS: it starts with rediss")
+        if value.sentinel_password_file is not None and address.form != "sentinel":
+            raise ValueError("sentinel_password_file is set, but the URL (setting redis) names no sentinels")
+        if value.username_file is not None and address.username is not None:
+            raise ValueError("username_file is set, and the URL (setting redis) holds a user name: keep one")
+        if value.password_file is not None and address.password is not None:
+            raise ValueError("password_file is set, and the URL (setting redis) holds a password: keep one")
+        if value.username_file is not None and value.password_file is None and address.password is None:
+            raise ValueError("username_file is set, but no password is: neither password_file nor in the URL")
         return value
 
     @model_validator(mode="after")
@@ -967,7 +1046,7 @@ class Settings(BaseSettings):
         return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_settings_file()))
 
 
-_GROUPS_WITH_SECRETS = ("connection", "redis")
+_GROUPS_WITH_SECRETS = ("connection", "redis", "redis_connection")
 _NO_SETTINGS = frozenset({"TAILRACE_CONFIG", "TAILRACE_FAULTS", "TAILRACE_KAFKA_JARS", "TAILRACE_ENCODER_FAULTS"})
 """Variables of ours that are not settings of a process."""
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")

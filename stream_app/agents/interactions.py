@@ -46,8 +46,9 @@ from stream_app.rebuild.recommendations import Standing
 from stream_app.replicas.replica import ItemChange
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
+from stream_app.stores.redis_client import REDIS_TRANSIENT
 from stream_app.stores.requests import SlateRebuild, SlateRebuilds
-from stream_app.stores.users import REDIS_TRANSIENT, UserStore
+from stream_app.stores.users import UserStore
 from stream_app.textify import Textifier
 from stream_app.users.flood import REASON as TOO_MANY_EVENTS
 from stream_app.users.fold import not_shed

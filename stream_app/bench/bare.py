@@ -32,7 +32,8 @@ from stream_app.metrics import Metrics
 from stream_app.ranking.recommender import Recommender
 from stream_app.replicas.replica import Replica
 from stream_app.settings import Settings, load_settings
-from stream_app.stores.users import UserStore, connect_redis
+from stream_app.stores.redis_client import connect_redis
+from stream_app.stores.users import UserStore
 from stream_app.topics import Topics
 from stream_app.users.stage import SourcedEvent, UserStage
 from stream_app.warm_up import warm_up

@@ -20,7 +20,8 @@ from stream_app.delivery.connections import kafka_options
 from stream_app.items.partitions import item_partition
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
-from stream_app.stores.users import UserStore, connect_redis
+from stream_app.stores.redis_client import connect_redis
+from stream_app.stores.users import UserStore
 from stream_app.topics import Topics
 from stream_app.users.state import encode_state
 

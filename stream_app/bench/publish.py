@@ -23,7 +23,8 @@ from stream_app.items.partitions import item_partition
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
-from stream_app.stores.users import UserStore, connect_redis
+from stream_app.stores.redis_client import REDIS_TRANSIENT, connect_redis
+from stream_app.stores.users import UserStore
 from stream_app.topics import Topics
 
 __all__ = ["answering", "publish_items", "publish_past", "remove_past", "sender"]
@@ -48,7 +49,7 @@ async def answering(settings: Settings) -> None:
     redis = connect_redis(settings)
     try:
         await redis.ping()
-    except (RedisError, OSError) as error:
+    except (RedisError, *REDIS_TRANSIENT) as error:
         raise Unavailable(f"Redis does not answer: {error}; is the address right (--redis)?") from error
     finally:
         await redis.aclose()
@@ -139,7 +140,7 @@ async def remove_past(settings: Settings, past: MadeUpPast) -> None:
     try:
         for start in range(0, len(keys), _AT_ONCE):
             await redis.unlink(*keys[start : start + _AT_ONCE])
-    except (RedisError, OSError) as error:
+    except (RedisError, *REDIS_TRANSIENT) as error:
         _log.warning("states not deleted", prefix=settings.topics.prefix, why=f"{type(error).__name__}: {error}")
     finally:
         await redis.aclose()

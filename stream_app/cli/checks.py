@@ -13,13 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from stream_app.delivery.admin import copartition_difference, describe_topics
 from stream_app.errors import TailraceError
 from stream_app.settings import EncoderSettings, Settings
-from stream_app.stores.users import connect_redis
+from stream_app.stores.redis_client import REDIS_TRANSIENT, connect_redis, evicts_states, place, primaries_info
 
 __all__ = ["Finding", "broker", "libraries", "model", "redis", "snapshots"]
 
@@ -99,34 +98,53 @@ async def broker(settings: Settings) -> AsyncIterator[Finding]:
 
 async def redis(settings: Settings) -> AsyncIterator[Finding]:
     """Whether Redis answers, keeps what it is given, and agrees with our clock."""
-    client = connect_redis(settings)
+    where = place(settings)
     try:
-        info: dict[str, Any] = await client.info()
+        client = connect_redis(settings)
+    except TailraceError as error:
+        yield Finding("fail", "redis", str(error))
+        return
+    try:
+        servers = await primaries_info(client)
         seconds, micros = await client.time()
-    except (RedisError, OSError, TimeoutError) as error:
+    except (RedisError, *REDIS_TRANSIENT) as error:
         hint = _ADDRESS_HINT.format("redis", "REDIS")
-        yield Finding("fail", "redis", f"{_place(client)} does not answer: {error}; {hint}")
+        yield Finding("fail", "redis", f"{where} does not answer: {error}; {hint}")
         return
     finally:
         await client.aclose()
-    number = str(info["redis_version"])
-    parts = tuple(int(part) for part in number.split(".")[:2])
-    if parts < _OLDEST_REDIS:
-        oldest = ".".join(map(str, _OLDEST_REDIS))
-        yield Finding("fail", "redis", f"version {number}, Tailrace needs {oldest} or newer")
-    else:
-        yield Finding("ok", "redis", f"{_place(client)} answers, version {number}")
-    yield _persistence(info)
-    yield _eviction(info)
+    for number, info in enumerate(servers, 1):
+        of = f" ({number} of {len(servers)} primaries)" if len(servers) > 1 else ""
+        for finding in _server(info, where + of, settings.redis_connection.replicas):
+            yield finding
     skew = abs(seconds + micros / 1e6 - time.time())
     if skew > _CLOCK_TOLERANCE_S:
         yield Finding("warn", "clock", f"ours and Redis' differ by {skew:.0f} s; synchronise them (NTP)")
 
 
-def _place(client: Redis) -> str:
-    """Where the client connects to, without user and password."""
-    options = client.connection_pool.connection_kwargs
-    return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
+def _server(info: dict[str, Any], where: str, replicas: int) -> Iterator[Finding]:
+    number = str(info["redis_version"])
+    parts = tuple(int(part) for part in number.split(".")[:2])
+    if parts < _OLDEST_REDIS:
+        oldest = ".".join(map(str, _OLDEST_REDIS))
+        yield Finding("fail", "redis", f"{where}: version {number}, Tailrace needs {oldest} or newer")
+    else:
+        yield Finding("ok", "redis", f"{where} answers, version {number}")
+    yield _persistence(info)
+    yield _eviction(info)
+    connected = int(info.get("connected_slaves", 0))
+    if connected < replicas:
+        yield Finding(
+            "fail",
+            "redis",
+            f"has {connected} replicas, redis_connection.replicas waits for {replicas}: nothing is done",
+        )
+    elif connected and not replicas:
+        yield Finding(
+            "warn",
+            "redis",
+            "has replicas that nobody waits for: a failover may lose writes; see redis_connection.replicas",
+        )
 
 
 def _persistence(info: dict[str, Any]) -> Finding:
@@ -142,7 +160,7 @@ def _persistence(info: dict[str, Any]) -> Finding:
 def _eviction(info: dict[str, Any]) -> Finding:
     policy, limit = str(info.get("maxmemory_policy", "")), int(info.get("maxmemory", 0))
     used = int(info.get("used_memory", 0))
-    if limit and policy.startswith("allkeys"):
+    if evicts_states(info):
         return Finding(
             "fail", "redis", f"maxmemory-policy {policy} throws user states away; set volatile-lru or noeviction"
         )

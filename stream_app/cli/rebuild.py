@@ -126,8 +126,8 @@ _QUIET_S = 30.0
 
 
 async def _take_back(settings: Settings) -> bool:
+    from stream_app.stores.redis_client import connect_redis
     from stream_app.stores.requests import SlateRebuilds
-    from stream_app.stores.users import connect_redis
 
     redis = connect_redis(settings)
     try:
@@ -141,8 +141,8 @@ async def _remake(
 ) -> tuple[int, list[str]]:
     """How many slates are new, and users whose slates are not."""
     from stream_app.rebuild.recommendations import remake_slates
+    from stream_app.stores.redis_client import connect_redis
     from stream_app.stores.requests import SlateRebuilds
-    from stream_app.stores.users import connect_redis
 
     redis = connect_redis(settings)
     try:

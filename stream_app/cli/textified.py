@@ -17,7 +17,8 @@ from stream_app.delivery.reading import latest, read_to_end
 from stream_app.errors import InvalidMessage, Unavailable
 from stream_app.metrics import Metrics
 from stream_app.settings import EncoderSettings, Settings
-from stream_app.stores.users import UserStore, connect_redis
+from stream_app.stores.redis_client import connect_redis
+from stream_app.stores.users import UserStore
 from stream_app.textify import Textifier, text_hash
 from stream_app.textify.tokens import Piece, estimated_tokens, within
 from stream_app.topics import Topics

@@ -13,8 +13,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from redis.asyncio import Redis
-
 from stream_app.errors import TopicError
 from stream_app.rebuild.folding import Refolding
 from stream_app.rebuild.passes import Counts, Pass
@@ -23,7 +21,7 @@ from stream_app.rebuild.source import UserRecords
 from stream_app.settings import Settings
 from stream_app.stores.lock import one_at_a_time
 from stream_app.stores.rebuilt import RebuiltStates
-from stream_app.stores.users import connect_redis
+from stream_app.stores.redis_client import RedisClient, connect_redis
 from stream_app.textify import Textifier
 from stream_app.users.fold import Folder
 
@@ -132,7 +130,7 @@ async def rebuild_users(
 
 
 @asynccontextmanager
-async def _alone(settings: Settings, redis: Redis, dry_run: bool) -> AsyncIterator[None]:
+async def _alone(settings: Settings, redis: RedisClient, dry_run: bool) -> AsyncIterator[None]:
     if dry_run:
         yield
         return

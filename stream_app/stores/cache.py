@@ -63,7 +63,7 @@ class UserCache:
         """Other bounds, in force at once; who was not asked for the longest leaves."""
         self._limit, self._unpacked = limit, unpacked
         while len(self._packed) > limit:
-            self._states.pop(self._packed.popitem(last=False)[0], None)
+            self.drop(next(iter(self._packed)))
         while len(self._states) > unpacked:
             self._states.popitem(last=False)
 
@@ -72,6 +72,12 @@ class UserCache:
         self._states.move_to_end(user_id)
         while len(self._states) > self._unpacked:
             self._states.popitem(last=False)
+
+    def newest(self) -> list[tuple[str, bytes, int]]:
+        """Every user held, the state as bytes and its generation, who was asked for last first."""
+        return [
+            (user_id, packed, self._generations.get(user_id, 0)) for user_id, packed in reversed(self._packed.items())
+        ]
 
     def drop(self, user_id: str) -> None:
         """Hold nothing of a user."""

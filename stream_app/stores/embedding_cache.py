@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from redis.asyncio import Redis
+from redis.asyncio import RedisCluster
 from redis.exceptions import RedisError
 
 from stream_app.logs import get_logger
+from stream_app.stores.redis_client import REDIS_TRANSIENT, RedisClient, look_again
 
 __all__ = ["EmbeddingCache"]
 
@@ -39,7 +40,7 @@ class EmbeddingCache:
 
     def __init__(
         self,
-        redis: Redis | None,
+        redis: RedisClient | None,
         *,
         prefix: str,
         space: str,
@@ -79,9 +80,12 @@ class EmbeddingCache:
             return found
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                values = await redis.mget([self._key + key for key in missing])
-        except (RedisError, OSError, TimeoutError) as error:
-            self._failed(error)
+                names = [self._key + key for key in missing]
+                # In a cluster they are on several servers: still one round trip to each.
+                of_many = redis.mget_nonatomic if isinstance(redis, RedisCluster) else redis.mget
+                values = await of_many(names)
+        except (RedisError, TimeoutError, *REDIS_TRANSIENT) as error:
+            await self._failed(redis, error)
             return found
         size = self._dimensions * 4
         for key, value in zip(missing, values, strict=True):
@@ -109,8 +113,8 @@ class EmbeddingCache:
                 for key, value in values.items():
                     pipeline.set(self._key + key, value, ex=self._ttl_s)
                 await pipeline.execute()
-        except (RedisError, OSError, TimeoutError) as error:
-            self._failed(error)
+        except (RedisError, TimeoutError, *REDIS_TRANSIENT) as error:
+            await self._failed(redis, error)
 
     def _remember(self, key: str, vector: NDArray[np.float32]) -> None:
         self._memory[key] = vector
@@ -118,11 +122,11 @@ class EmbeddingCache:
         while len(self._memory) > self._most:
             self._memory.popitem(last=False)
 
-    def _reachable(self) -> Redis | None:
+    def _reachable(self) -> RedisClient | None:
         """Redis, unless it failed a moment ago."""
         return self._redis if self._clock() >= self._retry_at else None
 
-    def _failed(self, error: BaseException) -> None:
+    async def _failed(self, redis: RedisClient, error: BaseException) -> None:
         now = self._clock()
         self.redis_failures += 1
         self._retry_at = now + RETRY_AFTER_S
@@ -133,3 +137,4 @@ class EmbeddingCache:
                 error=str(error) or type(error).__name__,
                 effect="texts are embedded again; nothing is lost",
             )
+        await look_again(redis, error)

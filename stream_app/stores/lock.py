@@ -11,10 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from redis.asyncio import Redis
-
 from stream_app.errors import TailraceError
-from stream_app.stores.users import REDIS_TRANSIENT
+from stream_app.stores.redis_client import REDIS_TRANSIENT, RedisClient
 
 __all__ = ["HELD_S", "one_at_a_time"]
 
@@ -25,7 +23,7 @@ _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL
 
 
 @asynccontextmanager
-async def one_at_a_time(redis: Redis, key: str, what: str) -> AsyncIterator[None]:
+async def one_at_a_time(redis: RedisClient, key: str, what: str) -> AsyncIterator[None]:
     """Hold ``key`` while the block runs.
 
     It keeps two from doing the same work; whether that would do harm must not rest on it. A Redis that is away, or
@@ -53,7 +51,7 @@ async def one_at_a_time(redis: Redis, key: str, what: str) -> AsyncIterator[None
             await redis.eval(_RELEASE, 1, key, mine)
 
 
-async def _renew(redis: Redis, key: str, mine: str) -> None:
+async def _renew(redis: RedisClient, key: str, mine: str) -> None:
     while True:
         await asyncio.sleep(HELD_S / _RENEWALS)
         with contextlib.suppress(*REDIS_TRANSIENT):

@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from stream_app.delivery.retry import until_it_works
 from stream_app.errors import Unavailable
 from stream_app.settings import Settings
-from stream_app.stores.users import REDIS_TRANSIENT, raise_errors
+from stream_app.stores.redis_calls import Call, Calls
+from stream_app.stores.redis_client import REDIS_TRANSIENT, RedisClient, look_again
+from stream_app.stores.users import raise_errors
 from stream_app.users.state import STATE_VERSION, UserState, decode_state, newer_state
 
 __all__ = ["Held", "RebuiltStates", "Replacement"]
@@ -88,10 +89,17 @@ class RebuiltStates:
         generation: to be raised before users are written that were written before.
     """
 
-    def __init__(self, redis: Redis, settings: Settings, *, generation: int) -> None:
+    def __init__(self, redis: RedisClient, settings: Settings, *, generation: int) -> None:
         self._redis = redis
         self._settings = settings
         self._prefix = f"{settings.topics.prefix}:user:"
+        given = settings.redis_connection
+        self._calls = Calls(
+            redis,
+            fence=f"{settings.topics.prefix}:fence",
+            replicas=given.replicas,
+            timeout_ms=given.replicas_timeout_ms,
+        )
         self.generation = generation
         self._sha = ""
 
@@ -103,11 +111,9 @@ class RebuiltStates:
         """
 
         async def attempt() -> list[Held]:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for user_id in user_ids:
-                    pipe.hgetall(self._prefix + user_id)
-                found = await pipe.execute(raise_on_error=False)
-            raise_errors(user_ids, found)
+            keys = [self._prefix + user_id for user_id in user_ids]
+            found = await self._calls.each([Call(key, ("HGETALL", key)) for key in keys])
+            raise_errors(user_ids, found, "HGETALL")
             return [_held(fields) for fields in found]
 
         return await self._patiently(attempt, "user states from Redis")
@@ -142,14 +148,15 @@ class RebuiltStates:
         async def attempt() -> list[object]:
             if not self._sha:
                 self._sha = str(await self._redis.script_load(_REPLACE))
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for one in replacements:
-                    pipe.evalsha(self._sha, 1, self._prefix + one.state.user_id, *self._arguments(one))
-                results = list(await pipe.execute(raise_on_error=False))
+            calls = []
+            for one in replacements:
+                key = self._prefix + one.state.user_id
+                calls.append(Call(key, ("EVALSHA", self._sha, 1, key, *self._arguments(one))))
+            results = await self._calls.each(calls)
             if any(isinstance(result, NoScriptError) for result in results):
                 self._sha = ""
                 raise Unavailable("Redis lost its scripts")
-            raise_errors(users, results)
+            raise_errors(users, results, "EVALSHA")
             return results
 
         results = await self._patiently(attempt, "user states to Redis")
@@ -167,7 +174,14 @@ class RebuiltStates:
         return arguments
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
-        return await until_it_works(attempt, what=what, transient=REDIS_TRANSIENT, settings=self._settings.delivery)
+        async def once() -> T:
+            try:
+                return await attempt()
+            except REDIS_TRANSIENT as error:
+                await look_again(self._redis, error)
+                raise
+
+        return await until_it_works(once, what=what, transient=REDIS_TRANSIENT, settings=self._settings.delivery)
 
 
 def _held(fields: Mapping[bytes, bytes]) -> Held:

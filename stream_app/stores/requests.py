@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import msgspec
-from redis.asyncio import Redis
 
 from stream_app.logs import get_logger
 from stream_app.settings import Settings
+from stream_app.stores.redis_client import RedisClient
 
 __all__ = ["SlateRebuild", "SlateRebuilds"]
 
@@ -32,7 +32,7 @@ class SlateRebuild(msgspec.Struct, frozen=True):
 class SlateRebuilds:
     """The request there is, if any."""
 
-    def __init__(self, redis: Redis, settings: Settings) -> None:
+    def __init__(self, redis: RedisClient, settings: Settings) -> None:
         self._redis = redis
         self._key = f"{settings.topics.prefix}:rebuild:recommendations"
 

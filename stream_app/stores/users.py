@@ -11,38 +11,46 @@ Field ``g`` is the generation: when the state was rebuilt last (``stream_app.reb
 of an older one is refused: its owner reads the rebuilt one and applies what it lacks. What a newer release wrote
 is not written over at all.
 
+A Redis that fails over, or starts again with less than it had, goes back in time. Two things stand against it. With
+``redis_connection.replicas`` nothing that is read or written here counts before so many replicas have it
+(``redis_calls``). And whatever is in the cache is written again when the history of Redis is another than before
+(``taken_back``); that costs nothing as long as nothing happens, and knows only what this process knows.
+
 What is left of a user who was forgotten goes away by itself after ``users.forgotten_keep_s``.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
-from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import NoScriptError, ResponseError
 
 from stream_app.delivery.retry import until_it_works
-from stream_app.errors import Unavailable
+from stream_app.errors import Forbidden, Unavailable
+from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
 from stream_app.stores.cache import UserCache
+from stream_app.stores.redis_calls import Call, Calls, NotAllowed, refusal
+from stream_app.stores.redis_client import (
+    REDIS_TRANSIENT,
+    RedisClient,
+    connect_redis,
+    connections_begun,
+    histories,
+    look_again,
+)
+from stream_app.stores.taken_back import write_again
 from stream_app.users.state import STATE_VERSION, UserState, decode_state, encode_state, newer_state
 
 __all__ = ["REDIS_TRANSIENT", "UserStore", "connect_redis", "raise_errors"]
 
-REDIS_TRANSIENT = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError, OSError, Unavailable)
-"""Errors of Redis that pass: away, slow, failing over, full, or loading its data (a kind of ConnectionError)."""
-
 T = TypeVar("T")
+_log = get_logger(__name__)
 
-_TIMEOUT_S = 5.0
-"""Without a reply for this long the connection is given up and the command is sent again."""
-
-_NEWER = -1
-_SAVE = """
+_SAVE: Final = """
 local names = {'o' .. ARGV[1], 'u' .. ARGV[1]}
 local stored = redis.call('HMGET', KEYS[1], 's', 'g', names[1], names[2])
 local version = stored[1] and string.byte(stored[1]) or 0
@@ -59,7 +67,10 @@ for i, name in ipairs(names) do
     fields[#fields + 1] = ARGV[1 + i]
   end
 end
-if #fields == 2 then return 0 end
+if #fields == 2 then
+  if stored[1] == ARGV[4] then return 2 end
+  return 0
+end
 local others = {}
 for i = 8, #ARGV, 2 do others[ARGV[i]] = tonumber(ARGV[i + 1]) end
 for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
@@ -75,17 +86,8 @@ redis.call('HSET', KEYS[1], unpack(fields))
 if ARGV[5] ~= '0' then redis.call('EXPIRE', KEYS[1], ARGV[5]) else redis.call('PERSIST', KEYS[1]) end
 return 1
 """
-
-
-def connect_redis(settings: Settings) -> Redis:
-    """A client for the configured Redis; connects at first use."""
-    return Redis.from_url(
-        settings.redis.get_secret_value(),
-        decode_responses=False,
-        socket_timeout=_TIMEOUT_S,
-        socket_connect_timeout=2.0,
-        health_check_interval=15,
-    )
+_WRITTEN, _THE_SAME, _NEWER = 1, 2, -1
+"""What the script answers; 0: there is something newer, or as new and not the same."""
 
 
 class UserStore:
@@ -94,7 +96,7 @@ class UserStore:
     The cache belongs to the owner of a partition: :meth:`forget` drops it when partitions move.
     """
 
-    def __init__(self, redis: Redis, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, redis: RedisClient, settings: Settings, metrics: Metrics) -> None:
         self._redis = redis
         self._settings = settings
         self._metrics = metrics
@@ -103,6 +105,16 @@ class UserStore:
         self._shrunk = 0
         self._save_sha = ""
         self._generation = 0
+        given = settings.redis_connection
+        self._calls = Calls(
+            redis,
+            fence=f"{settings.topics.prefix}:fence",
+            replicas=given.replicas,
+            timeout_ms=given.replicas_timeout_ms,
+        )
+        self._looking = asyncio.Lock()
+        self._connections_seen = 0
+        self._histories: frozenset[str] | None = None
 
     def __len__(self) -> int:
         return len(self._cache)
@@ -135,6 +147,38 @@ class UserStore:
         users = self._settings.users
         self._cache.resize(limit=users.cache >> shrunk, unpacked=users.unpacked >> shrunk)
         self._measure()
+
+    async def check(self) -> None:
+        """Try what loading and saving need, on no user; waits while Redis is away.
+
+        Raises:
+            Forbidden: when Redis does not let our user do it; names the command.
+        """
+        key = f"{self._prefix}?"
+
+        async def attempt() -> None:
+            await self._histories_now()
+            sha = await self._load_script()
+            # With the offsets of a state that holds nothing it writes nothing.
+            nothing = ("EVALSHA", sha, 1, key, 0, -1, -1, "", 0, STATE_VERSION, 0)
+            probes = [Call(key, ("HMGET", key, "s", "g")), Call(key, nothing)]
+            for probe, reply in zip(probes, await self._calls.each(probes), strict=True):
+                if isinstance(reply, BaseException):
+                    raise refusal(reply, str(probe.command[0]), key) from reply
+
+        async def permitted() -> None:
+            try:
+                await attempt()
+            except NotAllowed as error:
+                raise Forbidden(str(error)) from error
+
+        await self._patiently(permitted, "Redis")
+
+    async def _load_script(self) -> str:
+        try:
+            return str(await self._redis.script_load(_SAVE))
+        except ResponseError as error:
+            raise refusal(error, "SCRIPT LOAD", "the script that saves") from error
 
     async def load(self, user_ids: Iterable[str]) -> dict[str, UserState]:
         """The state of each user; a user never seen has an empty one. Waits while Redis is away.
@@ -174,12 +218,10 @@ class UserStore:
         """Of each user the packed state and its generation."""
 
         async def attempt() -> list[list[bytes | None]]:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for user_id in user_ids:
-                    pipe.hmget(self._prefix + user_id, "s", "g")
-                found = await pipe.execute(raise_on_error=False)
-            raise_errors(user_ids, found)
-            return list(found)
+            keys = [self._prefix + user_id for user_id in user_ids]
+            found = await self._calls.each([Call(key, ("HMGET", key, "s", "g")) for key in keys])
+            raise_errors(user_ids, found, "HMGET")
+            return found
 
         return await self._patiently(attempt, "user states from Redis")
 
@@ -203,31 +245,33 @@ class UserStore:
         generation = self._generation
         packed = {user_id: encode_state(state) for user_id, state in states.items()}
 
-        async def attempt() -> list[object]:
+        tries = 0
+
+        async def attempt() -> list[Any]:
+            nonlocal tries
+            tries += 1
             if not self._save_sha:
-                self._save_sha = str(await self._redis.script_load(_SAVE))
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for user_id, state in states.items():
-                    partition = partitions[user_id]
-                    pipe.evalsha(
-                        self._save_sha,
-                        1,
-                        self._prefix + user_id,
-                        partition,
-                        state.applied.get(partition, -1),
-                        state.profile_applied.get(partition, -1),
-                        packed[user_id],
-                        self._settings.users.forgotten_keep_s if state.forgotten else 0,
-                        STATE_VERSION,
-                        state.generation,
-                        *_others(state, partition),
-                    )
-                results = list(await pipe.execute(raise_on_error=False))
+                self._save_sha = await self._load_script()
+            calls = []
+            for user_id, state in states.items():
+                key, partition = self._prefix + user_id, partitions[user_id]
+                arguments = (
+                    partition,
+                    state.applied.get(partition, -1),
+                    state.profile_applied.get(partition, -1),
+                    packed[user_id],
+                    self._settings.users.forgotten_keep_s if state.forgotten else 0,
+                    STATE_VERSION,
+                    state.generation,
+                    *_others(state, partition),
+                )
+                calls.append(Call(key, ("EVALSHA", self._save_sha, 1, key, *arguments)))
+            results = await self._calls.each(calls)
             if any(isinstance(result, NoScriptError) for result in results):
-                # Redis was restarted and lost its script cache: load it again.
+                # Redis was restarted, or is another one, and lacks the script: load it again.
                 self._save_sha = ""
                 raise Unavailable("Redis lost its scripts")
-            raise_errors(states, results)
+            raise_errors(states, results, "EVALSHA")
             return results
 
         try:
@@ -241,11 +285,13 @@ class UserStore:
             if result == _NEWER:
                 self.forget()  # Some were written, and the cache knows nothing of it.
                 raise newer_state(user_id)
-            if result and generation == self._generation:
+            # The same is there already: by an earlier try, the reply of which was lost or not enough.
+            done = result == _WRITTEN or (result == _THE_SAME and tries > 1)
+            if done and generation == self._generation:
                 self._cache.put(user_id, state, packed[user_id])
             else:
                 self._cache.drop(user_id)  # Read it again next time.
-            if not result:
+            if not done:
                 refused.append(user_id)
         self._measure()
         return refused
@@ -254,13 +300,56 @@ class UserStore:
         self._metrics.users_cached.set(len(self._cache))
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
+        async def once() -> T:
+            try:
+                result = await attempt()
+                await self._write_again_what_was_lost()
+            except REDIS_TRANSIENT as error:
+                await look_again(self._redis, error)
+                raise
+            return result
+
         return await until_it_works(
-            attempt,
+            once,
             what=what,
             transient=REDIS_TRANSIENT,
             settings=self._settings.delivery,
             metrics=self._metrics,
         )
+
+    async def _write_again_what_was_lost(self) -> None:
+        """Where there are new connections, see whether Redis is another one, or began anew, and knows less than we."""
+        if connections_begun(self._redis) == self._connections_seen:
+            return
+        async with self._looking:
+            seen = connections_begun(self._redis)
+            if seen == self._connections_seen:
+                return
+            found = await self._histories_now()
+            if self._histories is not None and found != self._histories and len(self._cache):
+                await self._write_again()
+            self._histories, self._connections_seen = found, seen
+
+    async def _histories_now(self) -> frozenset[str]:
+        try:
+            return await histories(self._redis)
+        except ResponseError as error:
+            raise refusal(error, "INFO", "replication") from error
+
+    async def _write_again(self) -> None:
+        generation = self._generation
+        result = await write_again(
+            self._redis,
+            self._calls,
+            self._cache.newest(),
+            key=lambda user_id: self._prefix + user_id,
+            forgotten_keep_s=self._settings.users.forgotten_keep_s,
+            wanted=lambda: generation == self._generation,
+        )
+        for user_id in result.other:
+            self._cache.drop(user_id)  # Read it again next time.
+        self._metrics.users_taken_back.inc(result.written)
+        _log.warning("Redis is another than before", states_written_again=result.written, of=len(self._cache))
 
 
 def _others(state: UserState, partition: int) -> list[str | int]:
@@ -277,7 +366,7 @@ def _others(state: UserState, partition: int) -> list[str | int]:
     return held
 
 
-def raise_errors(user_ids: Iterable[str], results: Iterable[object]) -> None:
+def raise_errors(user_ids: Iterable[str], results: Iterable[object], command: str) -> None:
     """Raise what came back instead of a reply.
 
     Only a key that is no state is a matter of its user (``ValueError``). Whatever else Redis refuses (no replicas,
@@ -288,6 +377,6 @@ def raise_errors(user_ids: Iterable[str], results: Iterable[object]) -> None:
         if isinstance(result, ResponseError) and "WRONGTYPE" in str(result):
             raise ValueError(f"state of user {user_id!r} cannot be read or written: {result}") from result
         if isinstance(result, ResponseError) and not isinstance(result, REDIS_TRANSIENT):
-            raise Unavailable(f"Redis refuses: {result}") from result
+            raise refusal(result, command, f"the state of user {user_id!r}") from result
         if isinstance(result, BaseException):
             raise result

@@ -32,7 +32,7 @@ from stream_app.delivery.reading import read_to_end
 from stream_app.embedded.worker import WorkerProcess
 from stream_app.errors import TailraceError
 from stream_app.settings import Settings, load_settings
-from stream_app.stores.users import connect_redis
+from stream_app.stores.redis_client import connect_redis
 from stream_app.topics import Topics
 from stream_app.torture.outcome import Outcome
 from stream_app.torture.stream import Stream

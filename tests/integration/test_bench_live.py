@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stream_app.cli import main
-from stream_app.stores.users import connect_redis
+from stream_app.stores.redis_client import connect_redis
 from tests.stacks import Stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]

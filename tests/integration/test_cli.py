@@ -34,7 +34,8 @@ from stream_app.errors import InvalidMessage
 from stream_app.items.partitions import item_partition
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
-from stream_app.stores.users import UserStore, connect_redis
+from stream_app.stores.redis_client import connect_redis
+from stream_app.stores.users import UserStore
 from stream_app.topics import TOPICS, Topics
 from stream_app.users.state import HistoryEntry, UserState
 from tests.waiting import eventually_sync

@@ -19,7 +19,8 @@ from stream_app.replicas.replica import ItemChange
 from stream_app.serving import ServingState
 from stream_app.settings import Settings
 from stream_app.stores.embedding_cache import EmbeddingCache
-from stream_app.stores.users import UserStore, connect_redis
+from stream_app.stores.redis_client import connect_redis
+from stream_app.stores.users import UserStore
 from stream_app.topics import Topics
 from stream_app.users.stage import UserStage
 from stream_app.users.state import UserState

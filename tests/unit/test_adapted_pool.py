@@ -19,7 +19,7 @@ from stream_app.errors import EncodeError, SettingsError
 from stream_app.settings import EncoderSettings, Settings
 from stream_app.spaces.indexed import SpaceIndex
 from stream_app.stores.embedding_cache import EmbeddingCache
-from stream_app.stores.users import connect_redis
+from stream_app.stores.redis_client import connect_redis
 from tests.unit.encoder_process import vector_of
 from workers.models import describe_model
 from workers.pool import Priority

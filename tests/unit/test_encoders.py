@@ -9,7 +9,7 @@ from schemas.messages import ModelSpace
 from stream_app.encoders import Encoders
 from stream_app.errors import SettingsError, Unavailable
 from stream_app.settings import Settings
-from stream_app.stores.users import connect_redis
+from stream_app.stores.redis_client import connect_redis
 from workers.models import describe_model
 from workers.pool import Priority
 
