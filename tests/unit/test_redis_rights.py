@@ -20,8 +20,11 @@ from stream_app.errors import Forbidden
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings, load_settings
 from stream_app.stores.embedding_cache import EmbeddingCache
+from stream_app.stores.lock import one_at_a_time
+from stream_app.stores.rebuilt import RebuiltStates, Replacement
 from stream_app.stores.redis_client import RedisClient, connect_redis, warn_of_eviction
 from stream_app.stores.redis_rights import REDIS_USERS, RedisUser, acl_file, acl_rules
+from stream_app.stores.requests import SlateRebuild, SlateRebuilds
 from stream_app.stores.users import UserStore
 from stream_app.users.state import UserState, encode_state
 from tests.redis_servers import RedisNode, following
@@ -120,6 +123,7 @@ async def as_interactions(settings: Settings) -> None:
             UserState(user, applied={0: 2}, profile_applied={0: 1}, events=1),
         ):
             assert await users.save({user: state}, partitions={user: 0}) == []
+        assert await SlateRebuilds(redis, settings).asked() is None
         await _as_after_a_failover(users, user)
         users.forget()
         assert (await users.load([user]))[user].applied == {0: 3}
@@ -149,6 +153,20 @@ async def as_operator(settings: Settings) -> None:
     assert [finding for finding in found if finding.status == "fail"] == []
     async with client(settings) as redis:
         await UserStore(redis, settings, Metrics()).load(["u"])
+        requests = SlateRebuilds(redis, settings)
+        await requests.ask(SlateRebuild(id="r", ends={0: 1}, users_per_s=1.0))
+        assert await requests.take_back()
+        user = f"user-{next(_numbers)}"
+        async with one_at_a_time(redis, f"tailrace:rebuild:{user}", "a rebuild of users"):
+            states = RebuiltStates(redis, settings, generation=1)
+            for state, fences in (
+                (UserState(user, applied={0: 1}, events=1), {"o0": 1}),
+                (UserState(user, applied={0: 2}, forgotten_at=1.0), {"o0": 2}),
+                (UserState(user, applied={0: 3}, events=1), {"o0": 3}),
+            ):
+                (held,) = await states.held([user])
+                assert await states.replace([Replacement(state, encode_state(state), fences, held)]) == ["written"]
+                states.generation += 1
 
 
 ROLES: dict[RedisUser, Callable[[Settings], Awaitable[None]]] = {
@@ -199,13 +217,13 @@ async def _is_refused(servers: Servers, user: RedisUser, what: str) -> bool:
 @pytest.mark.parametrize(
     ("rule", "named"),
     [
-        ("-hget", "HGET on tailrace:user:?: "),
+        ("-hmget", "HMGET on tailrace:user:?: "),
         ("-evalsha", "EVALSHA on tailrace:user:?: "),
         ("-script|load", "SCRIPT LOAD on the script that saves: "),
         ("-info", "INFO on replication: "),
         ("-set", "SET on tailrace:fence: "),
         ("-wait", "WAIT on tailrace:fence: "),
-        ("resetkeys", "HGET on tailrace:user:?: "),
+        ("resetkeys", "HMGET on tailrace:user:?: "),
     ],
 )
 async def test_a_missing_right_ends_the_start_and_is_named(servers: Servers, rule: str, named: str) -> None:
