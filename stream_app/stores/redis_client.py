@@ -6,6 +6,7 @@ them. Nothing here waits or tries again: :func:`stream_app.delivery.retry.until_
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -65,6 +66,7 @@ REDIS_TRANSIENT = (
 
 _CONNECT_TIMEOUT_S = 2.0
 _HEALTH_CHECK_S = 15
+_ASK_EVERY_S = 1.0
 
 
 class _Encrypted:
@@ -111,7 +113,27 @@ class _Sentinels(Sentinel):
 
 
 class _SentinelPool(SentinelConnectionPool):
-    """Connections to the primary, and the clients of the sentinels with them."""
+    """Connections to the primary, and the clients of the sentinels with them.
+
+    While connections are used, the sentinels are asked again and again: a primary that was told to go takes writes
+    until it is told that it went, for ten seconds and more, and all of them are lost.
+    """
+
+    _asking: asyncio.Task[None] | None = None
+    _ask_at = 0.0
+
+    async def get_connection(self, *args: Any, **options: Any) -> AbstractConnection:
+        now = asyncio.get_running_loop().time()
+        if now >= self._ask_at and (self._asking is None or self._asking.done()):
+            self._ask_at = now + _ASK_EVERY_S
+            self._asking = asyncio.create_task(self._ask())
+        connection: AbstractConnection = await super().get_connection(*args, **options)  # type: ignore[no-untyped-call]
+        return connection
+
+    async def _ask(self) -> None:
+        with contextlib.suppress(*REDIS_TRANSIENT):
+            # Idle connections to another are ended.
+            await self.get_master_address()  # type: ignore[no-untyped-call]
 
     async def release(self, connection: AbstractConnection) -> None:
         # One that led to the primary before must not be used again: that may come back as a replica, or for a moment
@@ -121,6 +143,9 @@ class _SentinelPool(SentinelConnectionPool):
         await super().release(connection)
 
     async def aclose(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
         await super().aclose()
         await self.sentinel_manager.aclose()
 
