@@ -43,7 +43,7 @@ def look(
     roles += [agent.seen(ends.known, counts=False) for agent in beside]
     seen_replica = None
     if replica is not None:
-        positions = replica.positions_served()
+        positions = replica.read_through()
         known = None if ends.away else {place: end for place, end in ends.known.items() if place in positions}
         seen_replica = ReplicaSeen(caught_up=replica.ready.is_set(), positions=positions, ends=known)
     away = waits.now()

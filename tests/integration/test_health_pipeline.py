@@ -8,7 +8,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from schemas.decode import encode
-from schemas.messages import Interaction
+from schemas.messages import Interaction, Item
 from stream_app.app import Tailrace
 from stream_app.delivery.connections import kafka_options
 from stream_app.health.judging import PROBES, StreamSeen
@@ -79,6 +79,7 @@ async def test_the_markers_of_a_producers_transactions_are_not_taken_for_records
                     event_id="e", user_id="ann", type="click", item_id="i", occurred_at=datetime.now(UTC)
                 )
                 place = await producer.send_and_wait(running.topics.interactions, encode(event), key=b"ann")
+                await producer.send_and_wait(running.topics.items, encode(Item(item_id="i", title="lamp")), key=b"i")
         finally:
             await producer.stop()
         await running.slate_after("ann", place)
@@ -89,6 +90,10 @@ async def test_the_markers_of_a_producers_transactions_are_not_taken_for_records
         ]
         assert ended == place.offset + 2, "the marker is the last offset of the partition"
         await nothing_waits(running)
+        replica = running.tailrace.replica
+        assert replica is not None
+        await eventually(lambda: len(replica.serving.catalogue) == 1, what="the item is there")
+        await eventually(lambda: not running.tailrace.health._state.pending, what="the replica is not behind")
         assert green(running.tailrace)
 
 
