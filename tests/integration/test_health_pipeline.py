@@ -67,6 +67,23 @@ async def test_every_role_is_green_while_it_works_and_nothing_waits_in_the_end(s
         assert "0 records behind" in told["checks"]["replica"]["detail"]
 
 
+async def test_a_process_that_stands_by_without_partitions_is_ready_and_one_that_leaves_is_not(
+    settings: Settings,
+) -> None:
+    settings = settings.model_copy(update={"health": settings.health.model_copy(update={"interval_s": 0.1})})
+    async with live(settings, ["ranker"]) as one, live(settings, ["ranker"]) as other:
+        both = (one.tailrace, other.tailrace)
+        await eventually(lambda: all(map(green, both)), timeout_s=60, what="both are green")
+
+        def partitions() -> list[int]:
+            return sorted(len(tailrace.agents[0].places()) for tailrace in both)
+
+        await eventually(lambda: partitions() == [0, 1], what="one of them has the partition")
+        await eventually(lambda: all(map(green, both)), timeout_s=60, what="both are green with that")
+    assert not green(one.tailrace)
+    assert not one.tailrace.health.report("ready")[0]
+
+
 @pytest.mark.kafka
 async def test_the_markers_of_a_producers_transactions_are_not_taken_for_records_that_wait(settings: Settings) -> None:
     settings = settings.model_copy(update={"health": settings.health.model_copy(update={"interval_s": 0.1})})
