@@ -7,6 +7,8 @@ at, without the environment variable.
     the event loop does not turn.
 ``end-consumer``
     nothing is fetched any more; heartbeats go on, so the group keeps its member (it stays so).
+``crash-consumer``
+    fetching has failed with an error that Faust does not expect (it stays so).
 ``end-agents``
     the coroutines that take records have ended (they stay so).
 ``pause-replica``
@@ -47,11 +49,10 @@ async def watch_faults(
     while True:
         while "stick-loop" in (asked := _asked(folder)):
             time.sleep(_LOOK_EVERY_S)  # noqa: ASYNC251 - that is the fault
-        for fault, strike in (("end-consumer", _end_consumer), ("end-agents", _end_agents)):
-            if fault in asked and fault not in done:
-                done.add(fault)
-                for agent in agents():
-                    await strike(agent)
+        for fault in (asked & _STRIKES.keys()) - done:
+            done.add(fault)
+            for agent in agents():
+                await _STRIKES[fault](agent)
         reading = replica()
         client = None if reading is None else reading.client
         if client is not None and ("pause-replica" in asked) != paused:
@@ -69,8 +70,16 @@ async def _end_consumer(agent: Agent) -> None:
     await agent._app._fetcher.stop()
 
 
+async def _crash_consumer(agent: Agent) -> None:
+    assert agent._app is not None  # noqa: S101 - as above
+    await agent._app._fetcher.crash(RuntimeError("test fault"))
+
+
 async def _end_agents(agent: Agent) -> None:
     assert agent._app is not None  # noqa: S101 - as above
     for one in agent._app.agents.values():
         for actor in one._actors:
             await actor.stream.channel.queue.throw(StopAsyncIteration())
+
+
+_STRIKES = {"end-consumer": _end_consumer, "crash-consumer": _crash_consumer, "end-agents": _end_agents}

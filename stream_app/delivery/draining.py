@@ -32,6 +32,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from stream_app.delivery.acknowledgements import Acknowledgements
+from stream_app.delivery.reading import position_now
 
 __all__ = ["Delivered", "DrainingConsumer", "DrainingThread", "DrainingTransport", "Place"]
 
@@ -148,13 +149,8 @@ class DrainingThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # fau
         return dict(until), sum(max(0, end - done.get(other, 0)) for other, end in until.items())
 
     def position_now(self, tp: TP) -> int | None:
-        """The client's position, for any thread: nobody is asked for it. None where it has none."""
-        subscription = self._ensure_consumer()._subscription.subscription
-        assignment = None if subscription is None else subscription.assignment
-        if assignment is None or tp not in assignment.tps:
-            return None
-        position: int | None = assignment.state_value(tp)._position
-        return position
+        """The client's position, None where it has none."""
+        return position_now(self._ensure_consumer(), tp)
 
     async def getmany(self, active_partitions: Any, timeout: float) -> Any:
         """Ask the thread directly: Faust's queue of methods costs a few tasks, and one of its two workers."""

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from stream_app.compiled import compiling
-from stream_app.health.judging import PROBES, Check, Probe, Seen, State, judge, observe, stopped
+from stream_app.health.judging import PROBES, Check, Probe, judge
+from stream_app.health.state import Seen, State, observe, stopped
 from stream_app.settings import HealthSettings
 
 __all__ = ["Health"]
@@ -40,16 +41,19 @@ class Health:
         self._wall = wall
         # Replaced as a whole: other threads see the one before or the one after.
         self._state = State(at=clock())
+        self._stopping = False
         self._lock = threading.Lock()
         self._changed: dict[tuple[Probe, str], tuple[bool, float]] = {}
 
     def observe(self, seen: Seen) -> None:
         """Take what a look on the event loop showed."""
-        self._state = observe(self._state, seen, self._clock())
+        state = observe(self._state, seen, self._clock())
+        self._state = stopped(state) if self._stopping else state
         self._checks()
 
     def stop(self) -> None:
         """The process was told to stop: nobody should count on it any more."""
+        self._stopping = True
         self._state = stopped(self._state)
 
     async def watch(self, look: Callable[[], Seen]) -> None:

@@ -1,4 +1,4 @@
-"""One look at a process: what :mod:`~stream_app.health.judging` is told. On the event loop; quick, and asks nobody."""
+"""One look at a process: what :mod:`~stream_app.health.state` is told. On the event loop; quick, and asks nobody."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from stream_app.agents.base import Agent
 from stream_app.health.ends import Ends
-from stream_app.health.judging import ReplicaSeen, Seen
+from stream_app.health.state import ReplicaSeen, Seen
 from stream_app.replicas.replica import Replica
 from stream_app.waits import Waits
 from workers.vector_pool import VectorPool
@@ -43,7 +43,7 @@ def look(
     roles += [agent.seen(ends.known, counts=False) for agent in beside]
     seen_replica = None
     if replica is not None:
-        positions = replica.positions_served()
+        positions = replica.read_through()
         known = None if ends.away else {place: end for place, end in ends.known.items() if place in positions}
         seen_replica = ReplicaSeen(caught_up=replica.ready.is_set(), positions=positions, ends=known)
     away = waits.now()

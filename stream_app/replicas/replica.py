@@ -43,7 +43,7 @@ from schemas.decode import (
 )
 from schemas.messages import Item, ModelSpace, SpaceControl
 from stream_app.delivery.connections import kafka_options
-from stream_app.delivery.reading import Ends, read_to_end
+from stream_app.delivery.reading import Ends, position_now, read_to_end
 from stream_app.delivery.retry import until_it_works
 from stream_app.errors import InvalidMessage, SnapshotError, TailraceError
 from stream_app.logs import get_logger
@@ -506,6 +506,14 @@ class Replica:
         self.metrics.space_version.set(self.serving.served.version)
         self.metrics.space_number.set(self.live.number)
         self.metrics.index_deleted.set(self.serving.index.churn)
+
+    def read_through(self) -> dict[TopicPartition, int]:
+        """As :meth:`positions_served`, and beyond what is no record (the markers of transactions). What the last poll
+        brought may be on its way."""
+        served, client = self.positions_served(), self.client
+        if client is None:
+            return served
+        return {place: max(offset, position_now(client, place) or 0) for place, offset in served.items()}
 
     def positions_served(self) -> dict[TopicPartition, int]:
         """The next offsets to be applied, but for vectors of spaces that are not served."""

@@ -128,6 +128,7 @@ async def test_a_loop_that_is_stuck_is_not_alive_until_it_turns_again(
     ("fault", "check", "says"),
     [
         ("end-consumer", "consumer items", "on the broker, and nothing was fetched"),
+        ("crash-consumer", "engine items", "Its consumer ended with RuntimeError: test fault"),
         ("end-agents", "engine items", "Its agent tailrace.items ended"),
     ],
 )
