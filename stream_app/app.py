@@ -26,6 +26,7 @@ from stream_app.delivery.admin import create_topics
 from stream_app.delivery.gate import Gate
 from stream_app.delivery.publisher import Publisher
 from stream_app.delivery.retry import until_it_works
+from stream_app.delivery.unpacking import bound_unpacking
 from stream_app.encoder_metrics import watch_pools
 from stream_app.encoders import Encoders, deciding_settings
 from stream_app.errors import SettingsError, TailraceError, Unavailable
@@ -107,6 +108,7 @@ class Tailrace:
 
     async def _work(self) -> None:
         settings, metrics = self.settings, self.metrics
+        bound_unpacking(settings.connection.max_unpacked_bytes)
         served = serve_metrics(metrics, settings.metrics)
         if served is not None:
             server, self.metrics_port = served

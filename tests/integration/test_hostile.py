@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from schemas import decode
 from schemas.messages import Interaction, Item
+from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.reading import read_to_end
 from stream_app.errors import InvalidMessage
 from stream_app.settings import Settings
@@ -169,6 +171,35 @@ async def test_a_process_far_beyond_its_limit_of_memory_goes_on_a_few_records_at
             assert (await running.slate_after(f"u{number}", place)).items is not None
         await asyncio.sleep(0)
         assert metrics.memory_used._value.get() > metrics.memory_limit._value.get()
+
+
+async def test_batches_that_unpack_to_too_much_are_left_out_and_what_follows_is_not(settings: Settings):
+    tight = settings.model_copy(
+        update={"connection": settings.connection.model_copy(update={"max_unpacked_bytes": 1 << 20})}
+    )
+    async with live(tight) as running:
+        packing = AIOKafkaProducer(
+            **kafka_options(tight), acks="all", max_request_size=64 * 1_048_576, compression_type="zstd"
+        )
+        await packing.start()
+        try:
+            topics = (running.topics.items, running.topics.interactions, running.topics.users)
+            bombs = [
+                await packing.send_and_wait(topic, b"\0" * (8 << 20), key=b"k", partition=partition)
+                for topic in topics
+                for partition in range(tight.topics.partitions)
+            ]
+        finally:
+            await packing.stop()
+        await running.item("lamp", "A lamp")
+        await running.indexed(1)
+        for number in range(4):
+            place = await running.event(f"u{number}", "lamp")
+            await running.slate_after(f"u{number}", place)
+        letters = await running.dead_letters(len(bombs))
+        assert {letter.reason for letter in letters} == {"too_large"}
+        places = {(letter.topic, letter.partition, letter.offset) for letter in letters}
+        assert places == {(place.topic, place.partition, place.offset) for place in bombs}
 
 
 def test_the_good_ones_are_what_the_readers_take():
