@@ -27,6 +27,7 @@ from stream_app.delivery.gate import Gate
 from stream_app.delivery.publisher import Publisher
 from stream_app.delivery.retry import until_it_works
 from stream_app.delivery.rights import check_rights
+from stream_app.delivery.unpacking import bound_unpacking
 from stream_app.encoder_metrics import watch_pools
 from stream_app.encoders import Encoders, deciding_settings
 from stream_app.errors import SettingsError, TailraceError, Unavailable
@@ -123,6 +124,7 @@ class Tailrace:
 
     async def _work(self) -> None:
         settings, metrics = self.settings, self.metrics
+        bound_unpacking(settings.connection.max_unpacked_bytes)
         endpoints = serve(metrics.registry, settings.metrics, self.health.report)
         if endpoints is not None:
             self.metrics_port = endpoints.port

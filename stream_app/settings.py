@@ -169,6 +169,13 @@ class KafkaSettings(_Group):
     max_message_bytes: int = Field(
         1_048_576, ge=16_384, le=104_857_600, description="Largest record read or written (bytes)."
     )
+    max_unpacked_bytes: int = Field(
+        67_108_864,
+        ge=1_048_576,
+        le=1_073_741_824,
+        description="Largest compressed batch that is unpacked (bytes, after unpacking); a larger one is dead-lettered "
+        "as a whole. Brokers bound only what is compressed.",
+    )
     compression: Literal["none", "gzip", "lz4", "zstd", "snappy"] = Field(
         "none", description="Codec of what Tailrace produces."
     )

@@ -22,6 +22,7 @@ from stream_app.delivery.gate import Gate
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.records import InRecord
 from stream_app.delivery.retry import until_it_works
+from stream_app.delivery.unpacking import TOO_LARGE_HEADER
 from stream_app.errors import InvalidMessage, Unavailable
 from stream_app.health.state import RoleSeen, StreamSeen
 from stream_app.logs import get_logger
@@ -264,6 +265,9 @@ class Agent(ABC):
 
     def letter(self, record: InRecord, error: InvalidMessage, *, attempts: int = 1) -> OutRecord:
         """The dead letter of a record; counted and logged here."""
+        unpacked = [content for name, content in record.headers if name == TOO_LARGE_HEADER]
+        if unpacked and record.key is record.value is None:
+            error = InvalidMessage("too_large", unpacked[0].decode("utf-8", "replace"))
         self.metrics.dead_letters.labels(self.role, error.reason).inc()
         _log.info("dead letter", stage=self.role, at=record.place, reason=error.reason, detail=error.detail[:300])
         return dead_letter(

@@ -42,15 +42,20 @@ def metered(flood: Flood, *, appended_s: float, occurred_s: float, settings: Use
         occurred_s: event time, seconds since 1970.
         settings: the bounds.
     """
-    if not settings.events_per_s:
+    rate = settings.events_per_s
+    if not rate:
         return flood, False
-    appended, occurred = int(appended_s), int(occurred_s)
-    passed = max(appended - flood.appended_s, occurred - flood.occurred_s, 0)
-    events = max(flood.events - passed * settings.events_per_s, 0)
-    minute_before, shed, untold = flood.appended_s // MINUTE_S, flood.shed, flood.untold
+    events, appended_before, occurred_before, shed, untold = (
+        flood.events,
+        flood.appended_s,
+        flood.occurred_s,
+        flood.shed,
+        flood.untold,
+    )
     # Clocks of a user never run backwards: a late record finds things as the latest one left them.
-    appended, occurred = max(appended, flood.appended_s), max(occurred, flood.occurred_s)
-    if appended // MINUTE_S != minute_before:
+    appended, occurred = max(int(appended_s), appended_before), max(int(occurred_s), occurred_before)
+    events = max(events - rate * max(appended - appended_before, occurred - occurred_before), 0)
+    if shed and appended // MINUTE_S != appended_before // MINUTE_S:
         shed = 0
     full = events >= settings.events_burst
     if full:

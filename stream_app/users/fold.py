@@ -117,14 +117,14 @@ def fold(
         textifier: what is kept of the event's words.
         appended_s: when the broker took it, seconds since 1970.
     """
-    refused = _refused(state, event, partition=partition, offset=offset, appended_s=appended_s, users=users)
+    at = event.occurred_at.timestamp()
+    refused = _refused(state, event, partition, offset, appended_s, at, users)
     if refused is not None:
         return refused
     kind = event_types[event.type]
     polarity = kind.polarity
     if kind.negative_below is not None and event.value is not None and event.value < kind.negative_below:
         polarity = -1
-    at = event.occurred_at.timestamp()
     item_id = event.item_id
     weight = kind.weight * polarity
     visits = item_id is None and not weight and not polarity and kind.refreshes
@@ -174,7 +174,13 @@ def fold(
 
 
 def _refused(
-    state: UserState, event: Interaction, *, partition: int, offset: int, appended_s: float, users: UserSettings
+    state: UserState,
+    event: Interaction,
+    partition: int,
+    offset: int,
+    appended_s: float,
+    at: float,
+    users: UserSettings,
 ) -> Fold | None:
     """Why an event has no effect, noted in ``state``; None: it has."""
     if offset <= state.applied.get(partition, -1):
@@ -186,7 +192,7 @@ def _refused(
     if event_id in state.recent_event_ids:
         return _DUPLICATE
     before = state.flood
-    state.flood, shed = metered(before, appended_s=appended_s, occurred_s=event.occurred_at.timestamp(), settings=users)
+    state.flood, shed = metered(before, appended_s=appended_s, occurred_s=at, settings=users)
     if shed:
         # Its id is not remembered: it may be replayed when the flood is over.
         untold = told(before, state.flood)
@@ -231,14 +237,8 @@ def not_shed(events: Sequence[P], states: Mapping[str, UserState], users: UserSe
     for placed in events:
         state = copies.get(placed.event.user_id)
         if state is not None:
-            refused = _refused(
-                state,
-                placed.event,
-                partition=placed.partition,
-                offset=placed.offset,
-                appended_s=placed.appended_s,
-                users=users,
-            )
+            at = placed.event.occurred_at.timestamp()
+            refused = _refused(state, placed.event, placed.partition, placed.offset, placed.appended_s, at, users)
             if refused is not None and refused.outcome == REASON:
                 continue
         kept.append(placed)

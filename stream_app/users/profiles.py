@@ -11,7 +11,7 @@ from schemas.messages import User
 from stream_app.items.catalogue import label
 from stream_app.settings import EventType, UserSettings
 from stream_app.textify import Textifier
-from stream_app.users.state import HistoryEntry, Profile, UserState, id_hash
+from stream_app.users.state import Flood, HistoryEntry, Profile, UserState, id_hash
 
 __all__ = ["LIKED", "fold_profile", "profile_of", "with_profile"]
 
@@ -62,6 +62,7 @@ def fold_profile(state: UserState, profile: Profile | None, *, partition: int, o
         state.spent = (0.0, 0.0)
         state.seen = {}
         state.seen_spent = (0.0, 0.0)
+        state.flood = Flood()
         state.profile = None
         state.forgotten_at = max(state.forgotten_at, appended_s)
         return "forgotten"

@@ -10,8 +10,10 @@ from __future__ import annotations
 import binascii
 import json
 import random
+import struct
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -40,6 +42,9 @@ _FRAGMENTS = (
     b"\xcf" + b"\xff" * 8,
     b"\xcb\x7f\xf8" + b"\x00" * 6,
 )  # fmt: skip
+_LARGEST = 2 << 20
+"""Bytes of a mutated document; no broker brings more."""
+_MOST_PLACES = 20_000
 _FLOATS = (float("nan"), float("inf"), 3.4e38, -3.4e38, 0.0, 1e-45, -1.0)
 
 
@@ -82,14 +87,15 @@ def mutated_document(data: bytes, others: Sequence[bytes], form: Form, random_: 
         document = read(data)
         for _ in range(random_.choice((1, 1, 2, 3))):
             document = _changed(document, others, read, random_)
-        return write(document)
+        written = write(document)
+        return written if len(written) <= _LARGEST else data
     except (ValueError, LookupError, RecursionError, OverflowError, TypeError, msgspec.MsgspecError):
         return data
 
 
 def _changed(document: Any, others: Sequence[bytes], read: Callable[[bytes], Any], random_: random.Random) -> Any:
     """The document with one of its values changed."""
-    places = list(_places(document))
+    places = list(islice(_places(document), _MOST_PLACES))
     if not places:
         return _value(document, random_)
     holder, key = random_.choice(places)
@@ -112,7 +118,7 @@ def _changed(document: Any, others: Sequence[bytes], read: Callable[[bytes], Any
     return document
 
 
-def _places(document: Any, depth: int = 0) -> Any:
+def _places(document: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
     if depth > 40:
         return
     keys = list(document) if isinstance(document, dict) else range(len(document)) if isinstance(document, list) else ()
@@ -150,8 +156,6 @@ def _array(text: str, random_: random.Random) -> str | None:
         content = bytearray(b64decode(text, validate=True))
     except (binascii.Error, ValueError):
         return None
-    import struct
-
     for code, size in random_.sample((("<e", 2), ("<f", 4), ("<d", 8)), 3):
         if len(content) % size == 0 and content:
             at = random_.randrange(len(content) // size) * size
