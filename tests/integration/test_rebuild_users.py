@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.structs import ConsumerRecord
 from redis.asyncio import Redis
 
 from schemas.decode import encode
@@ -125,6 +126,18 @@ async def caught_up(settings: Settings) -> None:
     await eventually(done, timeout_s=60, interval_s=0.1, what=f"committed {wanted}")
 
 
+def as_record(record: ConsumerRecord) -> InRecord:
+    return InRecord(
+        record.topic,
+        record.partition,
+        record.offset,
+        record.key,
+        record.value,
+        record.headers,
+        record.timestamp / 1_000,
+    )
+
+
 async def fold(settings: Settings) -> dict[str, UserState]:
     """The topics in the order the broker took them, folded here."""
     topics, sources = Topics(settings), Sources(settings)
@@ -133,10 +146,7 @@ async def fold(settings: Settings) -> dict[str, UserState]:
     records += [record async for record in read_to_end(settings, topics.interactions)]
     states: dict[str, UserState] = {}
     for record in sorted(records, key=lambda record: record.timestamp):
-        given = InRecord(
-            record.topic, record.partition, record.offset, record.key, record.value, record.headers,
-            record.timestamp / 1_000,
-        )  # fmt: skip
+        given = as_record(record)
         place = {"partition": given.partition, "offset": given.offset, "appended_s": given.timestamp_s}
         try:
             if record.topic == topics.users:
