@@ -25,6 +25,7 @@ __all__ = [
     "ModelSpace",
     "RankerWeights",
     "Reason",
+    "RebuiltRows",
     "Rule",
     "RuleWhere",
     "Slate",
@@ -313,14 +314,6 @@ class Transition(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False
     shown: Annotated[float, Meta(ge=0, description="How often the item was shown; counted while it is new.")] = 0.0
 
 
-class Transitions(Struct, frozen=True, kw_only=True):
-    """A batch of transitions for one partition of ``transitions.v1``, in the order of their source offsets."""
-
-    source_topic: str
-    source_partition: int
-    rows: list[Transition]
-
-
 class ItemSignals(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Statistics of one item, on ``item-signals.v1`` with key = ``item_id``: both the broadcast and the owner's
     durable state (``applied`` says through which source offsets it is complete)."""
@@ -337,6 +330,29 @@ class ItemSignals(Struct, frozen=True, kw_only=True, omit_defaults=True):
     shown: Annotated[
         float, Meta(ge=0, description="How often the item was shown while it was new, as far as impressions say.")
     ] = 0.0
+
+
+class RebuiltRows(Struct, frozen=True, kw_only=True):
+    """A part of all rows of one partition, made again from the events, for the partition's owner to go on with.
+
+    They hold everything that was published on the partition before ``begin``.
+    """
+
+    generation: Annotated[int, Meta(description="Of the rebuild: greater than those before.")]
+    begin: Annotated[int, Meta(ge=0, description="Offset in the partition the owner reads again from.")]
+    part: Annotated[int, Meta(ge=0, description="Counted from 0; parts come in order.")]
+    parts: Annotated[int, Meta(ge=1, description="How many there are.")]
+    rows: list[ItemSignals]
+
+
+class Transitions(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A batch of transitions for one partition of ``transitions.v1``, in the order of their source offsets; or, of a
+    rebuild, rows to go on with."""
+
+    source_topic: str
+    source_partition: int
+    rows: list[Transition]
+    rebuilt: RebuiltRows | None = None
 
 
 class TrainingExample(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):

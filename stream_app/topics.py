@@ -61,7 +61,8 @@ TOPICS: tuple[Topic, ...] = (
         compacted=True,
         direction="in",
         as_many_as="interactions.v1",
-        config={"message.timestamp.type": "LogAppendTime"},
+        # That a user was forgotten is to be there as long as the events from before may be: 30 days.
+        config={"message.timestamp.type": "LogAppendTime", "delete.retention.ms": "2592000000"},
         summary="Profiles of users; a null value forgets a user.",
     ),
     Topic(

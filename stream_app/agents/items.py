@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,11 +12,13 @@ from functools import partial
 from typing import Any, ClassVar
 
 from schemas.decode import decode_item_signals, decode_transitions, encode
+from schemas.messages import RebuiltRows
 from stream_app.agents.base import Agent
 from stream_app.delivery.publisher import OutRecord
-from stream_app.delivery.reading import read_to_end
+from stream_app.delivery.reading import read_part, read_to_end
 from stream_app.delivery.records import InRecord
 from stream_app.errors import InvalidMessage
+from stream_app.items.rebuilt import StagedRows
 from stream_app.items.statistics import ItemStatistics
 from stream_app.logs import get_logger
 
@@ -23,12 +27,17 @@ __all__ = ["ItemsAgent"]
 _log = get_logger(__name__)
 _MAX_HELD = 50_000
 """Events read but not yet durable; beyond it reading waits for the flush."""
+_STAGED_S = 600.0
+"""Rows of a rebuild that do not come to an end are given up."""
 
 
 @dataclass(slots=True)
 class _Owned:
     statistics: ItemStatistics
     held: deque[tuple[int, Any]] = field(default_factory=deque)
+    staged: StagedRows | None = None
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while rows are broadcast, and while others take their place."""
 
 
 class ItemsAgent(Agent):
@@ -80,7 +89,10 @@ class ItemsAgent(Agent):
                     return  # The partitions moved meanwhile; what is ours will be delivered again.
                 owned_by_partition[record.partition] = owned
             try:
-                owned.statistics.apply(decode_transitions(record.value), offset=record.offset)
+                message = decode_transitions(record.value)
+                owned.statistics.apply(message, offset=record.offset)
+                if message.rebuilt is not None:
+                    await self._stage(owned, message.rebuilt, record.offset)
             except InvalidMessage as error:
                 # Before it is held: what is held may be acknowledged by a flush at any await.
                 await self.publisher.publish([self.letter(record, error)])
@@ -104,6 +116,44 @@ class ItemsAgent(Agent):
         _log.info("took over items", partition=partition, items=len(statistics))
         return _Owned(statistics)
 
+    async def _stage(self, owned: _Owned, rebuilt: RebuiltRows, offset: int) -> None:
+        """One more part of rows that were made again; with the last one they take the place of ours."""
+        partition, now = owned.statistics.partition, time.monotonic()
+        if owned.staged is None or rebuilt.generation > owned.staged.generation:
+            owned.staged = StagedRows(rebuilt, partition, self._partitions, self.settings.items, offset=offset, now=now)
+        staged = owned.staged
+        if rebuilt.generation < staged.generation:
+            return
+        try:
+            complete = staged.take(rebuilt)
+        except ValueError as error:
+            _log.error("rebuilt rows cannot be used", partition=partition, offset=offset, error=str(error))
+            owned.staged = None
+            return
+        if staged.broken:
+            _log.error("rebuilt rows are incomplete", partition=partition, offset=offset)
+            owned.staged = None
+        if complete:
+            await self._take_rebuilt(owned, staged, rebuilt.begin, offset)
+
+    async def _take_rebuilt(self, owned: _Owned, staged: StagedRows, begin: int, offset: int) -> None:
+        """The staged rows, brought to ``offset``, take the place of ours, and all of them are broadcast."""
+        statistics = staged.statistics
+
+        async def read_again() -> None:
+            # Rows skip what they hold: read twice, nothing counts twice.
+            part = read_part(self.settings, self.topics.transitions, statistics.partition, begin=begin, end=offset)
+            async for record in part:
+                with contextlib.suppress(InvalidMessage):  # it has its dead letter
+                    statistics.apply(decode_transitions(record.value), offset=record.offset)
+
+        async with owned.changing:
+            await self.reading(read_again, self.topics.transitions)
+            statistics.broadcast_all(owned.statistics.item_ids, offset)
+            statistics.skip(offset)
+            owned.statistics, owned.staged = statistics, None
+        _log.info("rebuilt rows taken over", partition=statistics.partition, items=len(statistics))
+
     async def _flush_for_ever(self) -> None:
         interval_s = self.settings.items.flush_interval_s
         while True:
@@ -119,6 +169,10 @@ class ItemsAgent(Agent):
                     self._flushed.notify_all()
 
     async def _flush(self, owned: _Owned) -> None:
+        async with owned.changing:
+            await self._flush_alone(owned)
+
+    async def _flush_alone(self, owned: _Owned) -> None:
         statistics = owned.statistics
         share = max(1, self.settings.items.flush_rows // max(1, len(self._owned)))
         rows = statistics.take(share)
@@ -138,6 +192,12 @@ class ItemsAgent(Agent):
             raise
         statistics.taken_are_durable()
         through = statistics.commit_offset()
+        if owned.staged is not None and through is not None:
+            if time.monotonic() - owned.staged.since > _STAGED_S:
+                _log.warning("rebuilt rows did not come to an end", partition=statistics.partition)
+                owned.staged = None
+            else:
+                through = min(through, owned.staged.offset)
         held = owned.held
         while held and through is not None and held[0][0] < through:
             held.popleft()[1].ack()

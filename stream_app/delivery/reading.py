@@ -38,6 +38,7 @@ __all__ = [
     "poll",
     "position_now",
     "read_at",
+    "read_part",
     "read_to_end",
     "tail",
 ]
@@ -185,6 +186,32 @@ async def read_at(
             if highwater is not None and offset >= highwater:
                 return None
         raise Unavailable(f"{topic}[{partition}]@{offset} did not come within {patience_s:g} s from {settings.kafka}")
+
+
+async def read_part(
+    settings: Settings, topic: str, partition: int, *, begin: int, end: int, patience_s: float | None = None
+) -> AsyncGenerator[ConsumerRecord, None]:
+    """The records of a partition from the offset ``begin`` on and before ``end``, as far as they are still there.
+
+    Raises:
+        Unavailable: when no broker answers, or nothing comes for ``patience_s`` seconds (None: it is waited for).
+        TopicError: when there is no such topic or partition (with ``patience_s``).
+    """
+    async with open_consumer(settings, patience_s) as consumer:
+        (place,) = await _assign(consumer, settings, topic, [partition], patience_s)
+        beginning, _ = await _offsets(consumer, [place], settings, patience_s)
+        consumer.seek(place, max(begin, beginning[place]))
+        loop = asyncio.get_running_loop()
+        progress_at = loop.time()
+        while await consumer.position(place) < end:
+            polled = await poll(consumer, settings, topic)
+            for record in (record for records in polled.values() for record in records):
+                if record.offset < end:
+                    yield record
+            if polled:
+                progress_at = loop.time()
+            elif patience_s is not None and loop.time() - progress_at > patience_s:
+                raise Unavailable(f"{topic}[{partition}] on Kafka at {settings.kafka}: nothing came before {end}")
 
 
 async def tail(

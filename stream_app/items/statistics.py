@@ -20,7 +20,7 @@ id (rows and all their neighbours, whoever owns them), plus 8 per source partiti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from operator import itemgetter
@@ -378,6 +378,22 @@ class ItemStatistics:
         self._reclaim()
         shown = self._rows["shown"][numbers]
         return TakenRows(evicted, numbers, lengths, neighbours, symmetric, directed, counts, at, applied, shown)
+
+    def counted(self, item_id: str) -> float:
+        """How much was ever counted for an item; 0 without a row."""
+        return float(self._counts[self._number_of[item_id], -1]) if item_id in self else 0.0
+
+    def broadcast_all(self, gone: Iterable[str], offset: int) -> None:
+        """All rows wait to be broadcast, and that the items of ``gone`` have none, if they have none.
+
+        Args:
+            offset: in ``transitions.v1``, of what says so: it is not committed before all of that is durable.
+        """
+        numbers = np.flatnonzero(self._rows["present"])
+        self._rows["dirty"][numbers] = True
+        for number in numbers.tolist():
+            self._dirty.setdefault(number, offset)
+        self._evicted.update({item_id: offset for item_id in gone if item_id not in self})
 
     def places(self, numbers: NDArray[np.int32], intern: Callable[[str], int], *, version: int) -> NDArray[np.int32]:
         """Where the one reader in this process keeps ids, looked up once per id: int32 [len(numbers)].

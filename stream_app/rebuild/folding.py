@@ -11,9 +11,9 @@ Offsets are kept by fence: ``o3`` is partition 3 of ``interactions.v1``, ``u3`` 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
-from stream_app.users.fold import Folder
+from stream_app.users.fold import Fold, Folder
 from stream_app.users.profiles import fold_profile
 from stream_app.users.stage import SourcedEvent, SourcedProfile
 from stream_app.users.state import UserState, decode_state, encode_state
@@ -43,10 +43,14 @@ class Refolding:
         fold: what the owners fold with.
         unpacked: states kept ready for use, those of the last users (36 KB each with 50 events); of the others only
             the bytes are kept (1.4 to 2.5 KB).
+        note: is told what each event did.
     """
 
-    def __init__(self, fold: Folder, *, unpacked: int) -> None:
+    def __init__(
+        self, fold: Folder, *, unpacked: int, note: Callable[[SourcedEvent, Fold], None] = lambda _, __: None
+    ) -> None:
         self._fold = fold
+        self._note = note
         self._unpacked = unpacked
         self._states: OrderedDict[str, UserState] = OrderedDict()
         self._packed: dict[str, bytes] = {}
@@ -132,7 +136,7 @@ class Refolding:
         state = self._state(user_id)
         place = {"partition": sourced.partition, "offset": sourced.offset}
         if isinstance(sourced, SourcedEvent):
-            self._fold(state, sourced.event, **place, appended_s=sourced.appended_s)
+            self._note(sourced, self._fold(state, sourced.event, **place, appended_s=sourced.appended_s))
         else:
             fold_profile(state, sourced.profile, **place, appended_s=sourced.appended_s)
 

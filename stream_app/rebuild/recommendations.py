@@ -1,8 +1,9 @@
 """``tailrace rebuild recommendations``: every standing slate made again by the users' owners.
 
-The command only asks and watches: it writes down where ``recommendations.v1`` ends, and each owner ranks its users whose
-slates are from before, slowly, beside events. A slate is done when the topic has a later one of the user, whatever caused
-it. So whoever dies is not missed: a new owner finds what is left by the same rule, and the command can be started again.
+The command only asks and watches: it writes down where ``recommendations.v1`` ends, and each owner ranks its users
+whose slates are from before, slowly, beside events. A slate is done when the topic has a later one of the user,
+whatever caused it. So whoever dies is not missed: a new owner finds what is left by the same rule, and the command can
+be started again.
 """
 
 from __future__ import annotations
@@ -94,8 +95,10 @@ async def remake_slates(
     loop = asyncio.get_running_loop()
     quiet_since, before = loop.time(), (-1, -1)
     try:
-        while not following.done():
-            await asyncio.sleep(_LOOK_EVERY_S)
+        while True:
+            await asyncio.wait([following], timeout=_LOOK_EVERY_S)
+            if following.done():
+                following.result()  # it only ends by an error
             now = len(standing.old), standing.new
             tell(standing.new, standing.users)
             if standing.whole and (dry_run or not standing.old):

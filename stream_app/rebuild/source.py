@@ -11,14 +11,14 @@ from aiokafka.structs import ConsumerRecord
 from stream_app.delivery.admin import committed_offsets
 from stream_app.delivery.merging import MergedReader
 from stream_app.delivery.records import InRecord
-from stream_app.errors import InvalidMessage
+from stream_app.errors import InvalidMessage, TopicError
 from stream_app.rebuild.folding import Sourced
 from stream_app.rebuild.shares import Share
 from stream_app.settings import Settings
 from stream_app.topics import Topics
 from stream_app.users.sources import Sources
 
-__all__ = ["UserRecords"]
+__all__ = ["UserRecords", "expect_everything"]
 
 _PATIENCE_S = 30.0
 
@@ -105,3 +105,18 @@ class UserRecords:
     def _place(self, fence: str) -> TopicPartition:
         topic = self._topics.interactions if fence[0] == "o" else self._topics.users
         return TopicPartition(topic, int(fence[1:]))
+
+
+def expect_everything(beginnings: Mapping[str, int], settings: Settings) -> None:
+    """Refuse when the topic begins later than its first event.
+
+    Raises:
+        TopicError: then; says how to go on.
+    """
+    for name, offset in beginnings.items():
+        if name[0] == "o" and offset:
+            raise TopicError(
+                f"{settings.topics.prefix}.interactions.v1 begins at offset {offset:,} in partition {name[1:]}: what "
+                "was before is gone (retention.ms), and what is made of the rest knows less than what is there; "
+                "--partial goes on with that (of users, only states are replaced that know no more events)"
+            )

@@ -17,7 +17,7 @@ from stream_app.errors import TopicError
 from stream_app.rebuild.folding import Refolding
 from stream_app.rebuild.passes import Counts, Pass
 from stream_app.rebuild.shares import EVERYBODY, Share
-from stream_app.rebuild.source import UserRecords
+from stream_app.rebuild.source import UserRecords, expect_everything
 from stream_app.settings import Settings
 from stream_app.stores.lock import one_at_a_time
 from stream_app.stores.rebuilt import RebuiltStates
@@ -101,7 +101,7 @@ async def rebuild_users(
                 outcome.passes += 1
                 async with UserRecords.open(settings) as records:
                     if not partial:
-                        _expect_everything(records.beginnings, settings)
+                        expect_everything(records.beginnings, settings)
                     ends = await records.ends()
                     total = sum(end - records.beginnings[name] for name, end in ends.items())
 
@@ -136,13 +136,3 @@ async def _alone(settings: Settings, redis: RedisClient, dry_run: bool) -> Async
         return
     async with one_at_a_time(redis, f"{settings.topics.prefix}:rebuild:users", "a rebuild of users"):
         yield
-
-
-def _expect_everything(beginnings: dict[str, int], settings: Settings) -> None:
-    for name, offset in beginnings.items():
-        if name[0] == "o" and offset:
-            raise TopicError(
-                f"{settings.topics.prefix}.interactions.v1 begins at offset {offset:,} in partition {name[1:]}: what "
-                "was before is gone (retention.ms), and states made of the rest would know less than they do; with "
-                "--partial only those are replaced that know no more events than the topic"
-            )

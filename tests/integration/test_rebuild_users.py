@@ -7,14 +7,17 @@ import random
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.structs import ConsumerRecord
 from redis.asyncio import Redis
 
 from schemas.decode import encode
 from schemas.messages import Interaction, User
 from stream_app.app import Tailrace
+from stream_app.cli import main
 from stream_app.delivery.admin import create_topics
 from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.reading import read_to_end
@@ -125,6 +128,18 @@ async def caught_up(settings: Settings) -> None:
     await eventually(done, timeout_s=60, interval_s=0.1, what=f"committed {wanted}")
 
 
+def as_record(record: ConsumerRecord) -> InRecord:
+    return InRecord(
+        record.topic,
+        record.partition,
+        record.offset,
+        record.key,
+        record.value,
+        record.headers,
+        record.timestamp / 1_000,
+    )
+
+
 async def fold(settings: Settings) -> dict[str, UserState]:
     """The topics in the order the broker took them, folded here."""
     topics, sources = Topics(settings), Sources(settings)
@@ -133,10 +148,7 @@ async def fold(settings: Settings) -> dict[str, UserState]:
     records += [record async for record in read_to_end(settings, topics.interactions)]
     states: dict[str, UserState] = {}
     for record in sorted(records, key=lambda record: record.timestamp):
-        given = InRecord(
-            record.topic, record.partition, record.offset, record.key, record.value, record.headers,
-            record.timestamp / 1_000,
-        )  # fmt: skip
+        given = as_record(record)
         place = {"partition": given.partition, "offset": given.offset, "appended_s": given.timestamp_s}
         try:
             if record.topic == topics.users:
@@ -256,6 +268,45 @@ async def test_a_second_rebuild_is_refused_and_one_that_died_is_not_waited_for_l
 async def test_topics_that_are_not_there_are_named(settings: Settings) -> None:
     with pytest.raises(TopicError, match=r"users\.v1 is not on Kafka"):
         await rebuild_users(settings)
+
+
+async def test_the_command_says_what_it_did_and_what_is_wrong(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "KAFKA": settings.kafka,
+        "REDIS": settings.redis.get_secret_value(),
+        "TOPICS__PREFIX": settings.topics.prefix,
+        "CONNECTION__FETCH_MAX_WAIT_MS": str(settings.connection.fetch_max_wait_ms),
+    }.items():
+        monkeypatch.setenv(f"TAILRACE_{name}", value)
+
+    async def tailrace(*arguments: str) -> tuple[int, str]:
+        status = await asyncio.to_thread(main, ["rebuild", *arguments])
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
+
+    status, said = await tailrace("users")
+    assert status == 2
+    assert "users.v1 is not on Kafka" in said
+    await create_topics(settings)
+    await produce(settings, [*make_events(1, 3, 30), User(user_id="user-0")])
+    await commit(settings, await ends(settings))
+    status, said = await tailrace("users", "--dry-run")
+    assert status == 0
+    assert "3 users from 31 records in 1 pass: would be 3 created, 0 replaced, 0 unchanged" in said
+    status, said = await tailrace("users", "--users-at-once", "1")
+    assert status == 0
+    assert "3 created" in said
+    status, said = await tailrace("users")
+    assert (status, "3 unchanged" in said) == (0, True)
+    status, said = await tailrace("items", "--dry-run")
+    assert (status, "would have rows made of 31 records" in said) == (0, True)
+    status, said = await tailrace("recommendations", "--dry-run")
+    assert (status, "0 slates would be made again" in said) == (0, True)
+    status, said = await tailrace("recommendations", "--stop")
+    assert (status, "nobody had asked for it" in said) == (0, True)
 
 
 @pytest.mark.model
