@@ -15,11 +15,14 @@ are emptied then, and the records would be missing until the next rebalance.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+
+from stream_app.errors import NotAuthorized
 
 __all__ = ["Delivered", "DrainingConsumer", "DrainingThread", "DrainingTransport"]
 
@@ -73,6 +76,12 @@ class DrainingThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # fau
         consumer._fetch_max_wait_ms = self.app.tailrace_fetch_max_wait_ms
         consumer._fetch_min_bytes = self.app.tailrace_fetch_min_bytes
         return consumer
+
+    async def crash(self, reason: BaseException) -> None:
+        """Faust crashes the thread, as when a commit is refused, and nobody is told: the process would stand."""
+        with contextlib.suppress(RuntimeError):  # everything is ending
+            self.parent_loop.call_soon_threadsafe(self.app.tailrace_on_failure, reason)
+        await super().crash(reason)
 
     async def seek_to_committed(self) -> Any:
         """aiokafka leaves partitions without a committed offset where they are. What was fetched of them and dropped
@@ -149,8 +158,15 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         except Exception as error:
             self.log.exception("Drain messages raised: %r", error)
             # Faust ends the fetcher and nothing else: the process would stand and consume nothing.
-            self.transport.app.tailrace_on_failure(error)
+            self.transport.app.tailrace_on_failure(self._reason(error))
             raise
+
+    def _reason(self, error: Exception) -> Exception:
+        """What ended the drain, as somebody is told who has to do something about it."""
+        if not _forbidden(error):
+            return error
+        topics = ", ".join(sorted({place.topic for place in self.assignment()})) or "its topics"
+        return NotAuthorized(f"Kafka does not allow us Read on {topics} as a consumer group: {error!r}")
 
     async def _drain_once(self) -> None:
         if not self.flow_active:
@@ -182,6 +198,8 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         try:
             await self.perform_seek()
         except Exception as error:  # the partitions may be moving again
+            if _forbidden(error):
+                raise
             self.log.warning("not at the committed offsets yet: %r", error)
             await asyncio.sleep(_SOME_FULL_S)
             return False
@@ -220,6 +238,11 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         for channel in self.app.topics._tp_index.get(tp, ()):
             return channel.queue
         return None
+
+
+def _forbidden(error: Exception) -> bool:
+    """Whether the broker does not allow it; of some requests aiokafka keeps only the error's name, in a text."""
+    return "AuthorizationFailedError" in repr(error)
 
 
 class DrainingTransport(driver.Transport):  # type: ignore[misc]
