@@ -29,13 +29,14 @@ from stream_app.delivery.reading import read_to_end
 from stream_app.delivery.rights import missing_rights
 from stream_app.embedded.worker import WorkerProcess
 from stream_app.errors import NotAuthorized, TailraceError, Unavailable
+from stream_app.logs import configure_logs
 from stream_app.metrics import Metrics
 from stream_app.rights import WHO, Right, rights_of
-from stream_app.settings import Settings, load_settings
+from stream_app.settings import LogSettings, Settings, load_settings
 from stream_app.space_operations import build_space, retire_space
 from stream_app.topics import Topics
 from tests.checkpoints import make_bert
-from tests.conftest import require
+from tests.conftest import Written, require
 from tests.secure_kafka import SecureKafka
 from tests.stacks import Stack
 from tests.token_endpoint import TokenEndpoint, token_endpoint
@@ -359,6 +360,33 @@ class TestARightThatIsTakenWhileARoleRuns:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             await shop.kafka.revoke(PROBE, rights)
+
+
+@pytest.mark.parametrize("how", ["password", "token", "certificate", "wrong password"])
+async def test_nothing_secret_is_logged_at_any_level(shop: Shop, written: Written, tmp_path: Path, how: str):
+    configure_logs(LogSettings(level="debug", format="json"))
+    kafka, token = shop.kafka, shop.kafka.token("producer")
+    (tmp_path / "token").write_text(token)
+    given = {"certificate": kafka.mtls("producer"), "token": kafka.oauth(oauth_token_file=tmp_path / "token")}
+    overrides = given.get(how) or kafka.scram("producer")
+    if how == "wrong password":
+        (tmp_path / "password").write_text("wr0ng-s3cret")
+        overrides["connection"]["password_file"] = tmp_path / "password"
+    settings = shop.settings("producer", **overrides)
+
+    async def publish() -> None:
+        async with publishing(settings) as publisher:
+            await publisher.publish([OutRecord(shop.topics.items, b"nobody", None)])
+
+    publishing_it = asyncio.create_task(publish())
+    # The wrong password is tried for as long as it takes.
+    await eventually(lambda: publishing_it.done() or "Authentication failed" in written.text)
+    assert publishing_it.done() == (how != "wrong password")
+    publishing_it.cancel()
+    await asyncio.gather(publishing_it, return_exceptions=True)
+    key = (kafka.directory / "producer.key").read_text() if how == "certificate" else token
+    shown = written.text + repr(settings) + str(kafka_options(settings))
+    assert not [one for one in ("wr0ng", token, key, kafka.passwords["producer"], "BEGIN") if one in shown]
 
 
 async def test_passwords_certificates_and_tokens_are_replaced_while_events_come(shop: Shop):
