@@ -16,7 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import kafka_options, no_broker
 from stream_app.errors import TopicError, Unavailable
 from stream_app.settings import Settings
 from stream_app.topics import Topic, Topics
@@ -211,7 +211,7 @@ async def group_lag(settings: Settings, group: str, topic: str) -> int:
         ends = await consumer.end_offsets(places)
         return sum([max(0, end - (await consumer.committed(place) or 0)) for place, end in ends.items()])
     except (KafkaError, OSError) as error:
-        raise Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}") from error
+        raise no_broker(settings, error) from error
     finally:
         await consumer.stop()
 
@@ -259,7 +259,7 @@ async def _client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
         await client.start()
         yield client
     except (KafkaError, OSError) as error:
-        raise Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}") from error
+        raise no_broker(settings, error) from error
     finally:
         await client.close()
 

@@ -338,11 +338,11 @@ class TestARightThatIsTakenWhileARoleRuns:
         async def granted() -> bool:
             return not await missing_rights(settings, rights)
 
+        await eventually(granted)
+        tailrace = Tailrace(settings, ["items"])
+        running = asyncio.create_task(tailrace.run(asyncio.Event()))
         try:
-            await eventually(granted)
             # The items role's own process gives its partitions to this one and back.
-            tailrace = Tailrace(settings, ["items"])
-            running = asyncio.create_task(tailrace.run(asyncio.Event()))
             agent = await eventually(lambda: tailrace.ready.is_set() and tailrace.agents[0], timeout_s=60)
             await eventually(agent.assignment, timeout_s=30, what="a partition")
             await shop.kafka.revoke(PROBE, [taken])
@@ -395,12 +395,17 @@ async def test_passwords_certificates_and_tokens_are_replaced_while_events_come(
     old = [shop.kafka.passwords["interactions"], shop.endpoint.clients["ranker"]]
     for user in (*WHO, PROBE):
         await shop.kafka.set_password(user, f"second-{uuid.uuid4().hex}")
+        if user != "interactions":  # whose file is late
+            shop.kafka.scram(user)
     shop.kafka.renew_authority()
     shop.kafka.mtls("items")
     shop.endpoint.clients["ranker"] = uuid.uuid4().hex
     shop.secret_file.write_text(shop.endpoint.clients["ranker"])
     asked = len(shop.endpoint.asked)
     await shop.kafka.broker.restart()
+    worker = shop.workers["interactions"]
+    await eventually(lambda: "Authentication failed" in worker.output(), timeout_s=60, what="the old password refused")
+    shop.kafka.scram("interactions")
 
     examples = await metric(shop, "ranker", "tailrace_ranker_examples")
     async with publishing(shop.producer) as produce, Slates(shop) as slates:
@@ -423,7 +428,7 @@ async def test_passwords_certificates_and_tokens_are_replaced_while_events_come(
     assert {role: worker.pid for role, worker in shop.workers.items()} == before
     assert len(shop.endpoint.asked) > asked, "the new secret was used"
     outdated = {**shop.kafka.scram("interactions")["connection"], "password": old[0], "password_file": None}
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match=r"no Kafka broker answers .*SaslAuthenticationFailed.*Authentication failed"):
         await describe_topics(load_settings(kafka=shop.kafka.broker.listeners["SCRAM"], connection=outdated))
     secrets = [*old, *shop.kafka.passwords.values(), *shop.endpoint.clients.values(), "BEGIN", "eyJ"]
     logs = shop.logs()
