@@ -41,8 +41,8 @@ class FreshConnection(conn.AIOKafkaConnection):  # type: ignore[misc] # aiokafka
     """A connection that proves who we are with what files hold at the moment."""
 
     refusals: ClassVar[dict[str, str]] = {}
-    """Why brokers (``host:port``) did not let us in when they were last tried: aiokafka logs it, and its errors only say
-    that there is no connection."""
+    """Why brokers (``host:port``) did not let us in when they were last tried: aiokafka logs it, and its errors say no
+    more than that there is no connection."""
     _ssl_context: Any
     _sasl_plain_password: Any
 
