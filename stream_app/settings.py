@@ -1113,6 +1113,6 @@ def _complaint(problem: Mapping[str, Any]) -> str:
         return f"{name}: there is no such setting (environment {env})"
     value = problem.get("input")
     # Of a group that holds a secret, what is not a plain setting of it may be the secret itself.
-    hidden = name in _GROUPS_WITH_SECRETS or "password" in name or "secret" in name
+    hidden = name in _GROUPS_WITH_SECRETS or any(part in name for part in ("password", "secret", "_url"))
     shown = "(hidden)" if hidden else repr(value)
     return f"{name} = {shown}: {problem['msg']} (environment {env})"

@@ -7,6 +7,8 @@ the tests that need it are skipped and the summary says why; with ``CI`` set the
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from typing import cast
 
 import hypothesis
 import pytest
+import structlog
 
 from stream_app.embedded import EmbeddedStack
 from stream_app.settings import Settings, load_settings
@@ -132,3 +135,32 @@ def settings(stack: Stack, topic_prefix: str) -> Settings:
     return load_settings(
         **stack.overrides, topics={"prefix": topic_prefix}, metrics={"port": -1}, replica={"directory": "off"}
     )
+
+
+class Written:
+    """What the process has logged so far."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self._text = ""
+
+    @property
+    def text(self) -> str:
+        self._text += self._capsys.readouterr().err
+        return self._text
+
+    @property
+    def lines(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.text.splitlines()]
+
+
+@pytest.fixture
+def written(capsys: pytest.CaptureFixture[str]) -> Iterator[Written]:
+    """Loggers are put back afterwards."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield Written(capsys)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()

@@ -124,9 +124,9 @@ class SecureKafka:
             raise
 
     def scram(self, user: str) -> dict[str, Any]:
-        """Settings of a SCRAM user, whose password is in a file (:meth:`set_password` writes it)."""
+        """Settings of a SCRAM user, whose password is in a file; the file is written anew by each call."""
         path = self.directory / f"{user}.password"
-        path.write_text(self.passwords[user])
+        _replace(path, self.passwords[user].encode())
         connection = {
             "security_protocol": "SASL_SSL",
             "sasl_mechanism": "SCRAM-SHA-512",
@@ -208,7 +208,7 @@ class SecureKafka:
         assert not wrong, wrong
 
     async def set_password(self, user: str, password: str) -> None:
-        """Another password, on the broker and in the user's file."""
+        """Another password on the broker; :meth:`scram` writes the user's file."""
         self.passwords[user] = password
         salt = os.urandom(16)
         salted = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ITERATIONS)
@@ -216,7 +216,6 @@ class SecureKafka:
             answer = await client._send_request(_AlterUserRequest(user, salt, salted))
             (outcome,) = answer.to_object()["results"]
             assert outcome["error_code"] == 0, outcome
-        _replace(self.directory / f"{user}.password", password.encode())
 
     def decisions(self, decision: str) -> set[Asked]:
         """What the authorizer ``Allowed`` or ``Denied`` so far, as far as it logs it (not what it was only asked)."""

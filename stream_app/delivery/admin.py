@@ -17,7 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import kafka_options, no_broker
 from stream_app.errors import TopicError, Unavailable
 from stream_app.settings import Settings
 from stream_app.topics import Topic, Topics
@@ -286,7 +286,7 @@ async def committed_offsets(settings: Settings, group: str, topics: Collection[s
         ]
         return {place: await consumer.committed(place) or 0 for place in places}
     except (KafkaError, OSError) as error:
-        raise Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}") from error
+        raise no_broker(settings, error) from error
     finally:
         await consumer.stop()
 
@@ -334,7 +334,7 @@ async def _client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
         await client.start()
         yield client
     except (KafkaError, OSError) as error:
-        raise Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}") from error
+        raise no_broker(settings, error) from error
     finally:
         await client.close()
 

@@ -8,26 +8,29 @@ come from files, its connections are given :class:`~stream_app.secret_files.Secr
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from aiokafka import conn
 from aiokafka.abc import AbstractTokenProvider
+from aiokafka.errors import IllegalSaslStateError, SaslAuthenticationFailed, UnsupportedSaslMechanismError
 from pydantic import SecretStr
 
 from stream_app.delivery.certificates import Certificates
 from stream_app.delivery.tokens import ClientCredentials, TokenFile
-from stream_app.errors import SettingsError
+from stream_app.errors import SettingsError, Unavailable
 from stream_app.secret_files import SecretFile
 from stream_app.settings import KafkaSettings, Settings
 
-__all__ = ["CLIENT_ID", "FreshConnection", "kafka_options"]
+__all__ = ["CLIENT_ID", "FreshConnection", "kafka_options", "no_broker"]
 
 CLIENT_ID = "tailrace"
 """How Tailrace's clients name themselves to the broker (quotas and request logs)."""
+_REFUSED = (SaslAuthenticationFailed, UnsupportedSaslMechanismError, IllegalSaslStateError)
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _TLS_ONLY = ("ca_file", "certificate_file", "key_file", "key_password", "key_password_file")
 _PASSWORD_ONLY = ("username", "password", "password_file")
@@ -37,16 +40,26 @@ _OAUTH_ONLY = tuple(name for name in KafkaSettings.model_fields if name.startswi
 class FreshConnection(conn.AIOKafkaConnection):  # type: ignore[misc] # aiokafka is not typed
     """A connection that proves who we are with what files hold at the moment."""
 
+    refusals: ClassVar[dict[str, str]] = {}
+    """Why brokers (``host:port``) did not let us in when they were last tried: aiokafka logs it, and its errors say no
+    more than that there is no connection."""
     _ssl_context: Any
     _sasl_plain_password: Any
 
     async def connect(self) -> Any:
         """Connect and authenticate."""
+        broker = f"{self.host}:{self.port}"
         if isinstance(self._ssl_context, Certificates):
             self._ssl_context = self._ssl_context.current()
         if isinstance(self._sasl_plain_password, SecretFile):
             self._sasl_plain_password = self._sasl_plain_password.current()
-        return await super().connect()
+        try:
+            connected = await super().connect()
+        except (*_REFUSED, ssl.SSLError) as error:
+            self.refusals[broker] = f"{type(error).__name__}: {error}"
+            raise
+        self.refusals.pop(broker, None)
+        return connected
 
 
 # Every client of aiokafka makes its connections in conn.create_conn(), by this name.
@@ -68,6 +81,14 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
         "security_protocol": connection.security_protocol,
         **_credentials(connection),
     }
+
+
+def no_broker(settings: Settings, error: BaseException) -> Unavailable:
+    """The error that says that no broker answers, or why those that do did not let us in."""
+    servers = [server.strip() for server in settings.kafka.split(",")]
+    refused = [f"{server}: {why}" for server in servers if (why := FreshConnection.refusals.get(server))]
+    said = f"; {'; '.join(refused)}" if refused else ""
+    return Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}{said}")
 
 
 @lru_cache(maxsize=16)

@@ -22,6 +22,7 @@ Four rules are stricter than Faust's:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from faust.types import TP
 
 from stream_app.delivery.acknowledgements import Acknowledgements
 from stream_app.delivery.reading import position_now
+from stream_app.errors import NotAuthorized
 
 __all__ = ["Delivered", "DrainingConsumer", "DrainingThread", "DrainingTransport", "Place"]
 
@@ -116,6 +118,12 @@ class DrainingThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # fau
         # Not in Faust's queue of methods, whose two workers others need: it may take as long as a request may.
         sought = self._seek_to_first(self._ensure_consumer(), places)
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(sought, self.thread_loop))
+
+    async def crash(self, reason: BaseException) -> None:
+        """Faust crashes the thread, as when a commit is refused, and nobody is told: the process would stand."""
+        with contextlib.suppress(RuntimeError):  # everything is ending
+            self.parent_loop.call_soon_threadsafe(self.app.tailrace_on_failure, reason)
+        await super().crash(reason)
 
     @staticmethod
     async def _seek_to_first(client: Any, places: Sequence[TP]) -> None:
@@ -228,10 +236,24 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         except Exception as error:
             self.log.exception("Drain messages raised: %r", error)
             # Faust ends the fetcher and nothing else: the process would stand and consume nothing.
-            self.transport.app.tailrace_on_failure(error)
+            self.transport.app.tailrace_on_failure(self._reason(error))
             raise
         finally:
             self._end_waiting()
+
+    def _told_of(self, error: Exception) -> bool:
+        """Whether the error is a missing right: trying again is of no use, and the agent is told."""
+        if _forbidden(error):
+            self.transport.app.tailrace_on_failure(self._reason(error))
+            return True
+        return False
+
+    def _reason(self, error: Exception) -> Exception:
+        """What ended the drain, as somebody is told who has to do something about it."""
+        if not _forbidden(error):
+            return error
+        topics = ", ".join(sorted({place.topic for place in self.assignment()})) or "its topics"
+        return NotAuthorized(f"Kafka does not allow us Read on {topics} as a consumer group: {error!r}")
 
     async def _drain_once(self) -> None:
         if not self.flow_active:
@@ -272,6 +294,8 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         try:
             await self.perform_seek()
         except Exception as error:  # the partitions may be moving again
+            if _forbidden(error):
+                raise
             self.log.warning("not at the committed offsets yet: %r", error)
             await asyncio.sleep(_SOME_FULL_S)
             return False
@@ -300,6 +324,8 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
                     async with asyncio.timeout(_FIRST_WITHIN_S):
                         await self._thread.seek_to_first(places)
                 except Exception as error:  # no leader, the broker away, or the partitions may be moving again
+                    if self._told_of(error):
+                        return
                     self.log.warning("not at the first record of %r yet: %r", places, error)
                     together = False
                 else:
@@ -318,6 +344,8 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
             try:
                 until, unfinished = await self._thread.older_unfinished(tp, until)
             except Exception as error:  # the broker is away: then nothing is read of the others either
+                if self._told_of(error):
+                    return
                 self.log.warning("not known yet how far the partitions beside %r are read: %r", tp, error)
                 await asyncio.sleep(_FETCH_S)
                 continue
@@ -352,6 +380,11 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
 
 def _from(records: Sequence[Any], offset: int) -> list[Any]:
     return [record for record in records if record.offset >= offset]
+
+
+def _forbidden(error: Exception) -> bool:
+    """Whether the broker does not allow it; of some requests aiokafka keeps only the error's name, in a text."""
+    return "AuthorizationFailedError" in repr(error)
 
 
 class DrainingTransport(driver.Transport):  # type: ignore[misc]

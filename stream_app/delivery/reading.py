@@ -22,7 +22,7 @@ from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.structs import ConsumerRecord
 
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import kafka_options, no_broker
 from stream_app.delivery.retry import until_it_works
 from stream_app.errors import NotAuthorized, TopicError, Unavailable
 from stream_app.logs import get_logger
@@ -423,5 +423,5 @@ async def _patiently(attempt: Callable[[], Awaitable[T]], settings: Settings, pa
             return await attempt()
         except (KafkaError, OSError, Unavailable) as error:
             if loop.time() + _RETRY_S > deadline:
-                raise Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}") from error
+                raise no_broker(settings, error) from error
         await asyncio.sleep(_RETRY_S)

@@ -20,8 +20,8 @@ from aiokafka.protocol.admin import DescribeGroupsRequest_v2, DescribeGroupsResp
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
-from stream_app.delivery.connections import kafka_options
-from stream_app.errors import NotAuthorized, Unavailable
+from stream_app.delivery.connections import kafka_options, no_broker
+from stream_app.errors import NotAuthorized
 from stream_app.rights import Operation, Right, rights_of
 from stream_app.settings import Settings
 
@@ -147,7 +147,7 @@ async def missing_rights(settings: Settings, rights: Sequence[Right]) -> list[Ri
     except (IncompatibleBrokerVersion, NotImplementedError):  # aiokafka: no version of the request that both know
         return []
     except (KafkaError, OSError) as error:
-        raise Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}") from error
+        raise no_broker(settings, error) from error
     finally:
         await client.close()
     return [

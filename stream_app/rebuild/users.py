@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from stream_app.errors import TopicError
 from stream_app.rebuild.folding import Refolding
 from stream_app.rebuild.passes import Counts, Pass
 from stream_app.rebuild.shares import EVERYBODY, Share

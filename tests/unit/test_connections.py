@@ -24,7 +24,7 @@ from stream_app.errors import SettingsError
 from stream_app.logs import configure_logs
 from stream_app.secret_files import SecretFile
 from stream_app.settings import LogSettings, Settings, load_settings
-from tests.unit.conftest import Written
+from tests.conftest import Written
 
 SECRET = "hunter2-s3cret"  # noqa: S105 - looked for where it must not be
 

@@ -52,6 +52,7 @@ def test_faust_and_mode_are_the_versions_whose_inside_was_read():
         (driver.AIOKafkaConsumerThread, "_ensure_consumer"),
         (driver.AIOKafkaConsumerThread, "_fetch_records"),
         (driver.AIOKafkaConsumerThread, "getmany"),
+        (driver.AIOKafkaConsumerThread, "crash"),
         (driver.Consumer, "_new_consumer_thread"),
         (driver.Consumer, "assignment"),
         (driver.Consumer, "highwater"),

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from stream_app.logs import RepeatFilter, configure_logs, get_logger
 from stream_app.settings import LogSettings, load_settings
-from tests.unit.conftest import Written
+from tests.conftest import Written
 
 
 class Clock:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from stream_app.cli.settings_reference import effective_settings
 from stream_app.errors import SettingsError
 from stream_app.settings import DEFAULT_EVENT_TYPES, Settings, load_settings
 
@@ -210,6 +211,14 @@ def assert_secret_is_kept(settings: Settings) -> None:
         assert SECRET not in text
 
 
+def test_every_secret_of_the_connection_is_kept():
+    connection = {"password": SECRET, "key_password": SECRET, "oauth_client_secret": SECRET}
+    settings = load_settings(connection=connection)
+    assert_secret_is_kept(settings)
+    shown = {row.name: row.value for row in effective_settings(settings)}
+    assert {name: shown[f"connection.{name}"] for name in connection} == dict.fromkeys(connection, "(hidden)")
+
+
 def test_secrets_are_kept_from_representations(monkeypatch: pytest.MonkeyPatch):
     settings = load_settings(redis=f"redis://:{SECRET}@h:1/0", connection={"username": "u", "password": SECRET})
     assert_secret_is_kept(settings)
@@ -232,6 +241,9 @@ def test_secrets_are_kept_from_representations(monkeypatch: pytest.MonkeyPatch):
         {"connection": [SECRET]},
         {"connection": {"password": [SECRET]}},
         {"connection": {"password": SECRET, "session_timeout_s": -1}},
+        {"connection": {"key_password": [SECRET]}},
+        {"connection": {"oauth_client_secret": {"text": SECRET}}},
+        {"connection": {"oauth_token_url": f"https://client:{SECRET}@idp.example/token"}},
         {"connection": {"passwort": SECRET}},
         {"connection": {"password": {"value": SECRET}}},
     ],
