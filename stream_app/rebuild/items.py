@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import msgspec
 from aiokafka import TopicPartition
-from redis.asyncio import Redis
 
 from schemas.decode import encode
 from schemas.messages import ItemSignals, RebuiltRows, Transition, Transitions
@@ -32,6 +31,7 @@ from stream_app.rebuild.shares import EVERYBODY
 from stream_app.rebuild.source import UserRecords, expect_everything
 from stream_app.settings import Settings
 from stream_app.stores.lock import one_at_a_time
+from stream_app.stores.redis_client import RedisClient
 from stream_app.stores.users import connect_redis
 from stream_app.textify import Textifier
 from stream_app.topics import Topics
@@ -156,7 +156,7 @@ async def rebuild_items(
 
 
 @asynccontextmanager
-async def _alone(settings: Settings, redis: Redis, dry_run: bool) -> AsyncIterator[None]:
+async def _alone(settings: Settings, redis: RedisClient, dry_run: bool) -> AsyncIterator[None]:
     if dry_run:
         yield
         return
