@@ -78,8 +78,9 @@ def fitting_rows(where: RuleWhere, catalogue: Catalogue, rows: NDArray[np.int32]
 
 def _price_range(where: RuleWhere) -> tuple[float, float]:
     """The range in the precision prices are kept in, so that an item at the very limit is inside."""
-    low = -np.inf if where.min_price is None else float(np.float32(where.min_price))
-    high = np.inf if where.max_price is None else float(np.float32(where.max_price))
+    with np.errstate(over="ignore"):  # beyond all prices: infinity is right
+        low = -np.inf if where.min_price is None else float(np.float32(where.min_price))
+        high = np.inf if where.max_price is None else float(np.float32(where.max_price))
     return low, high
 
 

@@ -16,6 +16,7 @@ from stream_app.items.catalogue import Catalogue
 from stream_app.items.signals import Signals
 from stream_app.settings import ItemSettings
 from stream_app.stores.embedding_cache import EmbeddingCache
+from stream_app.textify.templates import load_languages
 from tests.fuzz import run, targets
 from tests.fuzz.mutate import mutated, mutated_document
 from tests.fuzz.run import fuzz
@@ -131,6 +132,12 @@ def test_a_damaged_archive_of_a_snapshot_is_refused_with_its_name(tmp_path: Path
     )
     with pytest.raises(SnapshotError, match=name):
         load(tmp_path)
+
+
+def test_a_template_nested_without_end_is_refused_with_its_name(tmp_path: Path):
+    (tmp_path / "da.toml").write_text("sentence = " + "[" * 5_000)
+    with pytest.raises(ValueError, match=r"da\.toml"):
+        load_languages(tmp_path)
 
 
 async def test_a_vector_in_the_cache_that_is_not_finite_is_embedded_again():
