@@ -1,7 +1,7 @@
 """Who needs which rights on the broker (its access control list): the least with which each role does what it does.
 
 Read, Write and Delete include Describe, so Describe is there only where none of them is. Nobody needs rights on the
-cluster, transactional ids or idempotent writes. ``tests/integration/test_kafka_rights.py`` runs every role under
+cluster, transactional ids or idempotent writes. ``tests/integration/test_kafka_security.py`` runs every role under
 exactly these, on a broker that grants nothing else, and each of them is used.
 """
 

@@ -25,7 +25,7 @@ from stream_app.errors import NotAuthorized
 from stream_app.rights import Operation, Right, rights_of
 from stream_app.settings import Settings
 
-__all__ = ["check_rights", "missing_rights"]
+__all__ = ["allowed_operations", "check_rights", "missing_rights"]
 
 _CODES: Final[Mapping[Operation, int]] = {
     "Read": 3,
@@ -37,6 +37,7 @@ _CODES: Final[Mapping[Operation, int]] = {
 }
 """Of the protocol's AclOperation; a set of them is a number with these bits."""
 _NOT_TOLD: Final = -(2**31)
+"""As brokers write it."""
 
 
 class _MetadataResponse(Response):  # type: ignore[misc] # aiokafka is not typed
@@ -162,11 +163,10 @@ async def _topics(client: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str
     if not names:
         return {}
     response = await client._send_request(_TopicsRequest(names))
-    found = {}
-    for topic in response.to_object()["topics"]:
-        refused = topic["error_code"] == TopicAuthorizationFailedError.errno
-        told = topic["error_code"] == 0
-        found[topic["topic"]] = 0 if refused else topic["authorized_operations"] if told else _NOT_TOLD
+    found = {
+        topic["topic"]: allowed_operations(topic["error_code"], topic["authorized_operations"])
+        for topic in response.to_object()["topics"]
+    }
     return {name: found.get(name, _NOT_TOLD) for name in names}
 
 
@@ -178,6 +178,16 @@ async def _group(client: AIOKafkaAdminClient, name: str) -> int:
         return 0
     response = await client._send_request(_GroupRequest(name), coordinator)
     (group,) = response.to_object()["groups"]
-    if group["error_code"] == GroupAuthorizationFailedError.errno:
+    return allowed_operations(group["error_code"], group["authorized_operations"])
+
+
+def allowed_operations(error_code: int, operations: int) -> int:
+    """The operations (bits as in the protocol's AclOperation) that an answer says are allowed; 0: none.
+
+    An answer that is no refusal and leaves out Describe, without which there would be none, is of a broker that does
+    not tell: they write the least number there is, or 0. So is any other error, as of a topic that is not there.
+    """
+    if error_code in (TopicAuthorizationFailedError.errno, GroupAuthorizationFailedError.errno):
         return 0
-    return int(group["authorized_operations"]) if group["error_code"] == 0 else _NOT_TOLD
+    told = error_code == 0 and bool(operations >> _CODES["Describe"] & 1)
+    return operations if told else _NOT_TOLD

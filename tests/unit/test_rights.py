@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from stream_app.app import ROLES
 from stream_app.cli.root import root
+from stream_app.delivery.rights import allowed_operations
 from stream_app.rights import WHO, Right, rights_of
 from stream_app.rights_formats import default_principals, json_lines, kafka_script, strimzi_users
 from stream_app.settings import Settings, load_settings
@@ -156,6 +157,27 @@ def test_the_script_gives_kafka_acls_what_it_says(settings: Settings, tmp_path: 
     refused = subprocess.run(["sh", script], env=environment, capture_output=True, text=True, check=False)
     assert refused.returncode != 0
     assert "BOOTSTRAP" in refused.stderr
+
+
+NOT_TOLD = -(2**31)
+READ_AND_DESCRIBE = 1 << 3 | 1 << 8
+
+
+@pytest.mark.parametrize(
+    ("error_code", "operations", "allowed"),
+    [
+        (0, READ_AND_DESCRIBE, READ_AND_DESCRIBE),
+        (29, NOT_TOLD, 0),
+        (30, NOT_TOLD, 0),
+        (0, NOT_TOLD, NOT_TOLD),
+        (0, 0, NOT_TOLD),
+        (0, 1 << 3, NOT_TOLD),
+        (3, NOT_TOLD, NOT_TOLD),
+        (15, 0, NOT_TOLD),
+    ],
+)
+def test_only_what_a_broker_tells_counts_as_missing(error_code: int, operations: int, allowed: int):
+    assert allowed_operations(error_code, operations) == allowed
 
 
 @pytest.mark.parametrize(("file", "form"), [("kafka/acls.sh", "kafka"), ("strimzi/users.yaml", "strimzi")])
