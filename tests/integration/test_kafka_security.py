@@ -384,9 +384,10 @@ async def test_nothing_secret_is_logged_at_any_level(shop: Shop, written: Writte
     assert publishing_it.done() == (how != "wrong password")
     publishing_it.cancel()
     await asyncio.gather(publishing_it, return_exceptions=True)
-    key = (kafka.directory / "producer.key").read_text() if how == "certificate" else token
     shown = written.text + repr(settings) + str(kafka_options(settings))
-    assert not [one for one in ("wr0ng", token, key, kafka.passwords["producer"], "BEGIN") if one in shown]
+    # Of what is long, aiokafka would write the beginning.
+    secrets = ("wr0ng", kafka.passwords["producer"], token[:40], "BEGIN")
+    assert not [one for one in secrets if one in shown]
 
 
 async def test_passwords_certificates_and_tokens_are_replaced_while_events_come(shop: Shop):
