@@ -16,7 +16,7 @@ from stream_app.topics import TOPICS, Topics
 
 __all__ = ["WHO", "Operation", "Right", "grouped", "rights_of", "summary_of"]
 
-Operation = Literal["Create", "Delete", "Describe", "DescribeConfigs", "Read", "Write"]
+Operation = Literal["Alter", "Create", "Delete", "Describe", "DescribeConfigs", "Read", "Write"]
 
 
 @dataclass(frozen=True, kw_only=True, order=True, slots=True)
@@ -126,6 +126,8 @@ def rights_of(who: str, settings: Settings) -> tuple[Right, ...]:
     rights |= {_right("topic", prefix + name, "Write") for name in needs.writes}
     if who == "operator":
         rights |= {_right("topic", f"{prefix}*", "Create"), _right("topic", f"{prefix}*", "DescribeConfigs")}
+        # More partitions, of these two only (tailrace topics grow).
+        rights |= {_right("topic", name, "Alter") for name in (topics.interactions, topics.users)}
         # Of further vector spaces only: the first one's topic is a part of the contract.
         rights.add(_right("topic", f"{topics.item_vectors}.*", "Delete"))
         rights.add(_right("group", topics.group("*"), "Describe"))

@@ -40,7 +40,7 @@ from stream_app.rights import Right
 __all__ = ["Asked", "SecureKafka"]
 
 AUDIENCE, ISSUER = "kafka", "https://idp.example"
-_OPERATIONS = {"Read": 3, "Write": 4, "Create": 5, "Delete": 6, "Describe": 8, "DescribeConfigs": 10}
+_OPERATIONS = {"Read": 3, "Write": 4, "Create": 5, "Delete": 6, "Alter": 7, "Describe": 8, "DescribeConfigs": 10}
 _RESOURCES = {"topic": 2, "group": 3}
 _ALLOW, _LITERAL, _PREFIXED = 3, 3, 4
 _SCRAM_SHA_512 = 2

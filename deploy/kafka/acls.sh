@@ -58,7 +58,8 @@ allow User:tailrace-operator --resource-pattern-type prefixed --operation Descri
 allow User:tailrace-operator --resource-pattern-type prefixed --operation Create --operation DescribeConfigs \
     --operation Read --topic tailrace.
 allow User:tailrace-operator --operation Write --topic tailrace.dead-letter.v1 --topic tailrace.factor-basis.v1 \
-    --topic tailrace.interactions.v1 --topic tailrace.items.v1 --topic tailrace.rules.v1 \
-    --topic tailrace.space-control.v1 --topic tailrace.spaces.v1 --topic tailrace.training-examples.v1 \
-    --topic tailrace.transitions.v1 --topic tailrace.users.v1
+    --topic tailrace.items.v1 --topic tailrace.rules.v1 --topic tailrace.space-control.v1 \
+    --topic tailrace.spaces.v1 --topic tailrace.training-examples.v1 --topic tailrace.transitions.v1
+allow User:tailrace-operator --operation Alter --operation Write --topic tailrace.interactions.v1 \
+    --topic tailrace.users.v1
 allow User:tailrace-operator --resource-pattern-type prefixed --operation Delete --topic tailrace.item-vectors.v1.

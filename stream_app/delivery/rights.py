@@ -34,6 +34,7 @@ _CODES: Final[Mapping[Operation, int]] = {
     "Delete": 6,
     "Describe": 8,
     "DescribeConfigs": 10,
+    "Alter": 7,
 }
 """Of the protocol's AclOperation; a set of them is a number with these bits."""
 _NOT_TOLD: Final = -(2**31)

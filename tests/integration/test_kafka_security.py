@@ -22,7 +22,7 @@ from aiokafka import AIOKafkaConsumer
 from schemas.decode import decode_dead_letter, decode_slate, encode
 from schemas.messages import Interaction, Item, Rule, Slate, User
 from stream_app.app import ROLES, Role, Tailrace
-from stream_app.delivery.admin import create_topics, describe_topics, group_lag
+from stream_app.delivery.admin import create_topics, describe_topics, group_lag, grow_topics
 from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import read_to_end
@@ -249,6 +249,7 @@ async def test_every_role_works_under_exactly_its_rights_and_uses_each(shop: Sho
         # What the operator's other commands do.
         assert all(not state.differences for state in await describe_topics(operator))
         await group_lag(operator, topics.group("items"), topics.transitions)
+        assert set(await grow_topics(operator, 2 * operator.topics.partitions)) == {topics.interactions, topics.users}
         await operate.publish(
             OutRecord(topic, b"nobody", None)
             for topic in (topics.items, topics.interactions, topics.users, topics.rules, topics.dead_letter)
