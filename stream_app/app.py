@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
+from aiokafka import TopicPartition
 from redis.asyncio import Redis
 
 from schemas.messages import ModelSpace
@@ -28,9 +29,15 @@ from stream_app.delivery.retry import until_it_works
 from stream_app.encoder_metrics import watch_pools
 from stream_app.encoders import Encoders, deciding_settings
 from stream_app.errors import SettingsError, TailraceError, Unavailable
+from stream_app.faults import faults_folder, watch_faults
+from stream_app.health.endpoints import serve
+from stream_app.health.ends import Ends
+from stream_app.health.health import Health
+from stream_app.health.judging import Seen
+from stream_app.health.looking import look
 from stream_app.logs import get_logger
 from stream_app.memory import settle
-from stream_app.metrics import Metrics, serve_metrics
+from stream_app.metrics import Metrics
 from stream_app.ranking.recommender import Recommender
 from stream_app.replicas.replica import Replica
 from stream_app.replicas.spaces import SpaceWatch, control_record
@@ -58,7 +65,8 @@ class Tailrace:
 
     Attributes:
         ready: set when every role takes events (a replica is caught up, the consumers have joined).
-        metrics_port: where ``/metrics`` is served, None when it is switched off.
+        metrics_port: where ``/metrics`` and health are served, None when it is switched off.
+        health: what ``/live``, ``/ready`` and ``/started`` say.
     """
 
     def __init__(self, settings: Settings, roles: Sequence[Role]) -> None:
@@ -70,8 +78,13 @@ class Tailrace:
         self.agents: list[Agent] = []
         self.replica: Replica | None = None
         self.encoders: Encoders | None = None
+        self.health = Health(settings.health)
+        self.metrics.health.samples = self.health.samples
+        self._ends = Ends(settings, self._places)
+        self._beside: CatalogueSpaces | None = None
         self._watch_spaces: SpaceWatch | None = None
         self._following: list[asyncio.Task[None]] = []
+        self._watching: list[asyncio.Task[None]] = []
         self._dropping: asyncio.Task[None] | None = None
         self._stack = contextlib.AsyncExitStack()
 
@@ -95,6 +108,7 @@ class Tailrace:
             if working.done():
                 working.result()
         finally:
+            self.health.stop()
             for task in (stopping, working):
                 task.cancel()
             await asyncio.gather(stopping, working, return_exceptions=True)
@@ -102,11 +116,12 @@ class Tailrace:
 
     async def _work(self) -> None:
         settings, metrics = self.settings, self.metrics
-        served = serve_metrics(metrics, settings.metrics)
-        if served is not None:
-            server, self.metrics_port = served
-            self._stack.callback(_close_server, server)
-            _log.info("metrics", url=f"http://{settings.metrics.host}:{self.metrics_port}/metrics")
+        endpoints = serve(metrics.registry, settings.metrics, self.health.report)
+        if endpoints is not None:
+            self.metrics_port = endpoints.port
+            self._stack.callback(endpoints.close)
+            _log.info("health and metrics", **endpoints.urls())
+        self._watch_health()
         # While the process connects and reads its snapshot, and before it joins a group: see there.
         warming = asyncio.create_task(_warm_up(settings)) if set(self.roles) - {"catalogue"} else None
         if warming is not None:
@@ -159,6 +174,34 @@ class Tailrace:
         self._stack.push_async_callback(_cancelled, self._following[-1])
         await self._watch(watch)
 
+    def _watch_health(self) -> None:
+        watching = [self.health.watch(self._look), self._ends.watch()]
+        if (folder := faults_folder()) is not None:
+            watching.append(watch_faults(folder, lambda: self.agents, lambda: self.replica))
+        for one in watching:
+            task = asyncio.create_task(one, name="health")
+            self._watching.append(task)
+            self._stack.push_async_callback(_cancelled, task)
+
+    def _look(self) -> Seen:
+        return look(
+            expected=self.roles,
+            agents=self.agents,
+            beside=[] if self._beside is None else self._beside.agents,
+            replica=self.replica,
+            pool=self.pool,
+            ends=self._ends,
+            waits=self.metrics.waiting,
+            broker=f"Kafka at {self.settings.kafka}",
+            complete=self.ready.is_set(),
+        )
+
+    def _places(self) -> set[TopicPartition]:
+        """The partitions whose ends health is judged by."""
+        beside = [] if self._beside is None else self._beside.agents
+        places = {TopicPartition(*place) for agent in (*self.agents, *beside) for place in agent.places()}
+        return places | (set() if self.replica is None else self.replica.positions_served().keys())
+
     async def _start_role(
         self,
         role: Role,
@@ -183,7 +226,9 @@ class Tailrace:
         encoders = self._made(self.encoders)
         spaces = None
         if isinstance(agent, CatalogueAgent):
-            spaces = CatalogueSpaces(self.settings, publisher, self.metrics, encoders=encoders, first=agent)
+            spaces = self._beside = CatalogueSpaces(
+                self.settings, publisher, self.metrics, encoders=encoders, first=agent
+            )
         try:
             async for control in watch.changes():
                 if spaces is not None:
@@ -293,10 +338,13 @@ class Tailrace:
     async def _watch(self, watch: SpaceWatch) -> None:
         """Until a part fails."""
         parts: list[asyncio.Future[None]] = [agent.failed for agent in self.agents]
-        parts += [watch.failed, *self._following]
+        parts += [watch.failed, *self._following, *self._watching]
         if self.replica is not None:
             parts.append(self.replica.failed)
         await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        for watching in self._watching:
+            if watching.done() and (error := watching.exception()) is not None:
+                raise TailraceError(f"health cannot be looked at: {type(error).__name__}: {error}") from error
         for part in (watch.failed, *self._following):
             if part.done() and (error := part.exception()) is not None:
                 raise TailraceError(f"vector spaces and encoders: {type(error).__name__}: {error}") from error
@@ -343,12 +391,6 @@ async def _warm_up(settings: Settings) -> None:
         _log.info("warmed up", seconds=round(await done, 2))
     except Exception:
         _log.warning("not warmed up: functions are compiled when events need them", exc_info=True)
-
-
-def _close_server(server: object) -> None:
-    # shutdown() waits for the serving thread, so it must not run on it; ours is the event loop's.
-    threading.Thread(target=server.shutdown, daemon=True).start()  # type: ignore[attr-defined]
-    server.server_close()  # type: ignore[attr-defined]
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:

@@ -21,6 +21,7 @@ So beside what is kept of a module is written what it was made of, and when that
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from functools import cache
 from glob import escape
@@ -29,8 +30,9 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from numba import njit
+from numba.core import event
 
-__all__ = ["compiled", "compiled_sums", "signatures"]
+__all__ = ["compiled", "compiled_sums", "compiling", "signatures"]
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -53,6 +55,29 @@ def signatures() -> int:
     return sum(len(function.signatures) for function in _functions)
 
 
+def compiling() -> bool:
+    """Whether a function is being compiled at this moment, in any thread; reading one from the disk does not count."""
+    return _compilations.under_way > 0
+
+
+class _Compilations(event.Listener):  # type: ignore[misc] # numba is not typed
+    """Counts those that began and have not ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.under_way = 0
+
+    def on_start(self, event: object) -> None:
+        with self._lock:
+            self.under_way += 1
+
+    def on_end(self, event: object) -> None:
+        with self._lock:
+            self.under_way -= 1
+
+
+_compilations = _Compilations()
+event.register("numba:compile", _compilations)
 _functions: list[Any] = []
 
 

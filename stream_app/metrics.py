@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from stream_app import __version__
-from stream_app.errors import SettingsError
-from stream_app.settings import MetricsSettings
+from stream_app.waits import Waits
 
-__all__ = ["Metrics", "serve_metrics"]
+__all__ = ["Computed", "Metrics"]
 
 _FRESHNESS_BUCKETS_S = (
     0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60,
@@ -27,6 +27,28 @@ def _registry() -> CollectorRegistry:
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     return registry
+
+
+class Computed(Collector):
+    """A gauge whose samples are made when it is asked for, in the thread that asks.
+
+    Attributes:
+        samples: gives the values of the labels and the value, of each sample.
+    """
+
+    def __init__(self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = labels
+        self.samples: Callable[[], Iterable[tuple[Sequence[str], float]]] = tuple
+        registry.register(self)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """For Prometheus."""
+        family = GaugeMetricFamily(self._name, self._documentation, labels=self._labels)
+        for labels, value in self.samples():
+            family.add_metric(labels, value)
+        yield family
 
 
 @dataclass(slots=True)
@@ -73,6 +95,8 @@ class Metrics:
     factor_examples: Counter = field(init=False)
     factor_rows_waiting: Gauge = field(init=False)
     ready: Gauge = field(init=False)
+    waiting: Waits = field(init=False)
+    health: Computed = field(init=False)
     build: Gauge = field(init=False)
 
     def __post_init__(self) -> None:
@@ -171,6 +195,8 @@ class Metrics:
             "tailrace_factor_rows_waiting", "Changed item factors that are not broadcast yet.", registry=r
         )
         self.ready = Gauge("tailrace_ready", "1 when every role of the process takes events.", registry=r)
+        self.waiting = Waits(r)
+        self.health = Computed("tailrace_health", "1 when a check of health is ok, else 0.", ["probe", "check"], r)
         self.build = Gauge("tailrace_build", "Version, as a label.", ["version"], registry=r)
         self.build.labels(__version__).set(1)
 
@@ -184,21 +210,3 @@ class Metrics:
             missed += value > objective_s
         if missed:
             self.objective_missed.inc(missed)
-
-
-def serve_metrics(metrics: Metrics, settings: MetricsSettings) -> tuple[WSGIServer, int] | None:
-    """Serve ``/metrics`` on the configured address; returns the server and its port, or None when switched off.
-
-    Raises:
-        SettingsError: when the address cannot be listened on.
-    """
-    if settings.port < 0:
-        return None
-    try:
-        server, _ = start_http_server(settings.port, addr=settings.host, registry=metrics.registry)
-    except OSError as error:
-        raise SettingsError(
-            f"metrics.port = {settings.port}, metrics.host = {settings.host!r}: cannot listen there: {error}; "
-            "0 takes a free port, -1 serves none"
-        ) from error
-    return server, int(server.server_port)

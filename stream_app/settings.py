@@ -756,12 +756,61 @@ class ReplicaSettings(_Group):
 
 
 class MetricsSettings(_Group):
-    """The Prometheus endpoint of each process."""
+    """The HTTP endpoint of each process: metrics for Prometheus, and health."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 or :: for probes from elsewhere."
+    )
     port: int = Field(0, ge=-1, le=65_535, description="Port; 0: a free one (logged), -1: no endpoint.")
     freshness_objective_ms: float = Field(
         250.0, gt=0, le=3_600_000, description="A slate later than this after its event misses the objective (ms)."
+    )
+
+
+class HealthSettings(_Group):
+    """When a process says of itself that it is not alive or not ready."""
+
+    interval_s: float = Field(
+        1.0,
+        ge=0.05,
+        le=60,
+        description="A process looks at itself, and asks the broker for ends, this often (seconds).",
+    )
+    loop_s: float = Field(
+        30.0, ge=1, le=3_600, description="Not alive when the event loop has not turned for so long (seconds)."
+    )
+    stalled_s: float = Field(
+        120.0,
+        ge=1,
+        le=86_400,
+        description="Not alive when records wait, a consumer has not moved for so long, and nothing is known to be "
+        "away (seconds); intervals in which a role acknowledges by design are added.",
+    )
+    long_work_s: float = Field(
+        1_800.0,
+        ge=1,
+        le=604_800,
+        description="The same two limits for work that is known to be long: the start, compiling, taking over the "
+        "items or the ranker, starting an encoder (seconds).",
+    )
+    dead_s: float = Field(
+        15.0,
+        ge=0,
+        le=3_600,
+        description="Not alive when a consumer or an agent has ended and was not started again by then (seconds).",
+    )
+    unready_after_s: float = Field(
+        10.0,
+        ge=0,
+        le=3_600,
+        description="Not ready when a broker or Redis is away, or a consumer group is being joined, for so long "
+        "(seconds).",
+    )
+    replica_records: int = Field(
+        50_000, ge=0, le=1_000_000_000, description="Not ready when the replica is more behind than this (records)."
+    )
+    replica_s: float = Field(
+        60.0, gt=0, le=86_400, description="Not ready when the replica has been behind for longer than this (seconds)."
     )
 
 
@@ -805,6 +854,7 @@ class Settings(BaseSettings):
     delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     replica: ReplicaSettings = Field(default_factory=ReplicaSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    health: HealthSettings = Field(default_factory=HealthSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 
     @field_validator("kafka")
@@ -853,7 +903,7 @@ class Settings(BaseSettings):
 
 
 _GROUPS_WITH_SECRETS = ("connection", "redis")
-_NO_SETTINGS = frozenset({"TAILRACE_CONFIG", "TAILRACE_KAFKA_JARS", "TAILRACE_ENCODER_FAULTS"})
+_NO_SETTINGS = frozenset({"TAILRACE_CONFIG", "TAILRACE_FAULTS", "TAILRACE_KAFKA_JARS", "TAILRACE_ENCODER_FAULTS"})
 """Variables of ours that are not settings of a process."""
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 """What Kubernetes puts into every container about a service that is named like us; not meant as settings."""

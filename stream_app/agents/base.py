@@ -11,15 +11,18 @@ import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
+from aiokafka import TopicPartition
+
 from stream_app.delivery.dead_letters import dead_letter
-from stream_app.delivery.engine import batches, faust_app, raw_topic
+from stream_app.delivery.engine import batches, faust_app, has_joined, raw_topic, what_ended
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.records import InRecord
 from stream_app.delivery.retry import until_it_works
 from stream_app.errors import InvalidMessage, Unavailable
+from stream_app.health.judging import RoleSeen, StreamSeen
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
@@ -54,6 +57,7 @@ class Agent(ABC):
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
         self._app: Any = None
+        self._long_work = ""
 
     @property
     @abstractmethod
@@ -80,6 +84,21 @@ class Agent(ABC):
         """Further topics (full names) of the same group, each with what :meth:`handle` is to the first. Topics with
         as many partitions are handed out together: whoever has a partition of one has that of the other."""
         return {}
+
+    @property
+    def patience_s(self) -> float:
+        """For how long the settings may let a record wait unacknowledged though all is well (seconds)."""
+        return self.settings.delivery.commit_interval_s
+
+    @property
+    def work(self) -> int:
+        """Grows with work that shows before records are acknowledged."""
+        return 0
+
+    @property
+    def busy(self) -> str:
+        """Long work that records are waiting for; "" for none."""
+        return self._long_work
 
     @abstractmethod
     async def handle(self, events: Sequence[Any]) -> None:
@@ -159,6 +178,69 @@ class Agent(ABC):
             high, committed = consumer.highwater(place), consumer._committed_offset.get(place)
             unfinished += max(0, (high or 0) - (committed or 0))
         return unfinished
+
+    def places(self) -> list[TopicPartition]:
+        """The partitions that are this process's now, of all topics of the group."""
+        app = self._app
+        if app is None or app._consumer is None or app.consumer._thread._consumer is None:
+            return []
+        return list(app.consumer.assignment())
+
+    def seen(self, ends: Mapping[TopicPartition, int], *, counts: bool = True) -> RoleSeen:
+        """What a look at the agent shows.
+
+        Args:
+            ends: where its partitions end, those that are known.
+            counts: whether the process is there for it.
+        """
+        places = self.places()
+        if self._app is None or self._app._consumer is None:
+            return RoleSeen(name=self.group, counts=counts)
+        names = dict.fromkeys((self.topic, *self.also), self.group)
+        names.update((topic, f"{self.group} {self._short(topic)}") for topic in self.more_topics)
+        streams = []
+        for name in dict.fromkeys(names.values()):
+            its = [place for place in places if names.get(place.topic) == name]
+            streams.append(self._stream(name, its, ends))
+        return RoleSeen(
+            name=self.group,
+            joined=has_joined(self._app),
+            dead=what_ended(self._app),
+            streams=tuple(streams),
+            counts=counts,
+        )
+
+    def _short(self, topic: str) -> str:
+        return topic.removeprefix(f"{self.settings.topics.prefix}.")
+
+    def _stream(self, name: str, places: Sequence[TopicPartition], ends: Mapping[TopicPartition, int]) -> StreamSeen:
+        unread = position = undone = done = 0
+        for tp in places:
+            place = self._app.consumer.place(tp)
+            at = place.through if place.position is None else place.position
+            unread += max(0, ends.get(tp, at) - at)
+            position += at
+            undone += place.undone
+            done += place.through
+        return StreamSeen(
+            name=name,
+            unread=unread,
+            position=position,
+            undone=undone,
+            done=done,
+            work=self.work,
+            busy=self.busy,
+            patience_s=self.patience_s,
+        )
+
+    @contextlib.contextmanager
+    def long_work(self, what: str) -> Iterator[None]:
+        """Records wait for something that may take minutes; not to be nested."""
+        self._long_work = what
+        try:
+            yield
+        finally:
+            self._long_work = ""
 
     async def reading(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
         """The result of reading a topic to its end, from the beginning again when the broker goes away meanwhile."""

@@ -31,6 +31,8 @@ _ON_ITS_WAY_S = 2.0
 """A rebalance waits for parts under way for so long."""
 _UNDER_WAY_S = 10.0
 """Encoders that do not come back do not hold up who retires their space."""
+_TRIES = 5
+"""Batches that a text takes part in, at most, before it is given up (``workers.driver``)."""
 _PARTS = 4
 """Parts under way: so many texts are with the pool that batches of like length can be chosen among them."""
 
@@ -91,6 +93,22 @@ class CatalogueAgent(Agent):
     @property
     def most(self) -> int:
         return min(super().most, _PART)
+
+    @property
+    def patience_s(self) -> float:
+        # A text that ends encoder processes is tried so often before it is given up.
+        return super().patience_s + _TRIES * self.settings.encoder.batch_timeout_s
+
+    @property
+    def work(self) -> int:
+        pool = self.pool
+        stats = [] if pool is None else [part.stats for part in pool.parts]
+        return sum(one.texts_encoded + one.cache_hits + one.poison_texts for one in stats)
+
+    @property
+    def busy(self) -> str:
+        pool = self.pool
+        return "the start of its encoder" if pool is not None and pool.started and not pool.pids else ""
 
     async def partitions_changed(self) -> None:
         # What is under way is finished, and mostly before the next owner begins, so that it does not come after what he

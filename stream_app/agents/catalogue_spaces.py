@@ -45,6 +45,12 @@ class CatalogueSpaces:
         self._first_space = ""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._spaces: dict[int, ModelSpace] = {}
+        self._agents: dict[int, CatalogueAgent] = {}
+
+    @property
+    def agents(self) -> list[CatalogueAgent]:
+        """Those that have begun to join."""
+        return list(self._agents.values())
 
     async def spaces_changed(self, control: SpaceControl) -> None:
         """Work on the spaces that are kept, and on no others."""
@@ -95,8 +101,10 @@ class CatalogueSpaces:
         try:
             # Not before: a member of the group that cannot work would keep its partitions from those that can.
             await pool.ready()
+            self._agents[space.number] = agent
             await agent.start()
             _log.info("working on a further vector space", space=space.space, number=space.number)
             await agent.failed
         finally:
+            self._agents.pop(space.number, None)
             await agent.stop()

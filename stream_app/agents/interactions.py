@@ -179,6 +179,12 @@ class InteractionsAgent(Agent):
     def more_topics(self) -> Mapping[str, Callable[[Sequence[Any]], Awaitable[None]]]:
         return {self.topics.users: self.handle_profiles}
 
+    @property
+    def patience_s(self) -> float:
+        # Profiles are acknowledged by the batch, and each part of one waits for its texts up to twice.
+        parts = -(-self.settings.delivery.batch // _PROFILES_AT_ONCE)
+        return super().patience_s + _BATCH_S + 2 * parts * self.settings.encoder.deadline_s
+
     async def start(self) -> None:
         self._item_partitions = await self.publisher.partitions(self.topics.transitions)
         await super().start()

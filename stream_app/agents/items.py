@@ -51,6 +51,10 @@ class ItemsAgent(Agent):
     def topic(self) -> str:
         return self.topics.transitions
 
+    @property
+    def patience_s(self) -> float:
+        return super().patience_s + self.settings.items.flush_interval_s
+
     async def start(self) -> None:
         self._partitions = await self.publisher.partitions(self.topics.transitions)
         await super().start()
@@ -70,7 +74,8 @@ class ItemsAgent(Agent):
             record = InRecord.from_faust(event)
             owned = owned_by_partition.get(record.partition)
             if owned is None:
-                owned = await self.reading(partial(self._take_over, record.partition), self.topics.item_signals)
+                with self.long_work("taking over the statistics of items"):
+                    owned = await self.reading(partial(self._take_over, record.partition), self.topics.item_signals)
                 if self._owned is not owned_by_partition:
                     return  # The partitions moved meanwhile; what is ours will be delivered again.
                 owned_by_partition[record.partition] = owned

@@ -120,6 +120,10 @@ class RankerAgent(Agent):
     def topic(self) -> str:
         return self.topics.training_examples
 
+    @property
+    def patience_s(self) -> float:
+        return super().patience_s + self.settings.ranker.publish_interval_s + self.settings.factors.flush_interval_s
+
     def serve(self, space: ModelSpace) -> None:
         """Items start from their vectors of this space from now on. What was learned stays, where the basis of learned
         factors was carried over to it."""
@@ -147,7 +151,8 @@ class RankerAgent(Agent):
         owned = self._owned
         if owned is None:
             moves = self._moves
-            owned = await self._taken_over()
+            with self.long_work("taking over the ranker"):
+                owned = await self._taken_over()
             if moves != self._moves:
                 await owned.close()
                 return  # The partition moved meanwhile.

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-__all__ = ["Delivered", "DrainingConsumer", "DrainingThread", "DrainingTransport"]
+from stream_app.delivery.reading import position_now
+
+__all__ = ["Delivered", "DrainingConsumer", "DrainingThread", "DrainingTransport", "Place"]
 
 _FETCH_S = 1.0
 """How long a fetch waits for records when every partition may bring some."""
@@ -65,6 +68,22 @@ class Delivered:
         return f"<{self.topic}[{self.partition}]@{self.offset}>"
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a consumer is in one partition.
+
+    Attributes:
+        position: the offset that is fetched next, which passes what is no record for us too (transaction markers, what
+            compaction removed); None: not known yet.
+        through: everything before this offset is acknowledged.
+        undone: records that were delivered and are not acknowledged, at most (by offsets).
+    """
+
+    position: int | None
+    through: int
+    undone: int
+
+
 class DrainingThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # faust is not typed
     """The thread with the client."""
 
@@ -89,6 +108,10 @@ class DrainingThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # fau
         for place, offset in (await client.beginning_offsets(places)).items():
             client.seek(place, offset)
 
+    def position_now(self, tp: TP) -> int | None:
+        """The client's position, None where it has none."""
+        return position_now(self._ensure_consumer(), tp)
+
     async def getmany(self, active_partitions: Any, timeout: float) -> Any:
         """Ask the thread directly: Faust's queue of methods costs a few tasks, and one of its two workers."""
         client = self._ensure_consumer()
@@ -102,6 +125,7 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._moves = 0
         self._sought = 0
+        self._delivered: dict[TP, int] = {}
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> Any:
@@ -125,6 +149,12 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         except TimeoutError:
             self.log.warning("not committed before the partitions moved: the broker does not answer")
         await super().on_partitions_revoked(revoked)
+
+    def place(self, tp: TP) -> Place:
+        """How far it is in a partition that it has."""
+        through, delivered = self._committed_offset.get(tp) or 0, self._delivered.get(tp)
+        undone = 0 if delivered is None else max(0, delivered + 1 - through)
+        return Place(self._thread.position_now(tp), through, undone)
 
     def acknowledge(self, tp: TP, offset: int) -> None:
         """What :meth:`ack` does for a message, without the message and (all of ours run on one loop) the lock."""
@@ -177,6 +207,7 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
                 self._deliver(tp, wanted)
 
     async def _seek_to_committed(self) -> bool:
+        self._delivered.clear()  # What was in the queues is not there any more.
         try:
             await self.perform_seek()
         except Exception as error:  # the partitions may be moving again
@@ -211,7 +242,7 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         # What put_nowait() does, once.
         queue._queue.extend([Delivered(self, tp, record) for record in records])
         queue._wakeup_next(queue._getters)
-        self._read_offset[tp] = records[-1].offset
+        self._read_offset[tp] = self._delivered[tp] = records[-1].offset
 
     def _queue(self, tp: TP) -> Any:
         """Of the one agent whose topic it is; None while the conductor does not know the partition yet."""

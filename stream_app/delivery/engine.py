@@ -26,7 +26,7 @@ from stream_app.delivery.draining import DrainingTransport
 from stream_app.settings import Settings
 from stream_app.topics import Topics
 
-__all__ = ["FAUST_VERSION", "batches", "faust_app", "raw_topic", "without_payload"]
+__all__ = ["FAUST_VERSION", "batches", "faust_app", "has_joined", "raw_topic", "what_ended", "without_payload"]
 
 _GATHERED_BYTES = 262_144
 """What has gathered is handed out when it is so much, however little time has passed."""
@@ -104,6 +104,30 @@ def raw_topic(app: Any, *names: str) -> Any:
         value_serializer="raw",
         allow_empty=True,
     )
+
+
+def has_joined(app: Any) -> bool:
+    """Whether the app is a member of its group, and no partitions are being moved; it may have been given none."""
+    return app._assignment is not None and not app.rebalancing
+
+
+def what_ended(app: Any) -> str:
+    """What of an app that was started has ended though nobody stopped it, in words; "" for nothing.
+
+    Faust starts a crashed agent again within seconds, and nothing else.
+    """
+    if app.crashed:
+        return f"Its consumer ended with {type(app.crash_reason).__name__}: {app.crash_reason}"
+    if app.should_stop:
+        return "Its consumer was stopped"
+    thread = app.consumer._thread._thread
+    if thread is not None and not thread.is_alive():
+        return "The thread of its Kafka client ended"
+    for name, agent in app.agents.items():
+        tasks = [actor.actor_task for actor in agent._actors if actor.actor_task is not None]
+        if tasks and all(task.done() for task in tasks):
+            return f"Its agent {name} ended"
+    return ""
 
 
 async def batches(stream: Any, limit: int) -> AsyncIterator[list[Any]]:

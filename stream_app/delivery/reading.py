@@ -28,7 +28,7 @@ from stream_app.errors import TopicError, Unavailable
 from stream_app.logs import get_logger
 from stream_app.settings import Settings
 
-__all__ = ["Ends", "default_partition", "follow", "latest", "read_at", "read_to_end", "tail"]
+__all__ = ["Ends", "default_partition", "follow", "latest", "position_now", "read_at", "read_to_end", "tail"]
 
 T = TypeVar("T")
 
@@ -131,6 +131,20 @@ def default_partition(key: bytes, partitions: int) -> int:
     numbers = list(range(partitions))
     chosen: int = DefaultPartitioner()(key, numbers, numbers)
     return chosen
+
+
+def position_now(consumer: AIOKafkaConsumer, place: TopicPartition) -> int | None:
+    """The offset that the client fetches next, without asking anybody; callable from any thread.
+
+    It passes what is no record for us: the markers of a producer's transactions, and what compaction removed. None: the
+    partition is not assigned to the client, or it does not know its position yet.
+    """
+    subscription = consumer._subscription.subscription
+    assignment = None if subscription is None else subscription.assignment
+    if assignment is None or place not in assignment.tps:
+        return None
+    position: int | None = assignment.state_value(place)._position
+    return position
 
 
 async def read_at(

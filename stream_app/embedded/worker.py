@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import psutil
 
 from stream_app.embedded.processes import LOOPBACK, Command, Server
+from stream_app.faults import ENVIRONMENT as FAULTS
+from stream_app.health.judging import Probe
 
 __all__ = ["WorkerProcess", "environment"]
 
@@ -40,24 +43,28 @@ class WorkerProcess(Server):
         roles: what it does, for example ``["interactions"]``.
         overrides: settings that differ from the defaults, as for ``load_settings``.
         directory: working directory.
+        faults: a folder that tells the process to fail (``stream_app.faults``); None: none.
     """
 
     start_timeout_s = 180.0
     stop_grace_s = 30.0
     probe_interval_s = 0.05
 
-    def __init__(self, roles: Sequence[str], *, overrides: Mapping[str, Any], directory: Path) -> None:
+    def __init__(
+        self, roles: Sequence[str], *, overrides: Mapping[str, Any], directory: Path, faults: Path | None = None
+    ) -> None:
         super().__init__(directory=directory)
         self.roles = list(roles)
         self.name = f"tailrace {','.join(roles)}"
         self._overrides = dict(overrides)
+        self._faults = {} if faults is None else {FAULTS: str(faults)}
 
     def _command(self) -> Command:
         overrides = {**self._overrides, "metrics": {"host": LOOPBACK, "port": self.port}}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TAILRACE_")}
         return Command(
             argv=[sys.executable, "-m", "stream_app.cli", "up", "--role", ",".join(self.roles)],
-            env={**inherited, **environment(overrides)},
+            env={**inherited, **environment(overrides), **self._faults},
             cwd=self.directory,
         )
 
@@ -75,6 +82,20 @@ class WorkerProcess(Server):
     async def metrics(self) -> dict[str, float] | None:
         """Every sample of the process's metrics; None when it does not answer."""
         return await asyncio.to_thread(self._scrape)
+
+    async def health(self, probe: Probe) -> tuple[int, dict[str, Any]] | None:
+        """The status of an answer and what it says; None when the process does not answer."""
+        return await asyncio.to_thread(self._ask, probe)
+
+    def _ask(self, probe: Probe) -> tuple[int, dict[str, Any]] | None:
+        try:
+            with _direct.open(f"http://{self.address}/{probe}", timeout=5) as answer:
+                return answer.status, json.load(answer)
+        except HTTPError as answer:
+            with answer:
+                return answer.code, json.load(answer)
+        except (OSError, HTTPException, ValueError):
+            return None
 
     def _scrape(self) -> dict[str, float] | None:
         try:

@@ -43,7 +43,7 @@ from schemas.decode import (
 )
 from schemas.messages import Item, ModelSpace, SpaceControl
 from stream_app.delivery.connections import kafka_options
-from stream_app.delivery.reading import Ends, read_to_end
+from stream_app.delivery.reading import Ends, position_now, read_to_end
 from stream_app.delivery.retry import until_it_works
 from stream_app.errors import InvalidMessage, SnapshotError, TailraceError
 from stream_app.logs import get_logger
@@ -110,6 +110,7 @@ class Replica:
         on_arrived: called, once :attr:`ready`, when a new item (one with hardly any events) can be recommended and has
             a vector, and it was not so before.
         ready: set when caught up for the first time.
+        client: what reads at present.
         failed: completes with what ended the tail.
     """
 
@@ -127,6 +128,7 @@ class Replica:
         self.on_withdrawn: Callable[[ItemChange], None] | None = None
         self.on_arrived: Callable[[ItemChange], None] | None = None
         self.ready = asyncio.Event()
+        self.client: AIOKafkaConsumer | None = None
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.positions: dict[TopicPartition, int] = {}
         self.prepare: Callable[[ModelSpace], Awaitable[None]] | None = None
@@ -238,6 +240,7 @@ class Replica:
         topics = self._topics
         while True:
             consumer, vectors = await self._connect()
+            self.client = consumer
             try:
                 if self.serving.factors.basis is None:
                     # What is learned is of the basis' frame: it must not come first.
@@ -250,6 +253,7 @@ class Replica:
                 _log.warning("replica reader interrupted", error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(self.settings.delivery.retry_max_s)
             finally:
+                self.client = None
                 await consumer.stop()
 
     async def _connect(self) -> tuple[AIOKafkaConsumer, dict[str, str]]:
@@ -503,12 +507,24 @@ class Replica:
         self.metrics.space_number.set(self.live.number)
         self.metrics.index_deleted.set(self.serving.index.churn)
 
+    def read_through(self) -> dict[TopicPartition, int]:
+        """As :meth:`positions_served`, and beyond what is no record (the markers of transactions). What the last poll
+        brought may be on its way."""
+        served, client = self.positions_served(), self.client
+        if client is None:
+            return served
+        return {place: max(offset, position_now(client, place) or 0) for place, offset in served.items()}
+
+    def positions_served(self) -> dict[TopicPartition, int]:
+        """The next offsets to be applied, but for vectors of spaces that are not served."""
+        beside = {self._topics.vectors_of(one.number) for one in self._kept(self._control)}
+        beside.discard(self._topics.vectors_of(self.live.number))
+        return {place: offset for place, offset in self.positions.items() if place.topic not in beside}
+
     async def _write_snapshot(self) -> None:
         assert self._snapshots is not None  # noqa: S101 - only called with one
         # Of the other spaces' vectors nothing is in it.
-        beside = {self._topics.vectors_of(one.number) for one in self._kept(self._control)}
-        beside.remove(self._topics.vectors_of(self.live.number))
-        positions = {(p.topic, p.partition): offset for p, offset in self.positions.items() if p.topic not in beside}
+        positions = {(p.topic, p.partition): offset for p, offset in self.positions_served().items()}
         try:
             # Nothing is applied meanwhile: the reader waits for the thread; ranking goes on.
             with self.serving.saving():

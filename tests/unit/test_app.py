@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import structlog
 
 from stream_app.app import ROLES, Tailrace, stop_on_signals
 from stream_app.errors import SettingsError, TailraceError
@@ -27,6 +31,15 @@ def make_settings(**overrides: object) -> Settings:
 def scrape(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         return str(answer.read().decode())
+
+
+def ask(port: int, probe: str) -> tuple[int, Any]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{probe}", timeout=5) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as answer:
+        with answer:
+            return answer.code, json.load(answer)
 
 
 def test_roles_are_started_in_the_order_that_feeds_the_others():
@@ -52,6 +65,58 @@ async def test_without_a_broker_it_waits_tells_so_by_its_metrics_and_stops_when_
     await asyncio.wait_for(running, 10)
     with pytest.raises((OSError, urllib.error.URLError)):
         await asyncio.to_thread(scrape, port)
+
+
+async def test_without_a_broker_it_is_alive_not_ready_and_says_why():
+    settings = make_settings(health={"interval_s": 0.05, "unready_after_s": 0})
+    tailrace, stop = Tailrace(settings, ROLES), asyncio.Event()
+    running = asyncio.create_task(tailrace.run(stop))
+    port = await eventually(lambda: tailrace.metrics_port)
+
+    async def why() -> Any:
+        status, told = await asyncio.to_thread(ask, port, "ready")
+        assert (status, told["ok"]) == (503, False)
+        return told["checks"] if not told["checks"]["services"]["ok"] else None
+
+    checks = await eventually(why, what="it waits for the broker")
+    assert f"Kafka at {NOBODY}" in checks["services"]["detail"]
+    assert not checks["running"]["ok"]
+    assert await asyncio.to_thread(ask, port, "live") == (200, tailrace.health.report("live")[1])
+    status, told = await asyncio.to_thread(ask, port, "started")
+    assert status == 503
+    assert set(told["checks"]) == {"roles", "replica", *(f"group {role}" for role in ROLES)}
+    text = await asyncio.to_thread(scrape, port)
+    assert 'tailrace_health{check="services",probe="ready"} 0.0' in text
+    assert f'tailrace_waiting_seconds{{what="Kafka at {NOBODY}"}}' in text
+    stop.set()
+    await asyncio.wait_for(running, 10)
+
+
+async def test_the_log_says_where_it_is_asked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("stream_app.app._log", structlog.get_logger())
+    tailrace, stop = Tailrace(make_settings(), []), asyncio.Event()
+    with structlog.testing.capture_logs() as logs:
+        running = asyncio.create_task(tailrace.run(stop))
+        port = await eventually(lambda: tailrace.metrics_port)
+        stop.set()
+        await asyncio.wait_for(running, 10)
+    (line,) = [line for line in logs if line["event"] == "health and metrics"]
+    for name in ("live", "ready", "started", "metrics"):
+        assert line[name] == f"http://127.0.0.1:{port}/{name}"
+
+
+async def test_a_look_that_fails_ends_the_process_and_says_so(monkeypatch: pytest.MonkeyPatch):
+    def fails(**_: object) -> None:
+        raise ValueError("cannot look")
+
+    async def works(self: Tailrace) -> None:
+        self._watch_health()
+        await self._watch(SimpleNamespace(failed=asyncio.get_running_loop().create_future()))
+
+    monkeypatch.setattr("stream_app.app.look", fails)
+    monkeypatch.setattr(Tailrace, "_work", works)
+    with pytest.raises(TailraceError, match="health cannot be looked at: ValueError: cannot look"):
+        await asyncio.wait_for(Tailrace(make_settings(), []).run(asyncio.Event()), 10)
 
 
 async def test_told_to_stop_before_it_began_it_does_not_begin():

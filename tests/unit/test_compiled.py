@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba import njit
+from numba.core import event
 
 from stream_app import compiled as compiled_module
-from stream_app.compiled import compiled
+from stream_app.compiled import compiled, compiling
 
 _MODULE = """
 from stream_app.compiled import compiled
@@ -134,3 +136,27 @@ def test_a_module_is_made_of_what_it_calls_however_far_away() -> None:
     parts = compiled_module._parts(retrieval / "candidates.py")
     for called in ("sources.py", "again.py", "source.py"):
         assert (retrieval / called).read_bytes() in parts
+
+
+def test_compiling_is_known_while_it_lasts_also_when_it_fails() -> None:
+    assert not compiling()
+    with event.trigger_event("numba:compile"), event.trigger_event("numba:compile"):
+        assert compiling()
+    assert not compiling()
+    with pytest.raises(ValueError, match="wrong"), event.trigger_event("numba:compile"):
+        raise ValueError("wrong")
+    assert not compiling()
+
+
+def test_compiling_a_function_is_told() -> None:
+    told = []
+
+    class Heard(event.Listener):
+        def on_start(self, one: object) -> None:
+            told.append(compiling())
+
+        def on_end(self, one: object) -> None: ...
+
+    with event.install_listener("numba:compile", Heard()):
+        njit(lambda number: number + 1)(1)
+    assert told == [True]

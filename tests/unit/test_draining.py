@@ -15,7 +15,7 @@ from faust.types import TP
 from mode.utils.queues import ThrowableQueue
 
 from stream_app.delivery import draining as draining_module
-from stream_app.delivery.draining import Delivered, DrainingConsumer
+from stream_app.delivery.draining import Delivered, DrainingConsumer, Place
 from stream_app.delivery.engine import faust_app, without_payload
 from stream_app.settings import load_settings
 from tests.waiting import eventually
@@ -70,6 +70,9 @@ class Log:
             await asyncio.Event().wait()
         self.committed.update(offsets)
         return True
+
+    def position_now(self, place: TP) -> int | None:
+        return self.positions.get(place)
 
     def assignment(self) -> set[TP]:
         return set(self.offsets)
@@ -334,3 +337,56 @@ async def test_an_event_without_its_payload_can_still_be_acknowledged():
     assert (held.key, held.value, list(held.headers)) == (None, None, [])
     held.ack()
     assert drain.to_commit() == 1
+
+
+async def test_its_place_says_what_was_delivered_and_is_not_acknowledged():
+    log = Log(t=range(5, 10))
+    log.committed[ONE] = 5
+    async with draining(log) as drain:
+        drain.resume()
+        await eventually(lambda: len(drain.offsets()) == 5)
+        assert drain.consumer.place(ONE) == Place(position=10, through=5, undone=5)
+        events = list(drain.queues[ONE]._queue)
+        for event in events[:2]:
+            event.ack()
+        await drain.consumer.commit()
+        assert drain.consumer.place(ONE) == Place(position=10, through=7, undone=3)
+        for event in events[2:]:
+            event.ack()
+        await drain.consumer.commit()
+        assert drain.consumer.place(ONE) == Place(position=10, through=10, undone=0)
+
+
+async def test_its_place_where_nothing_was_delivered_yet_has_nothing_undone():
+    log = Log(t=[])
+    log.committed[ONE] = 5
+    async with draining(log) as drain:
+        assert drain.consumer.place(ONE) == Place(position=None, through=0, undone=0)
+        drain.resume()
+        await eventually(lambda: log.seeks == 1 and log.fetches)
+        assert drain.consumer.place(ONE) == Place(position=5, through=5, undone=0)
+
+
+async def test_its_place_passes_what_is_no_record_and_has_nothing_undone_then():
+    log = Log(t=range(3))
+    async with draining(log) as drain:
+        drain.resume()
+        await eventually(lambda: len(drain.offsets()) == 3)
+        log.positions[ONE] = 4  # as after the marker of a transaction
+        for event in list(drain.queues[ONE]._queue):
+            event.ack()
+        await drain.consumer.commit()
+        assert drain.consumer.place(ONE) == Place(position=4, through=3, undone=0)
+
+
+async def test_what_was_in_the_queues_when_partitions_moved_is_undone_no_more():
+    log = Log(t=range(3))
+    async with draining(log) as drain:
+        drain.resume()
+        await eventually(lambda: len(drain.offsets()) == 3)
+        drain.suspend()
+        await eventually(drain.waits)
+        log.offsets[ONE] = []
+        drain.resume()
+        await eventually(lambda: log.seeks == 2)
+        assert drain.consumer.place(ONE).undone == 0

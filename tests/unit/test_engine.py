@@ -11,9 +11,14 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer
+from aiokafka.consumer.subscription_state import Assignment, TopicPartitionState
+from faust.agents.agent import Agent as FaustAgent
+from faust.app import App
 from faust.transport.conductor import Conductor
 from faust.transport.consumer import Consumer as AnyConsumer
 from faust.transport.drivers import aiokafka as driver
+from mode.services import Service
+from mode.threads import ServiceThread
 from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
 from stream_app.agents.catalogue import CatalogueAgent
@@ -21,7 +26,7 @@ from stream_app.agents.interactions import InteractionsAgent
 from stream_app.agents.items import ItemsAgent
 from stream_app.agents.ranker import RankerAgent
 from stream_app.delivery.draining import DrainingConsumer, DrainingThread, DrainingTransport
-from stream_app.delivery.engine import FAUST_VERSION, batches, faust_app, raw_topic
+from stream_app.delivery.engine import FAUST_VERSION, batches, faust_app, has_joined, raw_topic, what_ended
 from stream_app.errors import SettingsError
 from stream_app.settings import load_settings
 
@@ -66,6 +71,11 @@ def test_faust_and_mode_are_the_versions_whose_inside_was_read():
         (ThrowableQueue, "clear"),
         (ThrowableQueue, "_wakeup_next"),
         (FlowControlEvent, "clear"),
+        (TopicPartitionState, "consumed_to"),
+        (ServiceThread, "_thread"),
+        (FaustAgent, "_start_task"),
+        (Service, "crashed"),
+        (Service, "should_stop"),
     ],
 )
 def test_what_we_call_or_override_is_there(owner: Any, name: str):
@@ -82,6 +92,11 @@ def test_attributes_made_at_run_time_are_still_made():
     queue = ThrowableQueue(flow_control=FlowControlEvent())
     assert isinstance(queue._queue, deque)
     assert isinstance(queue._getters, deque)
+    assert "self._position" in inspect.getsource(TopicPartitionState)
+    assert {"tps", "state_value"} <= set(dir(Assignment))
+    assert "_actors" in inspect.getsource(FaustAgent)
+    assert "self._assignment" in inspect.getsource(App)
+    assert "self.rebalancing = False" in inspect.getsource(App.on_rebalance_end)
     assert driver.Transport.Consumer is driver.Consumer, "the transport chooses its consumer by this attribute"
 
 
@@ -215,3 +230,42 @@ def test_records_arrive_as_bytes_whatever_they_are():
     assert topic.key_serializer == "raw"
     assert topic.value_serializer == "raw"
     assert topic.allow_empty, "null values are tombstones"
+
+
+def a_running_app(*tasks: asyncio.Future[None], **more: Any) -> Any:
+    actors = [SimpleNamespace(actor_task=task) for task in tasks]
+    fields = {
+        "crashed": False,
+        "should_stop": False,
+        "consumer": SimpleNamespace(_thread=SimpleNamespace(_thread=SimpleNamespace(is_alive=lambda: True))),
+        "agents": {"tailrace.items": SimpleNamespace(_actors=actors)},
+        **more,
+    }
+    return SimpleNamespace(**fields)
+
+
+async def test_what_ended_is_said_in_words():
+    runs: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    ended.set_result(None)
+    assert what_ended(a_running_app(runs)) == ""
+    assert what_ended(a_running_app(ended, runs)) == "", "the one before was replaced"
+    assert what_ended(a_running_app()) == "", "not started yet"
+    assert what_ended(a_running_app(ended)) == "Its agent tailrace.items ended"
+    crash = a_running_app(runs, crashed=True, crash_reason=ValueError("no position"))
+    assert what_ended(crash) == "Its consumer ended with ValueError: no position"
+    assert what_ended(a_running_app(runs, should_stop=True)) == "Its consumer was stopped"
+    dead = SimpleNamespace(_thread=SimpleNamespace(_thread=SimpleNamespace(is_alive=lambda: False)))
+    assert what_ended(a_running_app(runs, consumer=dead)) == "The thread of its Kafka client ended"
+
+
+def test_an_app_has_joined_when_it_was_told_its_partitions_be_it_none_and_they_do_not_move():
+    assert not has_joined(SimpleNamespace(_assignment=None, rebalancing=False))
+    assert not has_joined(SimpleNamespace(_assignment={1}, rebalancing=True))
+    assert has_joined(SimpleNamespace(_assignment=set(), rebalancing=False))
+
+
+async def test_a_crash_inside_faust_shows_on_the_app():
+    app = faust_app(load_settings(), "items")
+    await app.crash(ValueError("no position"))
+    assert what_ended(app) == "Its consumer ended with ValueError: no position"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import urllib.request
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 from stream_app import __version__
-from stream_app.metrics import Metrics, serve_metrics
+from stream_app.metrics import Metrics
 from stream_app.settings import MetricsSettings
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -83,20 +81,9 @@ def test_the_version_and_the_process_are_there():
     assert "process_resident_memory_bytes" in text(metrics)
 
 
-def test_metrics_are_served_as_prometheus_text():
+def test_what_is_computed_when_it_is_asked_for_is_asked_for_each_time():
     metrics = Metrics()
-    metrics.dead_letters.labels("items", "not_json").inc()
-    served = serve_metrics(metrics, MetricsSettings(port=0))
-    assert served is not None
-    server, port = served
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            families = {family.name for family in text_string_to_metric_families(answer.read().decode())}
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert ours(metrics) <= families
-
-
-def test_no_endpoint_where_it_is_switched_off():
-    assert serve_metrics(Metrics(), MetricsSettings(port=-1)) is None
+    metrics.health.samples = lambda: [(("live", "loop"), 1.0)]
+    assert value(metrics, "tailrace_health", probe="live", check="loop") == 1
+    metrics.health.samples = lambda: [(("live", "loop"), 0.0)]
+    assert value(metrics, "tailrace_health", probe="live", check="loop") == 0

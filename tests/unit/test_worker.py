@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from stream_app.embedded.worker import WorkerProcess, environment
-from stream_app.metrics import Metrics, serve_metrics
+from stream_app.health.endpoints import serve
+from stream_app.metrics import Metrics
 from stream_app.settings import MetricsSettings, load_settings
+from tests.waiting import eventually
 
 OVERRIDES: dict[str, Any] = {
     "kafka": "127.0.0.1:19092",
@@ -56,14 +58,12 @@ def test_a_worker_inherits_the_environment_but_none_of_our_settings(monkeypatch:
 
 @contextmanager
 def served(metrics: Metrics) -> Iterator[int]:
-    found = serve_metrics(metrics, MetricsSettings(port=0))
-    assert found is not None
-    server, port = found
+    endpoints = serve(metrics.registry, MetricsSettings(port=0), lambda probe: (probe != "ready", {"probe": probe}))
+    assert endpoints is not None
     try:
-        yield port
+        yield endpoints.port
     finally:
-        server.shutdown()
-        server.server_close()
+        endpoints.close()
 
 
 async def test_metrics_are_summed_over_their_labels(tmp_path: Path):
@@ -137,3 +137,24 @@ async def test_an_answer_that_is_cut_off_or_somebody_else_s_is_no_metrics(answer
 
 def test_a_worker_that_is_not_running_takes_no_memory(tmp_path: Path):
     assert WorkerProcess(["items"], overrides={}, directory=tmp_path).memory_bytes() == (0, 0)
+
+
+async def test_health_is_asked_for_whatever_the_answer(tmp_path: Path):
+    with served(Metrics()) as port:
+        worker = worker_at(port, tmp_path)
+        assert await worker.health("live") == (200, {"probe": "live"})
+        assert await worker.health("ready") == (503, {"probe": "ready"})
+    assert await eventually(lambda: _away(worker))
+
+
+async def _away(worker: WorkerProcess) -> bool:
+    return await worker.health("live") is None
+
+
+def test_a_process_fails_on_demand_only_where_it_is_told_to(tmp_path: Path):
+    for faults, expected in ((None, None), (tmp_path, str(tmp_path))):
+        worker = WorkerProcess(["items"], overrides={}, directory=tmp_path, faults=faults)
+        worker.port = 15_001
+        environment = worker._command().env
+        assert environment is not None
+        assert environment.get("TAILRACE_FAULTS") == expected

@@ -1,0 +1,443 @@
+"""Whether a process is healthy, judged from what was seen of it and from the time; no clock, no I/O.
+
+:func:`observe` folds what is seen, about once a second, into a :class:`State`; :func:`judge` says what that amounts to
+at a time, for three questions:
+
+``live``
+    Would ending the process and starting it again help? Yes when its event loop does not turn, when a consumer makes no
+    progress through its offsets, when the machinery around an agent has ended. No when a broker or Redis is away: all
+    processes would be restarted at once, for nothing. So while something is away no consumer is blamed, and when it is
+    back each has its whole time again.
+``ready``
+    Can the process be counted on now? Not before it has caught up, and not when it has fallen behind or waits.
+``started``
+    Has every role had its first partitions (or been told that there are none for it), and has the replica caught up?
+    Once so, always so.
+
+Progress is that of offsets, not an open port: the position of the client in the log, which also passes what is no
+record (transaction markers, what compaction removed), and the offset before which everything is acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from stream_app.settings import HealthSettings
+
+__all__ = [
+    "PROBES",
+    "Check",
+    "Probe",
+    "ReplicaSeen",
+    "RoleSeen",
+    "Seen",
+    "State",
+    "StreamSeen",
+    "judge",
+    "observe",
+    "stopped",
+]
+
+Probe = Literal["live", "ready", "started"]
+PROBES: tuple[Probe, ...] = get_args(Probe)
+
+_PENDING = 256
+"""Ends of topics that the replica has not reached yet, at most; more would only say the same more finely."""
+_NAMED = 3
+"""What is away is named so often in a sentence, at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSeen:
+    """The records on their way to one agent: those of its topics' partitions that this process has.
+
+    Attributes:
+        name: of the consumer.
+        unread: records on the broker that the client has not fetched (count, by offsets).
+        position: sum of the client's positions (offsets).
+        undone: records handed to the agent and not acknowledged (count, by offsets).
+        done: sum of the offsets before which everything is acknowledged.
+        work: grows with work that shows before it is acknowledged (count).
+        busy: long work that records are known to wait for; "" for none.
+        patience_s: so long the settings themselves may let records wait unacknowledged (seconds).
+    """
+
+    name: str
+    unread: int = 0
+    position: int = 0
+    undone: int = 0
+    done: int = 0
+    work: int = 0
+    busy: str = ""
+    patience_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleSeen:
+    """One consumer group of the process.
+
+    Attributes:
+        name: of the role.
+        joined: it is a member, and no partitions are being moved.
+        dead: what of it has ended though the process runs; "" for nothing.
+        streams: one for each of its agents.
+        counts: whether the process is there for it: not so for a vector space that is built beside.
+    """
+
+    name: str
+    joined: bool = False
+    dead: str = ""
+    streams: tuple[StreamSeen, ...] = ()
+    counts: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSeen:
+    """The local copy.
+
+    Attributes:
+        caught_up: it has been once.
+        positions: the next offset to be applied, by partition.
+        ends: where the partitions end, as the broker said last; None when it did not answer.
+    """
+
+    caught_up: bool = False
+    positions: Mapping[Hashable, int] = field(default_factory=dict)
+    ends: Mapping[Hashable, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What one look at the process shows.
+
+    Attributes:
+        expected: the roles it was started for.
+        roles: those there are by now.
+        replica: None where no role needs one, or it is not there yet.
+        needs_replica: whether a role needs one.
+        away: what does not answer, and how it fails.
+        encoders: why the encoders that are needed gave up; "" while they work, or there are none.
+        complete: every role was started.
+        stopping: the process was told to stop.
+    """
+
+    expected: tuple[str, ...] = ()
+    roles: tuple[RoleSeen, ...] = ()
+    replica: ReplicaSeen | None = None
+    needs_replica: bool = False
+    away: Mapping[str, str] = field(default_factory=dict)
+    encoders: str = ""
+    complete: bool = False
+    stopping: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was checked.
+
+    Attributes:
+        name: stable; a label of a metric.
+        ok: whether it is as it should be.
+        detail: a sentence: what is, and where it is wrong what to do.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Still:
+    """What did not move, and since when (seconds)."""
+
+    marks: tuple[object, ...]
+    since: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What is known from all looks at the process. All times are seconds of one clock that never goes back.
+
+    Attributes:
+        at: of the last look; looks are taken on the event loop, so it says when that turned last.
+        seen: what it showed.
+        since: since when something holds, by what.
+        reading, acknowledging: by consumer, since when it moves no more though records wait.
+        joined: roles that have had partitions, or been told that there are none.
+        started: whether the process has started.
+        pending: when the broker said where the topics end, and where; of the ends that the replica has not reached, the
+            oldest first.
+    """
+
+    at: float
+    seen: Seen = field(default_factory=Seen)
+    since: Mapping[tuple[str, str], float] = field(default_factory=lambda: MappingProxyType({}))
+    reading: Mapping[str, _Still] = field(default_factory=lambda: MappingProxyType({}))
+    acknowledging: Mapping[str, _Still] = field(default_factory=lambda: MappingProxyType({}))
+    joined: frozenset[str] = frozenset()
+    started: bool = False
+    pending: tuple[tuple[float, Mapping[Hashable, int]], ...] = ()
+
+
+def observe(state: State, seen: Seen, now: float) -> State:
+    """The state after another look.
+
+    Args:
+        state: before.
+        seen: what the look showed.
+        now: when it was taken (seconds).
+    """
+    streams = [stream for role in seen.roles for stream in role.streams]
+    excused = bool(seen.away)
+    reading = {
+        one.name: _still(state.reading.get(one.name), _marks(one, one.position), now, free=excused or one.unread <= 0)
+        for one in streams
+    }
+    acknowledging = {
+        one.name: _still(state.acknowledging.get(one.name), _marks(one), now, free=excused or one.undone <= 0)
+        for one in streams
+    }
+    joined = state.joined | {role.name for role in seen.roles if role.joined}
+    caught_up = not seen.needs_replica or (seen.replica is not None and seen.replica.caught_up)
+    return State(
+        at=now,
+        seen=seen,
+        since={condition: state.since.get(condition, now) for condition in _conditions(seen)},
+        reading=reading,
+        acknowledging=acknowledging,
+        joined=joined,
+        started=state.started or (seen.complete and caught_up and joined.issuperset(seen.expected)),
+        pending=_pending(state.pending, seen.replica, now),
+    )
+
+
+def judge(
+    state: State, limits: HealthSettings, now: float, *, compiling: bool = False
+) -> dict[Probe, tuple[Check, ...]]:
+    """The checks behind each question. A question is answered with yes when all of its checks are ok.
+
+    Args:
+        limits: what is too long, and too far behind.
+        now: seconds of the clock of ``state``, later than its last look when the event loop does not turn. What is not
+            about the loop is judged as of that look.
+        compiling: functions are being compiled at this moment, perhaps on the loop.
+    """
+    live = (_loop(state, limits, now, compiling=compiling), *_engines(state, limits), *_consumers(state, limits))
+    ready = (
+        *live,
+        _start(state),
+        _services(state, limits),
+        *_groups(state, limits),
+        *_replica(state, limits),
+        _encoders(state),
+    )
+    return {"live": live, "ready": ready, "started": _started(state)}
+
+
+def _marks(stream: StreamSeen, *more: int) -> tuple[object, ...]:
+    # To begin or to end something long is progress, too.
+    return (*more, stream.done, stream.work, stream.busy)
+
+
+def _still(before: _Still | None, marks: tuple[object, ...], now: float, *, free: bool) -> _Still:
+    if free or before is None or before.marks != marks:
+        return _Still(marks=marks, since=now)
+    return before
+
+
+def _conditions(seen: Seen) -> Iterable[tuple[str, str]]:
+    """What is to be known since when it holds."""
+    yield from (("away", what) for what in seen.away)
+    yield from (("apart", role.name) for role in seen.roles if not role.joined)
+    yield from (("dead", role.name) for role in seen.roles if role.dead)
+
+
+def _pending(
+    before: tuple[tuple[float, Mapping[Hashable, int]], ...], replica: ReplicaSeen | None, now: float
+) -> tuple[tuple[float, Mapping[Hashable, int]], ...]:
+    if replica is None:
+        return ()
+    ends = before
+    if replica.ends is not None and len(before) < _PENDING and (not before or before[-1][1] != replica.ends):
+        ends = (*before, (now, replica.ends))
+    return tuple((at, there) for at, there in ends if _behind(replica.positions, there))
+
+
+def _behind(positions: Mapping[Hashable, int], ends: Mapping[Hashable, int]) -> int:
+    """Records before the ends that were not applied; partitions that are read no more do not count."""
+    return sum(max(0, end - positions.get(place, end)) for place, end in ends.items())
+
+
+def _records(count: int) -> str:
+    return f"{count} record{'' if count == 1 else 's'}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def _loop(state: State, limits: HealthSettings, now: float, *, compiling: bool) -> Check:
+    late = max(0.0, now - state.at)
+    long_work = compiling or not state.started
+    limit = max(limits.loop_s, limits.long_work_s) if long_work else limits.loop_s
+    if late <= limit:
+        return Check(name="loop", ok=True, detail="The event loop turns.")
+    return Check(
+        name="loop",
+        ok=False,
+        detail=f"The event loop has not turned for {_seconds(late)} "
+        f"(health.{'long_work_s' if long_work else 'loop_s'} {limit:g}): something computes or waits on it without "
+        "end. Start the process again; nothing it holds is lost. py-spy dump --pid says what it does.",
+    )
+
+
+def _engines(state: State, limits: HealthSettings) -> Iterable[Check]:
+    for role in state.seen.roles:
+        name = f"engine {role.name}"
+        dead_s = state.at - state.since.get(("dead", role.name), state.at)
+        if role.dead and dead_s >= limits.dead_s:
+            yield Check(
+                name=name,
+                ok=False,
+                detail=f"{role.dead}, {_seconds(dead_s)} ago (health.dead_s {limits.dead_s:g}), and nothing has "
+                "started it again. Start the process again; the log says why it ended.",
+            )
+        else:
+            yield Check(name=name, ok=True, detail="Its consumer and its agents run.")
+
+
+def _consumers(state: State, limits: HealthSettings) -> Iterable[Check]:
+    for role in state.seen.roles:
+        for stream in role.streams:
+            yield _consumer(state, stream, limits)
+
+
+def _consumer(state: State, stream: StreamSeen, limits: HealthSettings) -> Check:
+    name = f"consumer {stream.name}"
+    limit = limits.long_work_s if stream.busy else limits.stalled_s + stream.patience_s
+    stalled = {
+        f"{_records(stream.unread)} on the broker, and nothing was fetched": state.reading[stream.name].since,
+        f"{_records(stream.undone)} in the process, and nothing was acknowledged": state.acknowledging[
+            stream.name
+        ].since,
+    }
+    what, since = min(stalled.items(), key=lambda item: item[1])
+    still_s = state.at - since
+    if still_s > limit:
+        doing = f"It is at {stream.busy} (health.long_work_s {limits.long_work_s:g}). " if stream.busy else ""
+        return Check(
+            name=name,
+            ok=False,
+            detail=f"{what} for {_seconds(still_s)}, more than {limit:g} (health.stalled_s {limits.stalled_s:g}), "
+            f"though nothing is known to be away. {doing}Start the process again; what waits is delivered again.",
+        )
+    if state.seen.away and stream.unread + stream.undone > 0:
+        detail = f"{_records(stream.unread + stream.undone)} with it for what is away."
+    elif stream.busy:
+        detail = f"It is at {stream.busy}; records wait meanwhile."
+    else:
+        detail = "It moves, or nothing waits for it."
+    return Check(name=name, ok=True, detail=detail)
+
+
+def _start(state: State) -> Check:
+    if state.seen.stopping:
+        return Check(name="running", ok=False, detail="The process was told to stop, and hands over.")
+    if not state.started:
+        return Check(name="running", ok=False, detail="The process has not started yet; /started says what it lacks.")
+    return Check(name="running", ok=True, detail="The process has started.")
+
+
+def _services(state: State, limits: HealthSettings) -> Check:
+    away = {what: state.at - state.since[("away", what)] for what in state.seen.away}
+    long = sorted((what for what in away if away[what] >= limits.unready_after_s), key=lambda what: -away[what])
+    if not long:
+        return Check(name="services", ok=True, detail="Broker and Redis answer.")
+    named = "; ".join(f"{what} ({_seconds(away[what])}): {state.seen.away[what]}" for what in long[:_NAMED])
+    more = f"; and {len(long) - _NAMED} more" if len(long) > _NAMED else ""
+    return Check(
+        name="services",
+        ok=False,
+        detail=f"Waits for {named}{more}. Bring it back; the process goes on by itself, and starting it again does "
+        "not help.",
+    )
+
+
+def _groups(state: State, limits: HealthSettings) -> Iterable[Check]:
+    for role in state.seen.roles:
+        if not role.counts:
+            continue
+        name = f"group {role.name}"
+        apart_s = state.at - state.since.get(("apart", role.name), state.at)
+        if role.joined or (role.name in state.joined and apart_s < limits.unready_after_s):
+            yield Check(name=name, ok=True, detail="It is a member of its consumer group.")
+        else:
+            yield Check(
+                name=name,
+                ok=False,
+                detail=f"It has not been a member of its consumer group for {_seconds(apart_s)}. It joins by itself; "
+                "where that does not end, look for members that come and go, and at the rights on the group.",
+            )
+
+
+def _replica(state: State, limits: HealthSettings) -> Iterable[Check]:
+    if not state.seen.needs_replica:
+        return
+    replica = state.seen.replica
+    if replica is None or not replica.caught_up:
+        yield Check(
+            name="replica",
+            ok=False,
+            detail="The local copy of catalogue, vectors and statistics has not caught up yet. It does by itself; "
+            "replica.directory keeps a snapshot that makes the next start quick.",
+        )
+        return
+    behind = _behind(replica.positions, state.pending[-1][1]) if state.pending else 0
+    behind_s = state.at - state.pending[0][0] if state.pending else 0.0
+    if behind <= limits.replica_records and behind_s <= limits.replica_s:
+        yield Check(name="replica", ok=True, detail=f"The local copy is {_records(behind)} behind the topics.")
+        return
+    yield Check(
+        name="replica",
+        ok=False,
+        detail=f"The local copy is {_records(behind)} and {_seconds(behind_s)} behind the topics "
+        f"(health.replica_records {limits.replica_records}, health.replica_s {limits.replica_s:g}): slates may "
+        "lack new items and show withdrawn ones. It catches up by itself when the processor "
+        "has time; where it does not, start the process again.",
+    )
+
+
+def _encoders(state: State) -> Check:
+    if not state.seen.encoders:
+        return Check(name="encoders", ok=True, detail="The encoders work, or none is needed.")
+    return Check(name="encoders", ok=False, detail=f"The encoders gave up: {state.seen.encoders}")
+
+
+def _started(state: State) -> tuple[Check, ...]:
+    def check(name: str, ok: bool, waits_for: str) -> Check:
+        done = state.started or ok
+        return Check(name=name, ok=done, detail="Done." if done else waits_for)
+
+    seen = state.seen
+    checks = [
+        check(
+            f"group {role}",
+            role in state.joined,
+            "It has not joined its consumer group yet: the process connects, reads or compiles before it does.",
+        )
+        for role in seen.expected
+    ]
+    if seen.needs_replica:
+        caught_up = seen.replica is not None and seen.replica.caught_up
+        checks.append(check("replica", caught_up, "The local copy has not caught up yet."))
+    waits = f" It waits for {', '.join(sorted(seen.away)[:_NAMED])}." if seen.away else ""
+    checks.append(check("roles", seen.complete, f"Not every role has been started yet.{waits}"))
+    return tuple(checks)
+
+
+def stopped(state: State) -> State:
+    """The same, of a process that was told to stop."""
+    return replace(state, seen=replace(state.seen, stopping=True))
