@@ -14,7 +14,7 @@ import yaml
 from stream_app.app import ROLES
 from stream_app.settings import Settings, load_settings
 from stream_app.topics import Topics
-from tests.deploy.conftest import CHART, Render, Run, find, missing, tools_folder
+from tests.deploy.conftest import CHART, DEPLOY, Render, Run, find, missing, tools_folder
 
 SCHEMAS = Path(__file__).parent / "schemas"
 KUBERNETES = ("1.29.0", "1.37.0")
@@ -318,6 +318,14 @@ def test_the_network_is_open_to_what_is_needed_alone(whole: list[dict[str, Any]]
     (ingress,) = policy["spec"]["ingress"]
     assert ingress["ports"] == [{"protocol": "TCP", "port": "metrics"}]
     assert ingress["from"]
+
+
+def test_the_values_that_the_readme_begins_with_render(render: Render) -> None:
+    text = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    (values,) = (block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "bootstrapServers" in block)
+    resources = render(yaml.safe_load(values.replace("sha256:...", "sha256:" + "0" * 64)))
+    kinds = {one["kind"] for one in resources}
+    assert {"Deployment", "ScaledObject", "KafkaTopic", "PodMonitor", "PrometheusRule", "NetworkPolicy"} <= kinds
 
 
 def test_alerts_of_the_chart_lead_to_the_runbook_that_is_named(whole: list[dict[str, Any]]) -> None:

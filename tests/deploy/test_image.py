@@ -1,4 +1,5 @@
-"""The Dockerfile: what hadolint says of it, and what it promises. It is not built here: no image can be pulled."""
+"""The Dockerfile: what hadolint says of it, and what it promises. It is not built here: that takes
+a registry of images and ten minutes."""
 
 from __future__ import annotations
 
