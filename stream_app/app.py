@@ -33,8 +33,8 @@ from stream_app.faults import faults_folder, watch_faults
 from stream_app.health.endpoints import serve
 from stream_app.health.ends import Ends
 from stream_app.health.health import Health
-from stream_app.health.judging import Seen
 from stream_app.health.looking import look
+from stream_app.health.state import Seen
 from stream_app.logs import get_logger
 from stream_app.memory import settle
 from stream_app.metrics import Metrics

@@ -22,7 +22,7 @@ from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.records import InRecord
 from stream_app.delivery.retry import until_it_works
 from stream_app.errors import InvalidMessage, Unavailable
-from stream_app.health.judging import RoleSeen, StreamSeen
+from stream_app.health.state import RoleSeen, StreamSeen
 from stream_app.logs import get_logger
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from stream_app.compiled import compiling
-from stream_app.health.judging import PROBES, Check, Probe, Seen, State, judge, observe, stopped
+from stream_app.health.judging import PROBES, Check, Probe, judge
+from stream_app.health.state import Seen, State, observe, stopped
 from stream_app.settings import HealthSettings
 
 __all__ = ["Health"]

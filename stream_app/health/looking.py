@@ -1,4 +1,4 @@
-"""One look at a process: what :mod:`~stream_app.health.judging` is told. On the event loop; quick, and asks nobody."""
+"""One look at a process: what :mod:`~stream_app.health.state` is told. On the event loop; quick, and asks nobody."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from stream_app.agents.base import Agent
 from stream_app.health.ends import Ends
-from stream_app.health.judging import ReplicaSeen, Seen
+from stream_app.health.state import ReplicaSeen, Seen
 from stream_app.replicas.replica import Replica
 from stream_app.waits import Waits
 from workers.vector_pool import VectorPool

@@ -11,7 +11,8 @@ from schemas.decode import encode
 from schemas.messages import Interaction, Item
 from stream_app.app import Tailrace
 from stream_app.delivery.connections import kafka_options
-from stream_app.health.judging import PROBES, StreamSeen
+from stream_app.health.judging import PROBES
+from stream_app.health.state import StreamSeen
 from stream_app.settings import Settings
 from tests.integration.pipeline import Live, live
 from tests.waiting import eventually

@@ -9,7 +9,7 @@ import pytest
 
 from stream_app.health import health as module
 from stream_app.health.health import Health
-from stream_app.health.judging import RoleSeen, Seen
+from stream_app.health.state import RoleSeen, Seen
 from stream_app.settings import HealthSettings
 
 EPOCH = 1_700_000_000.0

@@ -9,19 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_app.health.judging import (
-    PROBES,
-    Check,
-    Probe,
-    ReplicaSeen,
-    RoleSeen,
-    Seen,
-    State,
-    StreamSeen,
-    judge,
-    observe,
-    stopped,
-)
+from stream_app.health.judging import PROBES, Check, Probe, judge
+from stream_app.health.state import ReplicaSeen, RoleSeen, Seen, State, StreamSeen, observe, stopped
 from stream_app.settings import HealthSettings
 
 LIMITS = HealthSettings(

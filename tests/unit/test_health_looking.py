@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
+from stream_app.agents.base import Agent
+from stream_app.agents.catalogue import CatalogueAgent
+from stream_app.agents.interactions import InteractionsAgent
+from stream_app.agents.items import ItemsAgent
+from stream_app.agents.ranker import RankerAgent
 from stream_app.errors import Unavailable
-from stream_app.health.judging import ReplicaSeen, RoleSeen
 from stream_app.health.looking import look
+from stream_app.health.state import ReplicaSeen, RoleSeen
+from stream_app.settings import load_settings
 from stream_app.waits import Waits
 
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 ITEMS, OTHER = TopicPartition("items", 0), TopicPartition("other", 0)
 BROKER = "Kafka at h:1"
 
@@ -72,3 +82,15 @@ def test_what_is_away_is_what_is_waited_for_and_a_broker_that_does_not_answer():
 def test_why_encoders_gave_up_is_told():
     assert looked(pool=SimpleNamespace(error=None)).encoders == ""
     assert looked(pool=SimpleNamespace(error=Unavailable("no GPU"))).encoders == "no GPU"
+
+
+@pytest.mark.parametrize(
+    ("agent", "seconds"), [(ItemsAgent, 122), (RankerAgent, 123), (InteractionsAgent, 206), (CatalogueAgent, 421)]
+)
+def test_how_long_records_may_wait_in_each_role_is_as_the_page_says(agent: type[Agent], seconds: int):
+    """With the default settings, as docs/operations.md has it."""
+    made = object.__new__(agent)
+    made.settings = load_settings()
+    assert made.settings.health.stalled_s + made.patience_s == seconds
+    (said,) = re.findall(r"With the defaults it is (.* for the catalogue)\.", OPERATIONS.read_text())
+    assert str(seconds) in re.findall(r"\d+", said)
