@@ -172,6 +172,12 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 tells="Processes of which every role takes events.",
             ),
             Panel(
+                title="Checks that are red",
+                queries=((f"tailrace_health{_SELECT} == 0", "{{instance}} {{probe}}: {{check}}"),),
+                width=6,
+                tells="Of /live, /ready and /started, by process. An empty panel is a healthy one.",
+            ),
+            Panel(
                 title="Versions",
                 queries=((f"count by (version) (tailrace_build{_SELECT})", "{{version}}"),),
                 kind="stat",

@@ -138,6 +138,7 @@ def test_every_alert_is_tested_to_fire_and_not_to() -> None:
         "TailraceFallingBehind",
         "TailraceWaiting",
         "TailraceDown",
+        "TailraceNotAlive",
         "TailraceNotReady",
         "TailraceRestarting",
         "TailraceEncoderRestarting",
