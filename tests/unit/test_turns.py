@@ -110,6 +110,18 @@ def shop(request: pytest.FixtureRequest) -> MadeUpShop:
     return made_up_shop(settings, items=400, users=60, events=400, seed=3)
 
 
+def _surely_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second thread takes a part of every batch, wherever the test runs."""
+    lend = HELPER.lend
+
+    def surely_lent(*args: Any) -> bool:
+        HELPER.wait()  # It may be on its way back from the call before.
+        return lend(*args)
+
+    monkeypatch.setattr(HELPER, "cores", 2)
+    monkeypatch.setattr(HELPER, "lend", surely_lent)
+
+
 def _slates(shop: MadeUpShop, threads: int) -> list[Any]:
     recommender = Recommender(shop.settings, shop.serving)
     recommender.threads = threads
@@ -147,14 +159,7 @@ def test_slates_do_not_depend_on_how_many_threads_compute_them(
     began = threading.Event()
     for name in by_helper:
         monkeypatch.setattr(module, name, watched(name))
-    monkeypatch.setattr(HELPER, "cores", 2)
-    lend = HELPER.lend
-
-    def surely_lent(*args: Any) -> bool:
-        HELPER.wait()  # It may be on its way back from the call before.
-        return lend(*args)
-
-    monkeypatch.setattr(HELPER, "lend", surely_lent)
+    _surely_lent(monkeypatch)
     for _ in range(20):
         assert _slates(shop, 2) == alone
     assert min(by_helper.values()) > 0
@@ -172,7 +177,7 @@ def test_a_batch_of_which_a_part_fails_fails_and_the_next_is_as_ever(
     expected = _slates(shop, 1)
     recommender = Recommender(shop.settings, shop.serving)
     recommender.threads = 2
-    monkeypatch.setattr(HELPER, "cores", 2)
+    _surely_lent(monkeypatch)
     failed, ended = threading.Event(), []
 
     def failing(turns: NDArray[np.int64], *args: Any) -> None:
@@ -189,7 +194,6 @@ def test_a_batch_of_which_a_part_fails_fails_and_the_next_is_as_ever(
             done(turns)
         ended.append(helps)
 
-    HELPER.wait()
     before = recommender.rank(_requests(shop))
     with monkeypatch.context() as broken:
         broken.setattr(module, "prepare_all", failing)
