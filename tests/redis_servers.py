@@ -100,7 +100,7 @@ class Group:
         """The server that the sentinel has made the primary in place of the first."""
 
         async def other() -> RedisNode | None:
-            async with Redis(host=LOOPBACK, port=self.sentinel.port) as sentinel:
+            async with Redis(host=LOOPBACK, port=self.sentinel.port, socket_timeout=5) as sentinel:
                 _, port = await sentinel.sentinel_get_master_addr_by_name(SERVICE)
             found = next(server for server in self.servers if server.port == port)
             if found is self.primary or (await info(found, "replication"))["role"] != "master":

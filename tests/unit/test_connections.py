@@ -167,7 +167,7 @@ def test_a_password_of_the_settings_is_given_as_it_is(mechanism: str):
 
 def test_an_open_listener_needs_nothing():
     assert set(kafka_options(settings_of())) == {
-        *("bootstrap_servers", "client_id", "request_timeout_ms", "security_protocol"),
+        *("bootstrap_servers", "client_id", "request_timeout_ms", "metadata_max_age_ms", "security_protocol"),
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.exceptions import ResponseError
 
 from stream_app.embedded.redis import EmbeddedRedis
 from stream_app.metrics import Metrics
@@ -140,8 +141,17 @@ async def hung(servers: Group) -> None:
 
 
 async def told_to_go(servers: Group) -> None:
-    async with Redis(host="127.0.0.1", port=servers.sentinel.port) as sentinel:
-        await sentinel.execute_command("SENTINEL FAILOVER", SERVICE)
+    async def accepted() -> bool:
+        async with Redis(host="127.0.0.1", port=servers.sentinel.port, socket_timeout=5) as sentinel:
+            try:
+                await sentinel.execute_command("SENTINEL FAILOVER", SERVICE)
+            except ResponseError as error:
+                if "NOGOODSLAVE" not in str(error):  # it has not heard of its replicas lately
+                    raise
+                return False
+        return True
+
+    await eventually(accepted, timeout_s=30, interval_s=0.1, what="the sentinel goes about it")
     await servers.promoted()
 
 
