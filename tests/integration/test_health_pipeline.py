@@ -101,24 +101,13 @@ async def test_the_markers_of_a_producers_transactions_are_not_taken_for_records
         finally:
             await producer.stop()
         await running.slate_after("ann", place)
-        (ended,) = [
-            end
-            for at, end in (await _known(running)).items()
-            if (at.topic, at.partition) == (place.topic, place.partition)
-        ]
-        assert ended == place.offset + 2, "the marker is the last offset of the partition"
+        await eventually(
+            lambda: running.tailrace._ends.known.get(place.topic_partition) == place.offset + 2,
+            what="the marker is the last offset of the partition, and the broker has said so",
+        )
         await nothing_waits(running)
         replica = running.tailrace.replica
         assert replica is not None
         await eventually(lambda: len(replica.serving.catalogue) == 1, what="the item is there")
         await eventually(lambda: not running.tailrace.health._state.pending, what="the replica is not behind")
         assert green(running.tailrace)
-
-
-async def _known(running: Live) -> dict:
-    ends = running.tailrace._ends
-
-    def after() -> dict | None:
-        return ends.known if sum(ends.known.values()) > 1 else None
-
-    return await eventually(after, what="the broker has said where the topics end")

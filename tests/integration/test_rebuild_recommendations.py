@@ -27,7 +27,7 @@ async def slates(settings: Settings) -> dict[str, Slate]:
     async for record in read_to_end(settings, Topics(settings).recommendations):
         user_id, slate = decode_slate(record.key, record.value, record.headers)
         if slate is None:
-            del found[user_id]
+            found.pop(user_id, None)  # perhaps forgotten before there was one
         else:
             found[user_id] = slate
     return found
