@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Pipeline, make_stream
+from stream_app.torture.pipeline import Pipeline
+from stream_app.torture.stream import make_stream
 from tests.redis_servers import Group, group
 from tests.stacks import Stack
 
@@ -30,7 +31,7 @@ async def test_a_promoted_replica_has_every_state_whose_events_were_acknowledged
     async with group(tmp_path / "redis", replicas=2) as servers:
         confirmed = {"replicas": 1, "replicas_timeout_ms": 300, "timeout_s": 2.0}
         pipeline = Pipeline(
-            stack, topic_prefix, tmp_path, overrides={"redis": servers.url, "redis_connection": confirmed}
+            stack.overrides, topic_prefix, tmp_path, overrides={"redis": servers.url, "redis_connection": confirmed}
         )
 
         async def in_the_middle(number: int) -> None:

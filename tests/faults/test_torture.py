@@ -13,7 +13,7 @@ from stream_app.torture.outcome import Outcome
 from stream_app.torture.run import torture
 from stream_app.torture.schedule import make_schedule
 from stream_app.torture.stream import make_stream
-from tests.conftest import _require, stack_kind
+from tests.conftest import require, stack_kind
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -32,7 +32,7 @@ async def test_nothing_is_left_of_what_went_wrong(
     kind = stack_kind(pytestconfig)
     if kind not in ("embedded", "kafka"):
         pytest.skip(f"--stack={kind}: its servers are not ours to kill")
-    _require(kind, pytestconfig)
+    require(kind, pytestconfig)
     broker = cast("Literal['embedded', 'kafka']", kind)
     stream = make_stream(7, items=120, users=120, events=EVENTS)
     if kind not in _calm:
