@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaConnectionError
 
 from stream_app.delivery.dead_letters import dead_letter
 from stream_app.delivery.engine import batches, faust_app, has_joined, raw_topic, what_ended
@@ -122,7 +123,17 @@ class Agent(ABC):
         """Make durable and acknowledge what is held, before leaving the group. Bounded in time by the caller."""
 
     async def start(self) -> None:
-        """Join the consumer group and begin."""
+        """Join the consumer group and begin; waits while the broker is away."""
+        await until_it_works(
+            self._join,
+            what=f"Kafka at {self.settings.kafka}",
+            transient=(KafkaConnectionError, OSError),
+            settings=self.settings.delivery,
+            metrics=self.metrics,
+        )
+        self._run("lag", self._watch_lag())
+
+    async def _join(self) -> None:
         app = self._app = faust_app(self.settings, self.group, gathers=self.gathers, gate=self.gate)
         app.tailrace_before_moving = self.before_partitions_move
         app.tailrace_on_failure = self._fail
@@ -135,8 +146,14 @@ class Agent(ABC):
             )
         app.on_partitions_revoked.connect(self._on_rebalance, weak=False)
         app.on_partitions_assigned.connect(self._on_rebalance, weak=False)
-        await app.start()
-        self._run("lag", self._watch_lag())
+        try:
+            await app.start()
+        except BaseException:
+            self._app = None
+            with contextlib.suppress(Exception):  # it may have begun with nothing
+                async with asyncio.timeout(_HAND_OVER_S):
+                    await app.stop()
+            raise
 
     async def stop(self) -> None:
         """Leave the group: acknowledged offsets are committed, everything else is somebody else's now."""

@@ -78,6 +78,7 @@ class CatalogueAgent(Agent):
         self._vectors_topic = self.topics.vectors_of(number)
         self._textifier = Textifier.of(settings.textify)
         self._parts: deque[asyncio.Task[None]] = deque()
+        self._moving = False
 
     @property
     def group(self) -> str:
@@ -114,21 +115,22 @@ class CatalogueAgent(Agent):
     async def before_partitions_move(self) -> None:
         # What is under way is finished, so that it need not be done again. What is not by then is dropped: published
         # later, it could come after what the next owner made of a newer text, and stay.
+        self._moving = True
         await self._finish(min(_ON_ITS_WAY_S, self.settings.connection.session_timeout_s / 3))
 
     async def partitions_changed(self) -> None:
         await self._finish(0.0)
+        self._moving = False
 
     async def _finish(self, within_s: float) -> None:
-        parts = list(self._parts)
-        if not parts:
-            return
-        if within_s:
-            await asyncio.wait(parts, timeout=within_s)
-        for part in parts:
-            part.cancel()
-        await asyncio.gather(*parts, return_exceptions=True)
-        self._parts.clear()  # what comes next has nothing before it
+        if self._parts and within_s:
+            await asyncio.wait(list(self._parts), timeout=within_s)
+        while self._parts:
+            parts = list(self._parts)
+            self._parts.clear()  # what comes next has nothing before it
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
 
     async def without_vectors(self) -> None:
         """No vectors are wanted of the space any more; returns when what is under way is done, or soon."""
@@ -138,8 +140,8 @@ class CatalogueAgent(Agent):
 
     async def handle(self, events: Sequence[Any]) -> None:
         """Begin with a part; returns while it is under way, but waits while too many are."""
-        if self.stopping:
-            return  # not acknowledged: the next owner's
+        if self.stopping or self._moving:
+            return  # not acknowledged: the next owner's, or delivered again
         before = self._parts[-1] if self._parts else None
         self._parts.append(self._run("part", self._part(events, before)))
         while len(self._parts) >= _PARTS:

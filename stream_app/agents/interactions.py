@@ -398,6 +398,8 @@ class InteractionsAgent(Agent):
         """All at once; where that fails, user by user, so that one costs the others nothing."""
         try:
             await self._rebuild(users)
+        except NotAuthorized:
+            raise
         except _FAILURES as error:
             if len(users) == 1:
                 _log.error("slate not made again", user=next(iter(users)), error=str(error))
@@ -408,7 +410,7 @@ class InteractionsAgent(Agent):
     async def _rebuild(self, users: Mapping[str, tuple[int, int]]) -> None:
         """Fresh slates for ``users``. Who has no state keeps the slate: nothing better is known."""
         now = time.time()
-        states = _not_forgotten(await self._users.load(users))
+        states = _not_forgotten(await self._users.load_stored(users))
         states = {user_id: state for user_id, state in states.items() if state.events or state.profile is not None}
         slates = self._stage.rerank(states, now=now, text_vectors=await self._text_vectors([], states))
         topic = self.topics.recommendations

@@ -55,6 +55,12 @@ class ItemsAgent(Agent):
         self._owned: dict[int, _Owned] = {}
         self._flushed = asyncio.Condition()
         self._partitions = self.settings.topics.partitions
+        self._worked = 0
+
+    @property
+    def work(self) -> int:
+        # Rows of a rebuild are broadcast for minutes before anything is acknowledged.
+        return self._worked
 
     @property
     def topic(self) -> str:
@@ -98,7 +104,7 @@ class ItemsAgent(Agent):
                 await self.publisher.publish([self.letter(record, error)])
                 owned.statistics.skip(record.offset)
             owned.held.append((record.offset, event))
-        while any(len(owned.held) > _MAX_HELD for owned in self._owned.values()):
+        while any(len(owned.held) > _MAX_HELD and owned.staged is None for owned in self._owned.values()):
             async with self._flushed:
                 await self._flushed.wait()
 
@@ -119,6 +125,7 @@ class ItemsAgent(Agent):
     async def _stage(self, owned: _Owned, rebuilt: RebuiltRows, offset: int) -> None:
         """One more part of rows that were made again; with the last one they take the place of ours."""
         partition, now = owned.statistics.partition, time.monotonic()
+        self._worked += 1
         if owned.staged is None or rebuilt.generation > owned.staged.generation:
             owned.staged = StagedRows(rebuilt, partition, self._partitions, self.settings.items, offset=offset, now=now)
         staged = owned.staged
@@ -148,8 +155,10 @@ class ItemsAgent(Agent):
                     statistics.apply(decode_transitions(record.value), offset=record.offset)
 
         async with owned.changing:
-            await self.reading(read_again, self.topics.transitions)
-            statistics.broadcast_all(owned.statistics.item_ids, offset)
+            with self.long_work("reading transitions again for a rebuild"):
+                await self.reading(read_again, self.topics.transitions)
+            # Until all of it is durable none of its parts is acknowledged: whoever takes over meets them again.
+            statistics.broadcast_all(owned.statistics.item_ids, staged.offset)
             statistics.skip(offset)
             owned.statistics, owned.staged = statistics, None
         _log.info("rebuilt rows taken over", partition=statistics.partition, items=len(statistics))
@@ -191,6 +200,7 @@ class ItemsAgent(Agent):
             statistics.taken_are_lost()
             raise
         statistics.taken_are_durable()
+        self._worked += len(rows)
         through = statistics.commit_offset()
         if owned.staged is not None and through is not None:
             if time.monotonic() - owned.staged.since > _STAGED_S:

@@ -63,7 +63,8 @@ def torture(
 
     Everything is started here, on free ports and in a temporary folder: nothing of yours is touched. A seed decides
     what goes wrong, and when; all of it heals. Equal means: the state of every user, the statistics of every item, the
-    examples of the ranker and every user's last slate. Exit status 1 when a run is not. docs/faults.md has the list.
+    examples of the ranker and every user's last slate. Exit status 1 when a run is not, or a process ended by itself.
+    docs/faults.md has the list.
     """
     from stream_app.cli.console import errors, run, to_json
     from stream_app.embedded import kafka_missing
@@ -91,7 +92,9 @@ def torture(
         report = one(schedule, f"seed {number}")
         lines.append(_line(number, calm, report))
         differences = lines[-1]["differences"]
-        unequal += bool(differences)
+        for ended in report.ended:
+            console.print(f"  ended by itself: {ended}", style="red", markup=False)
+        unequal += bool(differences) or bool(report.ended)
         for difference in differences[:_SHOWN]:
             console.print(f"  {difference}", style="red", markup=False)
         console.print(

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -46,8 +47,14 @@ _NOTHING_TO_FETCH_S = 0.01
 """Until it is looked again, when all agents are behind (thousands of records wait for them) or nothing is assigned."""
 _FIRST_WITHIN_S = 5.0
 """The broker is asked again where partitions begin when it has not answered for so long."""
+_SOUGHT_AT_ONCE = 32
+"""Partitions that are asked for one by one, after all together failed."""
 _ORDER_S = 60.0
 """A new partition waits for the older ones for so long: one of them may be stuck, and the new one is not to be."""
+_NO_PROGRESS_S = 5.0
+"""The same when nothing more is done of the older ones: an end that is no record (a transaction's) is never reached."""
+_HELD_S = 0.25
+"""It is looked so often."""
 _LAST_COMMIT_S = 1.0
 """How long the partitions that move wait for the last commit. Without it some records are processed again."""
 
@@ -132,29 +139,31 @@ class DrainingThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # fau
         for place, offset in offsets.items():
             client.seek(place, offset)
 
-    async def older_unfinished(self, place: TP, until: Mapping[TP, int] | None) -> tuple[dict[TP, int], int]:
-        """Of the topic's other partitions that the group has worked on: where they end, and how many records it has
-        not committed before that. With ``until`` these ends are kept.
+    async def committed_of(self, topic: str) -> tuple[dict[TP, int], int]:
+        """What the group has committed of each partition of the topic that it has committed anything of, whosever it is
+        now, and how many partitions the topic has.
 
         Raises:
             Exception: of the client, when the broker does not answer.
         """
-        asked = self._older_unfinished(self._ensure_consumer(), place, until)
+        asked = self._committed_of(self._ensure_consumer(), topic)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked, self.thread_loop))
 
     @staticmethod
-    async def _older_unfinished(client: Any, place: TP, until: Mapping[TP, int] | None) -> tuple[dict[TP, int], int]:
-        others = [
-            TopicPartition(place.topic, number)
-            for number in client.partitions_for_topic(place.topic) or ()
-            if number != place.partition
-        ]
-        held = await client._coordinator.fetch_committed_offsets(others)
-        done = {TP(*other): found.offset for other, found in held.items() if found.offset > 0}
-        if until is None:
-            ends = await client.end_offsets([TopicPartition(*other) for other in done])
-            until = {TP(*other): end for other, end in ends.items()}
-        return dict(until), sum(max(0, end - done.get(other, 0)) for other, end in until.items())
+    async def _committed_of(client: Any, topic: str) -> tuple[dict[TP, int], int]:
+        places = [TopicPartition(topic, number) for number in client.partitions_for_topic(topic) or ()]
+        held = await client._coordinator.fetch_committed_offsets(places)
+        return {TP(*place): found.offset for place, found in held.items() if found.offset > 0}, len(places)
+
+    async def ends_of(self, places: Iterable[TP]) -> dict[TP, int]:
+        """Where these partitions end.
+
+        Raises:
+            Exception: of the client, when the broker does not answer.
+        """
+        asked = self._ensure_consumer().end_offsets([TopicPartition(*place) for place in places])
+        ends = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked, self.thread_loop))
+        return {TP(*place): end for place, end in ends.items()}
 
     def position_now(self, tp: TP) -> int | None:
         """The client's position, None where it has none."""
@@ -176,6 +185,9 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         self._acknowledgements: dict[TP, Acknowledgements] = {}
         self._young: set[TP] = set()
         self._left_out: set[TP] = set()
+        self._old: dict[str, tuple[TP, ...]] = {}
+        self._asking = asyncio.Lock()
+        self._known: dict[str, tuple[float, tuple[Mapping[TP, int], int] | None]] = {}
         self._waiting: set[asyncio.Task[None]] = set()
         super().__init__(*args, **kwargs)
 
@@ -194,19 +206,29 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         """Faust forgets here what is acknowledged since the last commit, and the next owner would do it again."""
         try:
             await self.app.tailrace_before_moving()
-            async with asyncio.timeout(_LAST_COMMIT_S):
-                # False also when another commit was under way, which may have begun before the last acknowledgement.
-                if not await self.commit():
-                    await self.commit()
-        except TimeoutError:
-            self.log.warning("not committed before the partitions moved: the broker does not answer")
+            committing = asyncio.ensure_future(self._commit_all())
+            # Not cancelled: Faust takes that for a reason to begin another commit, and waits for it.
+            if not (await asyncio.wait([committing], timeout=_LAST_COMMIT_S))[0]:
+                self.log.warning("not committed before the partitions moved: the broker does not answer")
+        except Exception as error:
+            self.log.warning("not finished before the partitions moved: %r", error)
         for tp in revoked:
             self._acknowledgements.pop(tp, None)
         await super().on_partitions_revoked(revoked)
 
+    async def _commit_all(self) -> None:
+        try:
+            # False also when another commit was under way, which may have begun before the last acknowledgement.
+            if not await self.commit():
+                await self.commit()
+        except Exception as error:
+            self.log.warning("not committed before the partitions moved: %r", error)
+
     async def perform_seek(self) -> None:
         """Records delivered before are delivered again: what is acknowledged of them counts no more."""
         self._acknowledgements.clear()
+        # Faust takes what it last tried to commit for committed, also where that failed.
+        self._committed_offset.clear()
         await super().perform_seek()
 
     def _new_offset(self, tp: TP) -> int | None:
@@ -276,7 +298,8 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         if not with_room:
             await asyncio.sleep(_NOTHING_TO_FETCH_S)
             return
-        fetched = await self._getmany(with_room, _FETCH_S if len(with_room) == len(partitions) else _SOME_FULL_S)
+        all_there = len(with_room) == len(partitions) and not self._left_out
+        fetched = await self._getmany(with_room, _FETCH_S if all_there else _SOME_FULL_S)
         for place, records in fetched.items():
             tp = TP(place.topic, place.partition)
             read = self._read_offset[tp]
@@ -285,9 +308,17 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
             if self._moves != moves:
                 return
             if wanted and tp in self._young:
-                self._left_out.add(tp)
-                self._wait(self._hold(tp, wanted, moves))
-            elif wanted:
+                self._young.discard(tp)
+                if await self._is_new(tp):
+                    if self._moves != moves:
+                        return
+                    # Nothing of it is kept meanwhile: it is sought again.
+                    self._left_out.add(tp)
+                    self._wait(self._hold(tp, moves))
+                    continue
+                if self._moves != moves:
+                    return
+            if wanted:
                 self._deliver(tp, wanted)
 
     async def _seek_to_committed(self) -> bool:
@@ -301,7 +332,7 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
             return False
         self._end_waiting()
         fresh = {tp for tp in self._get_active_partitions() if not self._committed_offset.get(tp)}
-        self._young, self._left_out = set(fresh), set(fresh)
+        self._young, self._left_out, self._old = set(fresh), set(fresh), {}
         if fresh:
             self._wait(self._seek_to_first(fresh, self._moves))
         return True
@@ -309,7 +340,12 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
     def _wait(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
         self._waiting.add(task)
-        task.add_done_callback(self._waiting.discard)
+        task.add_done_callback(self._waited)
+
+    def _waited(self, task: asyncio.Task[None]) -> None:
+        self._waiting.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.transport.app.tailrace_on_failure(error)  # its partitions would be left out for good
 
     def _end_waiting(self) -> None:
         for task in self._waiting:
@@ -317,45 +353,85 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def _seek_to_first(self, fresh: Set[TP], moves: int) -> None:
         """Where nothing is committed; the other partitions go on meanwhile, for one of these may have no leader."""
-        left, together = set(fresh), True
+        left, together = list(fresh), True
         while left and self._moves == moves:
-            for places in [list(left)] if together else [[place] for place in left]:
-                try:
-                    async with asyncio.timeout(_FIRST_WITHIN_S):
-                        await self._thread.seek_to_first(places)
-                except Exception as error:  # no leader, the broker away, or the partitions may be moving again
-                    if self._told_of(error):
-                        return
-                    self.log.warning("not at the first record of %r yet: %r", places, error)
-                    together = False
-                else:
-                    left.difference_update(places)
+            parts = [left] if together else [[place] for place in left[:_SOUGHT_AT_ONCE]]
+            rest = [] if together else left[_SOUGHT_AT_ONCE:]
+            failed: list[TP] = []
+            for places, error in zip(parts, await asyncio.gather(*map(self._sought_first, parts)), strict=True):
+                if error is None:
                     if self._moves == moves:
                         self._left_out.difference_update(places)
-            if left and not together:
-                await asyncio.sleep(_FETCH_S)
+                elif self._told_of(error):
+                    return
+                else:  # no leader, the broker away, or the partitions may be moving again
+                    self.log.warning("not at the first record of %r yet: %r", places, error)
+                    failed += places
+            left, together = [*rest, *failed], False
+            if failed:
+                await asyncio.sleep(_SOME_FULL_S)
 
-    async def _hold(self, tp: TP, records: Sequence[Any], moves: int) -> None:
-        """Deliver the first records of a partition that nothing is committed of, when the older ones are done as far as
-        they go now: it may be new, and these the later events of keys whose earlier ones are in those."""
-        until: Mapping[TP, int] | None = None
-        deadline = self.loop.time() + _ORDER_S
-        while self.loop.time() < deadline:
+    async def _sought_first(self, places: Sequence[TP]) -> Exception | None:
+        try:
+            async with asyncio.timeout(_FIRST_WITHIN_S):
+                await self._thread.seek_to_first(places)
+        except Exception as error:
+            return error
+        return None
+
+    async def _is_new(self, tp: TP) -> bool:
+        """Whether the topic was given more partitions since the group committed, and this is one of them: the first
+        part of them, a divisor and no less than a quarter, has commits without a gap.
+
+        A group that begins with many partitions looks like that for a moment at most, and by chance.
+        """
+        if tp.topic not in self._old:
+            self._old[tp.topic] = ()
             try:
-                until, unfinished = await self._thread.older_unfinished(tp, until)
+                committed, count = await self._committed(tp.topic)
+            except Exception as error:  # then the order across partitions is not kept; nothing else depends on it
+                self.log.warning("not known whether %r is new: %r", tp, error)
+            else:
+                first = next(number for number in range(count + 1) if TP(tp.topic, number) not in committed)
+                sizes = [size for size in range(1, count) if count % size == 0 and size <= first and 4 * size >= count]
+                self._old[tp.topic] = tuple(TP(tp.topic, number) for number in range(max(sizes, default=0)))
+        old = self._old[tp.topic]
+        return bool(old) and tp.partition >= len(old)
+
+    async def _committed(self, topic: str) -> tuple[Mapping[TP, int], int]:
+        """What the group has committed, asked once for all partitions that wait for it."""
+        async with self._asking:
+            at, known = self._known.get(topic, (-math.inf, None))
+            if known is None or self.loop.time() - at > _HELD_S / 2:
+                async with asyncio.timeout(_FIRST_WITHIN_S):
+                    known = await self._thread.committed_of(topic)
+                self._known[topic] = self.loop.time(), known
+            return known
+
+    async def _hold(self, tp: TP, moves: int) -> None:
+        """Read a new partition when the old ones are done as far as they go now: it holds the later events of keys
+        whose earlier ones are in those."""
+        deadline, ends, before, moved_at = self.loop.time() + _ORDER_S, None, -1, self.loop.time()
+        while self._moves == moves and self.loop.time() < min(deadline, moved_at + _NO_PROGRESS_S):
+            try:
+                if ends is None:
+                    async with asyncio.timeout(_FIRST_WITHIN_S):
+                        ends = await self._thread.ends_of(self._old[tp.topic])
+                committed, _ = await self._committed(tp.topic)
             except Exception as error:  # the broker is away: then nothing is read of the others either
                 if self._told_of(error):
                     return
                 self.log.warning("not known yet how far the partitions beside %r are read: %r", tp, error)
                 await asyncio.sleep(_FETCH_S)
                 continue
-            if not unfinished:
+            if all(committed.get(old, 0) >= end for old, end in ends.items()):
                 break
-            await asyncio.sleep(_SOME_FULL_S)
+            done = sum(committed.values())
+            if done != before:
+                before, moved_at = done, self.loop.time()
+            await asyncio.sleep(_HELD_S)
         if self._moves == moves:
-            self._young.discard(tp)
-            self._left_out.discard(tp)
-            self._deliver(tp, records)
+            await self._seek_to_first({tp}, moves)
 
     def _deliver(self, tp: TP, records: Sequence[Any]) -> None:
         """Into the queue, all of it: it may grow beyond its size by one fetch."""

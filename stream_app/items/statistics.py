@@ -391,8 +391,9 @@ class ItemStatistics:
         """
         numbers = np.flatnonzero(self._rows["present"])
         self._rows["dirty"][numbers] = True
-        for number in numbers.tolist():
-            self._dirty.setdefault(number, offset)
+        # The first is to be the least.
+        offset = min((offset, *self._dirty.values()))
+        self._dirty = dict.fromkeys((*self._dirty, *numbers.tolist()), offset)
         self._evicted.update({item_id: offset for item_id in gone if item_id not in self})
 
     def places(self, numbers: NDArray[np.int32], intern: Callable[[str], int], *, version: int) -> NDArray[np.int32]:

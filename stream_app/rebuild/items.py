@@ -41,8 +41,9 @@ from stream_app.users.stage import SourcedEvent
 __all__ = ["ItemsOutcome", "RowsFromEvents", "rebuild_items"]
 
 _PATIENCE_S = 30.0
-_TAKEN_WITHIN_S = 60.0
-"""How long owners may take without any of them getting further."""
+_TAKEN_WITHIN_S = 900.0
+"""How long owners may take without any of them getting further: they acknowledge when all rows are broadcast, some
+hundred per second and process."""
 _LOOK_EVERY_S = 0.3
 _ROWS_AT_ONCE = 500
 

@@ -18,10 +18,10 @@ _CONNECTING: Final = ("ping", "select", "client|setinfo")
 _IN_CLUSTER: Final = ("cluster|slots", "command", "asking")
 _CONFIRMING: Final = ("set", "wait")
 _CACHING: Final = ("mget", "set")
-_READING: Final = ("hget", "info")
+_READING: Final = ("hgetall", "hget", "info")
 _KEEPING: Final = ("evalsha", "script|load", "hmget", "hkeys", "hset", "expire", "persist")
 _ASKED: Final = ("get",)
-_REBUILDING: Final = ("evalsha", "script|load", "hgetall", "hmget", "hlen", "hset", "expire", "persist")
+_REBUILDING: Final = ("evalsha", "script|load", "hmget", "hlen", "hset", "expire", "persist")
 _ASKING: Final = ("get", "set", "del", "eval")
 _COMMANDS: Final[dict[RedisUser, tuple[str, ...]]] = {
     "interactions": (*_READING, *_KEEPING, *_CONFIRMING, *_CACHING, *_ASKED),

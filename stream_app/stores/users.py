@@ -161,7 +161,7 @@ class UserStore:
             sha = await self._load_script()
             # With the offsets of a state that holds nothing it writes nothing.
             nothing = ("EVALSHA", sha, 1, key, 0, -1, -1, "", 0, STATE_VERSION, 0)
-            probes = [Call(key, ("HMGET", key, "s", "g")), Call(key, nothing)]
+            probes = [Call(key, ("HGETALL", key)), Call(key, nothing)]
             for probe, reply in zip(probes, await self._calls.each(probes), strict=True):
                 if isinstance(reply, BaseException):
                     raise refusal(reply, str(probe.command[0]), key) from reply
@@ -197,9 +197,10 @@ class UserStore:
             else:
                 states[user_id] = state
         if missing:
-            for user_id, (packed, rebuilt) in zip(missing, await self._fetch(missing), strict=True):
+            for user_id, fields in zip(missing, await self._fetch(missing), strict=True):
+                packed = fields.get(b"s")
                 state = UserState(user_id) if packed is None else decode_state(user_id, packed)
-                state.generation = int(rebuilt or 0)
+                _as_fenced(state, fields)
                 states[user_id] = state
                 if generation == self._generation:
                     self._cache.put(user_id, state, packed or b"")
@@ -214,13 +215,13 @@ class UserStore:
             self._cache.drop(user_id)
         return await self.load(wanted)
 
-    async def _fetch(self, user_ids: Sequence[str]) -> list[list[bytes | None]]:
-        """Of each user the packed state and its generation."""
+    async def _fetch(self, user_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
+        """What is stored of each user, by field."""
 
-        async def attempt() -> list[list[bytes | None]]:
+        async def attempt() -> list[dict[bytes, bytes]]:
             keys = [self._prefix + user_id for user_id in user_ids]
-            found = await self._calls.each([Call(key, ("HMGET", key, "s", "g")) for key in keys])
-            raise_errors(user_ids, found, "HMGET")
+            found = await self._calls.each([Call(key, ("HGETALL", key)) for key in keys])
+            raise_errors(user_ids, found, "HGETALL")
             return found
 
         return await self._patiently(attempt, "user states from Redis")
@@ -350,6 +351,19 @@ class UserStore:
             self._cache.drop(user_id)  # Read it again next time.
         self._metrics.users_taken_back.inc(result.written)
         _log.warning("Redis is another than before", states_written_again=result.written, of=len(self._cache))
+
+
+def _as_fenced(state: UserState, fields: Mapping[bytes, bytes]) -> None:
+    """The state says what the fields beside it say, too. They may be ahead: earlier releases compared the offsets of
+    one partition only, and two owners of a user could write over each other. What was lost then a rebuild finds; a
+    state that lags behind its fence could never be written again."""
+    state.generation = int(fields.get(b"g", 0))
+    for name, value in fields.items():
+        applied = {b"o": state.applied, b"u": state.profile_applied}.get(name[:1])
+        if applied is not None:
+            partition, offset = int(name[1:]), int(value)
+            if offset > applied.get(partition, -1):
+                applied[partition] = offset
 
 
 def _others(state: UserState, partition: int) -> list[str | int]:

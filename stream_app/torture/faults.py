@@ -12,6 +12,7 @@ import psutil
 
 from stream_app.embedded.processes import Server
 from stream_app.embedded.worker import WorkerProcess
+from stream_app.errors import EmbeddedStackError
 from stream_app.torture.clock import MovedClock, why_not
 from stream_app.torture.proxy import Proxy
 from stream_app.torture.schedule import ALL_KINDS, BROKER, REDIS, Fault, Kind
@@ -119,7 +120,7 @@ class Ground:
 
     async def _disk(self, worker: WorkerProcess, fault: Fault) -> None:
         if worker.pid is None:
-            return
+            raise EmbeddedStackError(f"{worker.name} does not run, and its disk cannot be full")
         process = psutil.Process(worker.pid)
         # A write beyond the limit fails in the middle of a file, as on a full disk; only the reason it gives is
         # another (EFBIG). It needs no rights, and can be taken back.

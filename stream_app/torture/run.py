@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from stream_app.embedded.broker import EmbeddedBroker
 from stream_app.embedded.kafka import ApacheKafka
 from stream_app.embedded.redis import EmbeddedRedis
+from stream_app.errors import EmbeddedStackError
 from stream_app.torture.clock import MovedClock, why_not
 from stream_app.torture.faults import Ground
 from stream_app.torture.outcome import Outcome
-from stream_app.torture.pipeline import Pipeline
+from stream_app.torture.pipeline import Pipeline, settles
 from stream_app.torture.proxy import Proxy
 from stream_app.torture.schedule import Fault
 from stream_app.torture.stream import Stream
 
 __all__ = ["Report", "Told", "torture"]
+
+T = TypeVar("T")
 
 Told = Callable[[str, int, int], None]
 """What is being done (or what happened), how much of it is done, and of how much."""
@@ -123,17 +126,23 @@ async def _run(
         nonlocal sent
         sent = number
         while due and due[0].after <= number:
+            # Events wait for the one before it on the same target: what happens after the last event shows nothing.
+            await settles(_free(ground, due[0].target), what=f"{due[0].target} is back", timeout_s=_SETTLED_WITHIN_S)
             suffering.append(asyncio.create_task(suffer(due.pop(0))))
+            await asyncio.sleep(0)
         if number % 50 == 0 or number == total:
             told("events", number, total)
 
     watching = asyncio.create_task(_revive(ground, report, told))
     try:
-        await pipeline.send_events(stream.events, per_s=rate, catch_up=False, between=between)
+        sending_all = pipeline.send_events(stream.events, per_s=rate, catch_up=False, between=between)
+        await _unless_it_fails(watching, sending_all)
         await asyncio.gather(*suffering)
         sending = time.monotonic() - began
         told("settling", 0, 1)
-        report.outcome = await pipeline.outcome(stream, timeout_s=_SETTLED_WITHIN_S)
+        report.outcome = await _unless_it_fails(watching, pipeline.outcome(stream, timeout_s=_SETTLED_WITHIN_S))
+        if still := [number for number, worker in enumerate(ground.workers) if not worker.running]:
+            raise EmbeddedStackError(f"processes {still} do not run at the end")
         report.seconds = (sending, time.monotonic() - began - sending)
         told("settling", 1, 1)
     finally:
@@ -143,15 +152,32 @@ async def _run(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _free(ground: Ground, target: str) -> Callable[[], Coroutine[Any, Any, bool]]:
+    async def free() -> bool:
+        return not ground.busy(target)
+
+    return free
+
+
+async def _unless_it_fails(watching: asyncio.Task[None], work: Coroutine[Any, Any, T]) -> T:
+    """The result of the work; the watcher's error when that comes first: a process that does not come back."""
+    working = asyncio.ensure_future(work)
+    await asyncio.wait([watching, working], return_when=asyncio.FIRST_COMPLETED)
+    if not working.done():
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        watching.result()
+    return working.result()
+
+
 async def _revive(ground: Ground, report: Report, told: Told) -> None:
     """What ends by itself is started again, as whoever runs it would; and noted."""
     while True:
         for number, worker in enumerate(ground.workers):
             if not worker.running and not ground.busy(str(number)):
-                last = worker.output(30)
-                if await ground.revive(str(number)):
-                    report.ended.append(f"process {number}: {last}")
-                    told(f"process {number} ended by itself and was started again", 0, 1)
+                report.ended.append(f"process {number}: {worker.output(30)}")
+                told(f"process {number} ended by itself and is started again", 0, 1)
+                await ground.revive(str(number))
         await asyncio.sleep(_LOOK_EVERY_S)
 
 

@@ -146,6 +146,18 @@ async def test_the_owner_of_a_user_s_old_partition_sets_nothing_back(settings: S
         assert (await new.load_stored(["u"]))["u"].applied == {0: 4, 4: 0}
 
 
+async def test_a_state_that_lags_behind_its_fence_can_be_written_again(settings: Settings):
+    """As earlier releases left it, where two processes wrote one user for two partitions."""
+    async with store(settings) as (users, redis, _):
+        await users.save({"u": state("u", 4)}, partitions={"u": 0})
+        await redis.hset(f"{settings.topics.prefix}:user:u", "o1", 7)
+        users.forget()
+        loaded = (await users.load(["u"]))["u"].copy()
+        assert loaded.applied == {0: 4, 1: 7}
+        loaded.applied[0] = 5
+        assert await users.save({"u": loaded}, partitions={"u": 0}) == []
+
+
 async def test_a_cached_state_is_not_believed_where_it_matters(settings: Settings):
     async with store(settings) as (one, _, _), store(settings) as (other, _, _):
         await one.save({"u": state("u", 1)}, partitions={"u": 0})

@@ -192,6 +192,33 @@ async def test_a_part_that_is_not_finished_when_the_partitions_move_is_never_pub
     assert not agent.failed.done()
 
 
+async def test_nothing_is_begun_while_the_partitions_move(
+    agent: CatalogueAgent, pool: Pool, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faust's own task goes on to hand out records for a while: what it begins would escape."""
+    monkeypatch.setattr(catalogue_module, "_ON_ITS_WAY_S", 0.05)
+    pool.held["slow"] = asyncio.Event()
+    parts = [[Delivered(number, "x", f"slow {number}")] for number in range(8)]
+
+    async def deliver() -> None:
+        for part in parts:
+            await agent.handle(part)
+
+    delivering = asyncio.create_task(deliver())
+    await eventually(lambda: len(pool.asked) == 4)
+    moving = asyncio.create_task(agent.before_partitions_move())
+    await asyncio.sleep(0)
+    await moving
+    await agent.partitions_changed()
+    await delivering
+    pool.held["slow"].set()
+    again = [Delivered(0, "x", "lamp")]
+    await agent.handle(again)
+    await eventually(lambda: again[0].acked)
+    assert broker.keys == [["x"]]
+    assert not any(event.acked for part in parts for event in part)
+
+
 async def test_nothing_is_begun_or_published_when_the_agent_stops(pool: Pool, broker: Broker) -> None:
     agent = CatalogueAgent(
         load_settings(connection={"session_timeout_s": 3}),

@@ -41,6 +41,7 @@ class Log:
         self.fetches: list[set[TP]] = []
         self.seeks = 0
         self.failing_seeks = 0
+        self.asked = 0
         self.first_seeks: list[set[TP]] = []
         self.leaderless: set[TP] = set()
         self.fetched: Callable[[], None] = lambda: None
@@ -75,10 +76,13 @@ class Log:
         for place in places:
             self.positions[place] = next(iter(self.offsets[place]), 0)
 
-    async def older_unfinished(self, place: TP, until: Mapping[TP, int] | None) -> tuple[Mapping[TP, int], int]:
-        others = {other: at for other, at in self.committed.items() if other.topic == place.topic and other != place}
-        ends = until or {other: self.offsets[other][-1] + 1 for other in others}
-        return ends, sum(end - others[other] for other, end in ends.items())
+    async def committed_of(self, topic: str) -> tuple[dict[TP, int], int]:
+        self.asked += 1
+        committed = {place: offset for place, offset in self.committed.items() if place.topic == topic and offset}
+        return committed, len([place for place in self.offsets if place.topic == topic])
+
+    async def ends_of(self, places: Iterable[TP]) -> dict[TP, int]:
+        return {place: self.offsets[place][-1] + 1 for place in places}
 
     async def commit(self, offsets: Mapping[TP, int]) -> bool:
         if not self.answers:
@@ -260,26 +264,64 @@ async def test_a_partition_without_a_leader_keeps_the_others_from_nothing(monkey
         await eventually(lambda: drain.offsets(OTHER) == [0, 1])
 
 
-async def test_a_new_partition_is_read_when_those_before_it_are_done_as_far_as_they_went(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    monkeypatch.setattr(draining_module, "_SOME_FULL_S", 0.001)
-    new = TP("t", 1)
+NEW = TP("t", 1)
+
+
+@asynccontextmanager
+async def grown(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Log, Drain]]:
+    """A topic that was given a second partition, which has two records; the first one is done up to 2 of 5."""
+    monkeypatch.setattr(draining_module, "_HELD_S", 0.001)
     log = Log(t=range(5))
-    log.offsets[new] = []
+    log.offsets[NEW] = []
     log.committed[ONE] = 2
     async with draining(log) as drain:
         drain.resume()
         await eventually(lambda: drain.offsets() == [2, 3, 4])
-        log.offsets[new] += [0, 1]
-        await eventually(lambda: log.positions.get(new) == 2, what="it is read")
+        log.offsets[NEW] += [0, 1]
+        await eventually(lambda: log.positions.get(NEW) == 2, what="it is read")
+        yield log, drain
+
+
+async def test_a_new_partition_is_read_when_those_before_it_are_done_as_far_as_they_went(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async with grown(monkeypatch) as (log, drain):
         log.offsets[ONE] += [5, 6]  # what comes later is not waited for
         await eventually(lambda: drain.offsets() == [2, 3, 4, 5, 6])
-        assert drain.offsets(new) == []
+        assert drain.offsets(NEW) == []
         log.committed[ONE] = 5
-        await eventually(lambda: drain.offsets(new) == [0, 1])
-        log.offsets[new].append(2)
-        await eventually(lambda: drain.offsets(new) == [0, 1, 2])
+        await eventually(lambda: drain.offsets(NEW) == [0, 1])
+        log.offsets[NEW].append(2)
+        await eventually(lambda: drain.offsets(NEW) == [0, 1, 2])
+
+
+async def test_a_new_partition_waits_no_longer_than_the_old_ones_get_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(draining_module, "_NO_PROGRESS_S", 0.05)
+    async with grown(monkeypatch) as (_, drain):
+        await eventually(lambda: drain.offsets(NEW) == [0, 1], what="the end of the old one is never reached")
+
+
+@pytest.mark.parametrize("committed", [{}, {1: 4}, {0: 1, 3: 1, 7: 2}])
+async def test_a_group_that_begins_holds_nothing_back(committed: dict[int, int]):
+    """With eight partitions: nothing committed, not of the first one, or not of a quarter of them without a gap."""
+    log = Log(t=range(5))
+    places = [TP("t", number) for number in range(8)]
+    log.offsets |= {place: list(range(5)) for place in places}
+    log.committed = {places[number]: offset for number, offset in committed.items()}
+    async with draining(log) as drain:
+        drain.resume()
+        await eventually(lambda: all(drain.offsets(place)[-1:] == [4] for place in places))
+        assert log.asked <= 1, "once, however many partitions there are"
+
+
+async def test_what_holds_a_partition_back_and_fails_ends_the_agent(monkeypatch: pytest.MonkeyPatch):
+    failed: list[BaseException] = []
+    async with grown(monkeypatch) as (log, drain):
+        drain.app.tailrace_on_failure = failed.append
+        monkeypatch.setattr(drain.consumer, "_seek_to_first", lambda *_: None)
+        log.committed[ONE] = 5
+        await eventually(lambda: failed)
+        assert isinstance(failed[0], TypeError)
 
 
 async def test_what_was_delivered_before_a_seek_is_to_be_done_again():

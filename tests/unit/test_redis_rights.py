@@ -217,13 +217,13 @@ async def _is_refused(servers: Servers, user: RedisUser, what: str) -> bool:
 @pytest.mark.parametrize(
     ("rule", "named"),
     [
-        ("-hmget", "HMGET on tailrace:user:?: "),
+        ("-hgetall", "HGETALL on tailrace:user:?: "),
         ("-evalsha", "EVALSHA on tailrace:user:?: "),
         ("-script|load", "SCRIPT LOAD on the script that saves: "),
         ("-info", "INFO on replication: "),
         ("-set", "SET on tailrace:fence: "),
         ("-wait", "WAIT on tailrace:fence: "),
-        ("resetkeys", "HMGET on tailrace:user:?: "),
+        ("resetkeys", "HGETALL on tailrace:user:?: "),
     ],
 )
 async def test_a_missing_right_ends_the_start_and_is_named(servers: Servers, rule: str, named: str) -> None:
