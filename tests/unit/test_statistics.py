@@ -130,6 +130,23 @@ def test_rows_leave_longest_waiting_first_and_offsets_are_safe_only_then():
     assert statistics.commit_offset() == 13
 
 
+def test_rows_made_again_hold_the_commit_back_until_all_of_them_are_durable():
+    statistics = ItemStatistics(0, 1, ItemSettings())
+    for offset in range(10, 20):
+        statistics.apply(message(transition(offset, f"i{offset}")), offset=offset)
+    statistics.broadcast_all(["gone"], 5)  # its first part, however late the last one came
+    for left in (8, 5, 2):
+        assert statistics.commit_offset() == 5
+        statistics.take(3)
+        statistics.taken_are_durable()
+        assert statistics.waiting
+        assert statistics.commit_offset() == 5, left
+    statistics.take(100)
+    assert statistics.commit_offset() == 5, "on their way"
+    statistics.taken_are_durable()
+    assert statistics.commit_offset() == 20
+
+
 def test_neighbours_are_bounded_and_what_is_broadcast_is_what_is_kept():
     statistics = ItemStatistics(0, 1, ItemSettings(neighbours=3))
     statistics.apply(message(transition(0, "z", "abcdef")), offset=0)
