@@ -333,7 +333,12 @@ class Agent(ABC):
                 started = time.perf_counter()
                 await handle(events)
                 self.metrics.batch_seconds.labels(self.group, "all").observe(time.perf_counter() - started)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():
+                # Not ours, but a library's. Faust would start the agent again behind the records it had: what follows
+                # them would be taken for all there is.
+                self._fail(Unavailable(f"cancelled from within: {error!r}"))
             raise
         except BaseException as error:
             self._fail(error)

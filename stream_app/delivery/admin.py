@@ -17,7 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
-from stream_app.delivery.connections import kafka_options, no_broker
+from stream_app.delivery.connections import kafka_options, no_broker, stop_consumer
 from stream_app.errors import TopicError, Unavailable
 from stream_app.settings import Settings
 from stream_app.topics import Topic, Topics
@@ -264,7 +264,7 @@ async def group_lag(settings: Settings, group: str, topic: str) -> int:
     except (KafkaError, OSError) as error:
         raise Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}") from error
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
 
 
 async def committed_offsets(settings: Settings, group: str, topics: Collection[str]) -> dict[TopicPartition, int]:
@@ -288,7 +288,7 @@ async def committed_offsets(settings: Settings, group: str, topics: Collection[s
     except (KafkaError, OSError) as error:
         raise no_broker(settings, error) from error
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
 
 
 async def delete_topic(settings: Settings, name: str) -> None:

@@ -8,6 +8,7 @@ come from files, its connections are given :class:`~stream_app.secret_files.Secr
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Callable
 from functools import lru_cache
@@ -26,7 +27,7 @@ from stream_app.errors import SettingsError, Unavailable
 from stream_app.secret_files import SecretFile
 from stream_app.settings import KafkaSettings, Settings
 
-__all__ = ["CLIENT_ID", "FreshConnection", "kafka_options", "no_broker"]
+__all__ = ["CLIENT_ID", "FreshConnection", "kafka_options", "no_broker", "stop_consumer"]
 
 CLIENT_ID = "tailrace"
 """How Tailrace's clients name themselves to the broker (quotas and request logs)."""
@@ -201,3 +202,14 @@ def _how(connection: KafkaSettings) -> str:
     return f"security_protocol {connection.security_protocol}" + (
         f" with sasl_mechanism {connection.sasl_mechanism}" if sasl else ""
     )
+
+
+async def stop_consumer(consumer: Any) -> None:
+    """End a consumer. aiokafka waits for tasks that it has cancelled, and where the broker went away meanwhile it lets
+    their :class:`asyncio.CancelledError` through, which would end whoever only wanted to read."""
+    try:
+        await consumer.stop()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise

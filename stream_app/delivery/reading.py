@@ -22,7 +22,7 @@ from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.structs import ConsumerRecord
 
-from stream_app.delivery.connections import kafka_options, no_broker
+from stream_app.delivery.connections import kafka_options, no_broker, stop_consumer
 from stream_app.delivery.retry import until_it_works
 from stream_app.errors import NotAuthorized, TopicError, Unavailable
 from stream_app.logs import get_logger
@@ -342,7 +342,7 @@ async def open_consumer(settings: Settings, patience_s: float | None) -> AsyncIt
         try:
             await consumer.start()
         except BaseException:
-            await consumer.stop()
+            await stop_consumer(consumer)
             raise
         return consumer
 
@@ -350,7 +350,7 @@ async def open_consumer(settings: Settings, patience_s: float | None) -> AsyncIt
     try:
         yield consumer
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
 
 
 async def _assign(

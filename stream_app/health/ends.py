@@ -9,7 +9,7 @@ from contextlib import suppress
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import kafka_options, stop_consumer
 from stream_app.settings import Settings
 
 __all__ = ["Ends"]
@@ -68,4 +68,4 @@ class Ends:
     async def _left(consumer: AIOKafkaConsumer) -> None:
         with suppress(KafkaError, OSError):
             async with asyncio.timeout(_ANSWER_S):
-                await consumer.stop()
+                await stop_consumer(consumer)

@@ -42,7 +42,7 @@ from schemas.decode import (
     decode_vector_space,
 )
 from schemas.messages import Item, ModelSpace, SpaceControl
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import kafka_options, stop_consumer
 from stream_app.delivery.reading import Ends, position_now, read_to_end
 from stream_app.delivery.retry import until_it_works
 from stream_app.errors import InvalidMessage, SnapshotError, TailraceError
@@ -254,7 +254,7 @@ class Replica:
                 await asyncio.sleep(self.settings.delivery.retry_max_s)
             finally:
                 self.client = None
-                await consumer.stop()
+                await stop_consumer(consumer)
 
     async def _connect(self) -> tuple[AIOKafkaConsumer, dict[str, str]]:
         """A consumer of everything, and the topics of vectors among it with their spaces."""
@@ -300,7 +300,7 @@ class Replica:
                 for partition in partitions:
                     consumer.seek(partition, self.positions.setdefault(partition, beginning[partition]))
             except BaseException:
-                await consumer.stop()
+                await stop_consumer(consumer)
                 raise
             return consumer, vectors
 
