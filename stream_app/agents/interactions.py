@@ -698,8 +698,8 @@ class InteractionsAgent(Agent):
             event.ack()
 
     def _decode(self, record: InRecord, now: float) -> SourcedEvent:
-        sourced = self._sources.event(record, now)
-        return _Taken(sourced.event, sourced.partition, sourced.offset, sourced.appended_s, record)
+        event = self._sources.interaction(record, now)
+        return _Taken(event, record.partition, record.offset, record.timestamp_s, record)
 
     async def _one_by_one(
         self,

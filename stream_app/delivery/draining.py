@@ -183,6 +183,7 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         self._moves = 0
         self._sought = 0
         self._acknowledgements: dict[TP, Acknowledgements] = {}
+        self._said: Mapping[TP, int] = {}
         self._young: set[TP] = set()
         self._left_out: set[TP] = set()
         self._old: dict[str, tuple[TP, ...]] = {}
@@ -230,6 +231,12 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
         # Faust takes what it last tried to commit for committed, also where that failed.
         self._committed_offset.clear()
         await super().perform_seek()
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """As Faust's; what the broker said is kept: what Faust takes for committed a late commit may change."""
+        said: Mapping[TP, int] = await super().seek_to_committed()
+        self._said = said
+        return said
 
     def _new_offset(self, tp: TP) -> int | None:
         held = self._acknowledgements.get(tp)
@@ -331,7 +338,7 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
             await asyncio.sleep(_SOME_FULL_S)
             return False
         self._end_waiting()
-        fresh = {tp for tp in self._get_active_partitions() if not self._committed_offset.get(tp)}
+        fresh = {tp for tp in self._get_active_partitions() if not self._said.get(tp)}
         self._young, self._left_out, self._old = set(fresh), set(fresh), {}
         if fresh:
             self._wait(self._seek_to_first(fresh, self._moves))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from schemas.decode import decode_interaction, decode_user
+from schemas.messages import Interaction
 from stream_app.delivery.records import InRecord
 from stream_app.settings import Settings
 from stream_app.textify import Textifier
@@ -38,7 +39,11 @@ class Sources:
         Raises:
             InvalidMessage: see ``decode_interaction``.
         """
-        event = decode_interaction(
+        return SourcedEvent(self.interaction(record, now), record.partition, record.offset, record.timestamp_s)
+
+    def interaction(self, record: InRecord, now: float) -> Interaction:
+        """What a record of ``interactions.v1`` says; as :meth:`event`."""
+        return decode_interaction(
             record.key,
             record.value,
             record.headers,
@@ -47,7 +52,6 @@ class Sources:
             oldest=self._oldest,
             future_tolerance_s=self._settings.events.future_tolerance_s,
         )
-        return SourcedEvent(event, record.partition, record.offset, record.timestamp_s)
 
     def profile(self, record: InRecord) -> SourcedProfile:
         """A record of ``users.v1``.
