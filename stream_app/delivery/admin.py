@@ -17,7 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
-from stream_app.delivery.connections import kafka_options, no_broker, stop_consumer
+from stream_app.delivery.connections import close_client, kafka_options, no_broker, stop_consumer
 from stream_app.errors import TopicError, Unavailable
 from stream_app.settings import Settings
 from stream_app.topics import Topic, Topics
@@ -336,7 +336,7 @@ async def _client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
     except (KafkaError, OSError) as error:
         raise no_broker(settings, error) from error
     finally:
-        await client.close()
+        await close_client(client.close())
 
 
 async def _describe(client: AIOKafkaAdminClient, settings: Settings) -> list[TopicState]:

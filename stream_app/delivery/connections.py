@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +27,7 @@ from stream_app.errors import SettingsError, Unavailable
 from stream_app.secret_files import SecretFile
 from stream_app.settings import KafkaSettings, Settings
 
-__all__ = ["CLIENT_ID", "FreshConnection", "kafka_options", "no_broker", "stop_consumer"]
+__all__ = ["CLIENT_ID", "FreshConnection", "close_client", "kafka_options", "no_broker", "stop_consumer"]
 
 CLIENT_ID = "tailrace"
 """How Tailrace's clients name themselves to the broker (quotas and request logs)."""
@@ -205,11 +205,23 @@ def _how(connection: KafkaSettings) -> str:
 
 
 async def stop_consumer(consumer: Any) -> None:
-    """End a consumer. aiokafka waits for tasks that it has cancelled, and where the broker went away meanwhile it lets
-    their :class:`asyncio.CancelledError` through, which would end whoever only wanted to read."""
+    """End a consumer; see :func:`close_client`."""
+    await close_client(consumer.stop())
+
+
+async def close_client(closing: Awaitable[Any]) -> None:
+    """Wait until one of aiokafka's clients has ended, and be cancelled meanwhile only if somebody cancels us.
+
+    aiokafka waits for tasks that it has cancelled. Where the broker went away it lets their
+    :class:`asyncio.CancelledError` through, which would end whoever only wanted to read; and where we are cancelled
+    while it waits it takes that for theirs, and who wanted to end us would wait for ever.
+    """
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
     try:
-        await consumer.stop()
+        await closing
     except asyncio.CancelledError:
-        task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError

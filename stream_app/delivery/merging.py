@@ -63,7 +63,9 @@ class MergedReader:
             yield reader
 
     async def ends(self) -> dict[TopicPartition, int]:
-        """Where each partition ends now: the larger of what the broker says and what a fetch said (see ``reading``)."""
+        """Where each partition ends now: the larger of what the broker says and what the last fetch said (see
+        ``reading``). Before anything was read that may be too low (:func:`~stream_app.delivery.reading.true_ends`).
+        """
         ends = await self._consumer.end_offsets(list(self._ahead))
         return {place: max(end, self._consumer.highwater(place) or 0) for place, end in ends.items()}
 

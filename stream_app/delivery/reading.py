@@ -41,6 +41,7 @@ __all__ = [
     "read_part",
     "read_to_end",
     "tail",
+    "true_ends",
 ]
 
 T = TypeVar("T")
@@ -101,6 +102,28 @@ async def read_to_end(
                 raise Unavailable(
                     f"{topic} on Kafka at {settings.kafka}: nothing came for {patience_s:g} s, and it has more"
                 )
+
+
+async def true_ends(settings: Settings, topic: str, *, patience_s: float) -> dict[int, int]:
+    """The next offset of each partition, of all that was in the topic when this was asked, on every broker.
+
+    Raises:
+        Unavailable: when no broker answers within ``patience_s`` seconds.
+        TopicError: when the topic is not there.
+        NotAuthorized: when the broker does not let us read it.
+    """
+    async with open_consumer(settings, patience_s) as consumer:
+        assigned = await _assign(consumer, settings, topic, None, patience_s)
+        beginning, end = await _offsets(consumer, assigned, settings, patience_s)
+        for partition in assigned:
+            consumer.seek(partition, max(beginning[partition], end[partition] - 1))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience_s
+        while any(consumer.highwater(partition) is None for partition in assigned):
+            if loop.time() > deadline:
+                raise Unavailable(f"Kafka at {settings.kafka} does not say within {patience_s:g} s where {topic} ends")
+            await poll(consumer, settings, topic)
+        return {one.partition: max(end[one], consumer.highwater(one) or 0) for one in assigned}
 
 
 async def latest(

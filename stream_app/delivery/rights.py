@@ -20,7 +20,7 @@ from aiokafka.protocol.admin import DescribeGroupsRequest_v2, DescribeGroupsResp
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
-from stream_app.delivery.connections import kafka_options, no_broker
+from stream_app.delivery.connections import close_client, kafka_options, no_broker
 from stream_app.errors import NotAuthorized
 from stream_app.rights import Operation, Right, rights_of
 from stream_app.settings import Settings
@@ -151,7 +151,7 @@ async def missing_rights(settings: Settings, rights: Sequence[Right]) -> list[Ri
     except (KafkaError, OSError) as error:
         raise no_broker(settings, error) from error
     finally:
-        await client.close()
+        await close_client(client.close())
     return [
         right
         for right in rights

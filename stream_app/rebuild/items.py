@@ -21,8 +21,8 @@ from aiokafka import TopicPartition
 from schemas.decode import encode
 from schemas.messages import ItemSignals, RebuiltRows, Transition, Transitions
 from stream_app.delivery.admin import committed_offsets
-from stream_app.delivery.merging import MergedReader
 from stream_app.delivery.publisher import OutRecord, Publisher
+from stream_app.delivery.reading import true_ends
 from stream_app.items.partitions import by_owner, item_partition
 from stream_app.items.statistics import ItemStatistics
 from stream_app.metrics import Metrics
@@ -167,8 +167,7 @@ async def _alone(settings: Settings, redis: RedisClient, dry_run: bool) -> Async
 
 async def _rebuild(settings: Settings, dry_run: bool, partial: bool, tell: Callable[[int, int], None]) -> ItemsOutcome:
     topics, outcome = Topics(settings), ItemsOutcome()
-    async with MergedReader.open(settings, [topics.transitions], patience_s=_PATIENCE_S) as reader:
-        begins = {place.partition: end for place, end in (await reader.ends()).items()}
+    begins = await true_ends(settings, topics.transitions, patience_s=_PATIENCE_S)
     made = RowsFromEvents(settings, len(begins))
     async with UserRecords.open(settings) as records:
         if not partial:
@@ -228,8 +227,8 @@ def _parts(rows: Iterator[ItemSignals], limit: int) -> Iterator[list[ItemSignals
 async def _taken(settings: Settings) -> tuple[int, ...]:
     """Wait until the owners have acknowledged the last parts, which they do when all rows are broadcast."""
     topics = Topics(settings)
-    async with MergedReader.open(settings, [topics.transitions], patience_s=_PATIENCE_S) as reader:
-        wanted = await reader.ends()
+    ends = await true_ends(settings, topics.transitions, patience_s=_PATIENCE_S)
+    wanted = {TopicPartition(topics.transitions, partition): end for partition, end in ends.items()}
     loop = asyncio.get_running_loop()
     since, before = loop.time(), dict[TopicPartition, int]()
     while True:

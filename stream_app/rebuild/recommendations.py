@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from stream_app.delivery.merging import MergedReader
-from stream_app.delivery.reading import follow
+from stream_app.delivery.reading import follow, true_ends
 from stream_app.settings import Settings
 from stream_app.stores.requests import SlateRebuild, SlateRebuilds
 from stream_app.topics import Topics
@@ -85,8 +84,7 @@ async def remake_slates(
         TopicError, Unavailable: when the topic or a broker is not there.
     """
     topic = Topics(settings).recommendations
-    async with MergedReader.open(settings, [topic], patience_s=_PATIENCE_S) as reader:
-        ends = {place.partition: end for place, end in (await reader.ends()).items()}
+    ends = await true_ends(settings, topic, patience_s=_PATIENCE_S)
     request = SlateRebuild(f"{time.time_ns():x}", ends, users_per_s)
     if not dry_run:
         request = await rebuilds.ask(request)

@@ -42,7 +42,7 @@ from schemas.decode import (
     decode_vector_space,
 )
 from schemas.messages import Item, ModelSpace, SpaceControl
-from stream_app.delivery.connections import kafka_options, stop_consumer
+from stream_app.delivery.connections import close_client, kafka_options, stop_consumer
 from stream_app.delivery.reading import Ends, position_now, read_to_end
 from stream_app.delivery.retry import until_it_works
 from stream_app.errors import InvalidMessage, SnapshotError, TailraceError
@@ -185,7 +185,7 @@ class Replica:
                 await admin.start()
                 return str((await admin.describe_cluster()).get("cluster_id") or "")
             finally:
-                await admin.close()
+                await close_client(admin.close())
 
         return await until_it_works(
             ask,

@@ -27,7 +27,7 @@ from schemas.decode import decode_item_signals, decode_ranker_weights, decode_sl
 from schemas.messages import Interaction, Item, ItemSignals, Slate
 from stream_app.app import ROLES
 from stream_app.delivery.admin import create_topics
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import kafka_options, stop_consumer
 from stream_app.delivery.reading import read_to_end
 from stream_app.embedded.worker import WorkerProcess
 from stream_app.errors import TailraceError
@@ -280,7 +280,7 @@ class Pipeline:
             partitions = range(self.settings.topics.partitions if topic != self.topics.training_examples else 1)
             return {number: await consumer.committed(TopicPartition(topic, number)) or 0 for number in partitions}
         finally:
-            await consumer.stop()
+            await stop_consumer(consumer)
 
     async def _ends(self, topic: str) -> dict[int, int]:
         """Where each partition truly ends, by reading it: a broker may state an end that is too low."""

@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from stream_app.delivery import admin
 from stream_app.delivery.admin import TopicState, copartition_difference, create_topics, describe_topics
 from stream_app.delivery.connections import kafka_options
-from stream_app.delivery.reading import follow, read_at, read_to_end, tail
+from stream_app.delivery.reading import follow, read_at, read_to_end, tail, true_ends
 from stream_app.errors import TopicError, Unavailable
 from stream_app.settings import Settings, load_settings
 from stream_app.topics import TOPICS, Topics
@@ -54,6 +54,17 @@ async def send_batch(client: AIOKafkaProducer, topic: str, partition: int, value
 
 async def values(settings: Settings, topic: str, **options: Any) -> list[bytes]:
     return [record.value async for record in read_to_end(settings, topic, patience_s=PATIENCE_S, **options)]
+
+
+async def test_the_ends_are_true_though_the_last_batch_is_long(settings: Settings) -> None:
+    topic = await make_topic(settings, partitions=3)
+    async with producer(settings) as client:
+        await send_batch(client, topic, 0, [b"a", b"b", b"c"])
+        await send_batch(client, topic, 0, [b"d", b"e"])
+        await send_batch(client, topic, 2, [b"f"])
+    assert await true_ends(settings, topic, patience_s=PATIENCE_S) == {0: 5, 1: 0, 2: 1}
+    with pytest.raises(TopicError, match="is not on Kafka"):
+        await true_ends(settings, f"{topic}-nowhere", patience_s=1.0)
 
 
 async def test_whole_topic_is_read_though_its_last_batch_is_long(settings: Settings) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
 import ssl
 from pathlib import Path
@@ -16,7 +18,7 @@ from aiokafka.errors import KafkaConnectionError
 from cryptography.hazmat.primitives import serialization
 
 from stream_app.delivery.certificates import Certificates
-from stream_app.delivery.connections import FreshConnection, kafka_options
+from stream_app.delivery.connections import FreshConnection, kafka_options, stop_consumer
 from stream_app.delivery.draining import DrainingThread
 from stream_app.delivery.engine import faust_app
 from stream_app.delivery.tokens import TokenFile
@@ -326,3 +328,43 @@ def faust_consumer(settings: Settings) -> AIOKafkaConsumer:
     thread.app = app
     thread.consumer = SimpleNamespace(in_transaction=False)
     return DrainingThread._create_worker_consumer(thread, app.transport)
+
+
+class Client:
+    """Waits for a task of its own as aiokafka's clients do, which takes every cancellation for that task's."""
+
+    def __init__(self, *, lets_it_through: bool = False) -> None:
+        self.lets_it_through = lets_it_through
+        self.stopping = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def stop(self) -> None:
+        self.stopping.set()
+        if self.lets_it_through:
+            raise asyncio.CancelledError
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.go_on.wait()
+
+
+async def test_who_is_cancelled_while_a_client_ends_is_cancelled():
+    client = Client()
+
+    async def reads_for_ever() -> None:
+        while True:
+            await stop_consumer(client)
+
+    task = asyncio.create_task(reads_for_ever())
+    await client.stopping.wait()
+    task.cancel()
+    await asyncio.wait([task], timeout=5)
+    assert task.cancelled()
+
+
+async def test_a_time_limit_holds_while_a_client_ends():
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await stop_consumer(Client())
+
+
+async def test_what_a_client_cancels_ends_nobody():
+    await stop_consumer(Client(lets_it_through=True))
