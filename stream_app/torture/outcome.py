@@ -16,6 +16,9 @@ from stream_app.users.state import Flood, decode_state, encode_state
 
 __all__ = ["Outcome"]
 
+_SCORES = 1e-3
+"""Scores closer than this are the same."""
+
 
 @dataclass
 class Outcome:
@@ -57,7 +60,7 @@ class Outcome:
         for name in sorted(self.slates.keys() | other.slates.keys()):
             one_slate, two_slate = self.slates.get(name), other.slates.get(name)
             if one_slate is None or two_slate is None or not _same_slate(one_slate, two_slate):
-                found.append(f"slate of {name} differs: {_ids(one_slate)} / {_ids(two_slate)}")
+                found.append(f"slate of {name} differs: {_unlike(one_slate, two_slate)}")
         return found
 
     def unexpected(self) -> list[str]:
@@ -97,7 +100,7 @@ def _same_row(one: ItemSignals, two: ItemSignals) -> bool:
 def _same_slate(one: Slate, two: Slate) -> bool:
     return (
         [item.item_id for item in one.items] == [item.item_id for item in two.items]
-        and np.allclose([item.score for item in one.items], [item.score for item in two.items], atol=1e-3)
+        and np.allclose([item.score for item in one.items], [item.score for item in two.items], rtol=0, atol=_SCORES)
         and (one.trigger.partition, one.trigger.offset, one.trigger.event_id)
         == (two.trigger.partition, two.trigger.offset, two.trigger.event_id)
     )
@@ -107,5 +110,17 @@ def _brief(row: ItemSignals | None) -> str:
     return "none" if row is None else f"counts {row.counts} applied {row.applied} links {len(row.neighbours)}"
 
 
-def _ids(slate: Slate | None) -> str:
-    return "none" if slate is None else f"{[item.item_id[:12] for item in slate.items[:6]]} {slate.trigger.offset}"
+def _unlike(one: Slate | None, two: Slate | None) -> str:
+    """Where two slates begin to differ, and by what."""
+    if one is None or two is None:
+        return f"{'none' if one is None else one.trigger} / {'none' if two is None else two.trigger}"
+    if one.trigger != two.trigger:
+        return f"caused by {one.trigger} / {two.trigger}"
+    if len(one.items) != len(two.items):
+        return f"{len(one.items)} / {len(two.items)} items"
+    for place, (left, right) in enumerate(zip(one.items, two.items, strict=True), start=1):
+        if left.item_id != right.item_id or not np.isclose(left.score, right.score, rtol=0, atol=_SCORES):
+            return f"place {place}: " + " / ".join(
+                f"{item.item_id} {item.score:.6f} by {item.sources}" for item in (left, right)
+            )
+    return "nowhere"
