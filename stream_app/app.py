@@ -29,6 +29,7 @@ from stream_app.delivery.retry import until_it_works
 from stream_app.delivery.rights import check_rights
 from stream_app.delivery.unpacking import bound_unpacking
 from stream_app.encoder_metrics import watch_pools
+from stream_app.encoder_space import describe_encoder
 from stream_app.encoders import Encoders, deciding_settings
 from stream_app.errors import SettingsError, TailraceError, Unavailable
 from stream_app.faults import faults_folder, watch_faults
@@ -44,7 +45,7 @@ from stream_app.memory import settle
 from stream_app.metrics import Metrics
 from stream_app.ranking.recommender import Recommender
 from stream_app.replicas.replica import Replica
-from stream_app.replicas.spaces import SpaceWatch, control_record
+from stream_app.replicas.spaces import SpaceWatch, control_record, read_control
 from stream_app.settings import Settings
 from stream_app.space_operations import control_of
 from stream_app.spaces.control import served_space
@@ -64,6 +65,8 @@ ROLES: tuple[Role, ...] = ("catalogue", "items", "ranker", "interactions")
 _log = get_logger(__name__)
 _Part = TypeVar("_Part")
 _LOOK_EVERY_S = 1.0
+_RECORD_WITHIN_S = 5.0
+"""How long a broker is waited for that may say that other settings than ours count (seconds)."""
 
 
 class Tailrace:
@@ -131,6 +134,8 @@ class Tailrace:
             self._stack.callback(endpoints.close)
             _log.info("health and metrics", **endpoints.urls())
         self._watch_health()
+        if {"catalogue", "interactions"} & set(self.roles):
+            await _check_encoder(settings)
         # While the process connects and reads its snapshot, and before it joins a group: see there.
         warming = asyncio.create_task(_warm_up(settings)) if set(self.roles) - {"catalogue"} else None
         if warming is not None:
@@ -377,6 +382,25 @@ class Tailrace:
         for agent in self.agents:
             if agent.failed.done() and (error := agent.failed.exception()) is not None:
                 raise TailraceError(f"the {agent.role} role failed: {type(error).__name__}: {error}") from error
+
+
+async def _check_encoder(settings: Settings) -> None:
+    """See that the model of the settings can be used before a broker is waited for, which may be for ever.
+
+    Where a record says which spaces are kept, that counts, and the settings may name a model that is gone: only then
+    the process goes on, and says so.
+
+    Raises:
+        SettingsError: when it cannot be used, and no record was found soon.
+    """
+    try:
+        await asyncio.to_thread(describe_encoder, settings.encoder)
+    except SettingsError as error:
+        _log.error("the encoder's settings cannot be used", error=str(error))
+        try:
+            await read_control(settings, lambda: control_of(settings), patience_s=_RECORD_WITHIN_S)
+        except TailraceError:
+            raise error from None
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

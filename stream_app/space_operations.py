@@ -5,42 +5,59 @@ build    a further space is put into the record of ``space-control.v1``; every c
 cutover  one record says which space is served; each process changes when it has everything
 rollback the same, back
 retire   the record forgets a space; its topic is deleted
+
+Whoever is ended between two steps of these leaves a topic of vectors that belongs to no space: ``left_over`` finds it,
+``delete_left_over`` deletes it, and no build takes it over, for each makes a topic of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import msgspec
 from aiokafka.structs import ConsumerRecord
 
-from schemas.decode import decode_factor_basis, decode_vector_space
+from schemas.decode import decode_factor_basis, decode_item_vector, decode_vector_space
 from schemas.messages import ModelSpace, SpaceControl
-from stream_app.delivery.admin import create_vectors_topic, delete_topic, group_lag, group_members
+from stream_app.delivery.admin import create_vectors_topic, delete_topic, group_lag, group_members, vectors_topics
 from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import follow, read_to_end
 from stream_app.encoder_space import describe_encoder
-from stream_app.encoders import deciding_settings, encoder_settings
-from stream_app.errors import InvalidMessage
+from stream_app.encoders import deciding_settings
+from stream_app.errors import InvalidMessage, SpaceError
 from stream_app.metrics import Metrics
 from stream_app.replicas.spaces import read_control, write_control
 from stream_app.settings import Settings
+from stream_app.space_settings import changed_encoder, usable_encoder
 from stream_app.spaces.building import Building
-from stream_app.spaces.control import cut_over, find_space, first_control, retire, roll_back, served_space, with_space
+from stream_app.spaces.control import (
+    EncoderValue,
+    cut_over,
+    find_space,
+    first_control,
+    retire,
+    roll_back,
+    served_space,
+    with_space,
+)
 from stream_app.spaces.served import adapted
 from stream_app.topics import Topics
 
 __all__ = [
     "Progress",
+    "Standstill",
     "build_space",
+    "consumers_of",
     "control_of",
     "cut_over_to",
+    "delete_left_over",
     "follow_build",
     "hindrances",
+    "left_over",
     "present_control",
     "retire_space",
     "roll_back_space",
@@ -51,6 +68,8 @@ PATIENCE_S = 10.0
 _TELL_EVERY_S = 0.5
 _LEFT_WITHIN_S = 30.0
 """How long processes are waited for that still work on a space that is retired."""
+_RECORDED_WITHIN_S = 3.0
+"""A build writes its record within this time of making its topic (seconds), unless it was ended between the two."""
 _ITEM_MAY_LACK = 0.001
 """Share of the items that may lack a vector in a space that is served next: those that come just now, and those whose
 text the model cannot embed, which are dead-lettered."""
@@ -87,6 +106,34 @@ class Progress:
         return self.caught_up and not self.waiting and self.items - self.done <= _ITEM_MAY_LACK * self.items
 
 
+class Standstill:
+    """Notices that a build does not move.
+
+    Args:
+        after_s: for so long (seconds).
+    """
+
+    def __init__(self, after_s: float) -> None:
+        self._after_s = after_s
+        self._seen: tuple[int, int] | None = None
+        self._since = 0.0
+
+    def noticed(self, progress: Progress, now: float) -> bool:
+        """Whether nothing has moved for the time, told once in each of it.
+
+        Args:
+            progress: as it is.
+            now: of any clock that does not go back (seconds).
+        """
+        seen = (progress.done, progress.waiting)
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+        if now - self._since < self._after_s:
+            return False
+        self._since = now
+        return True
+
+
 async def present_control(settings: Settings) -> tuple[SpaceControl, int]:
     """Which spaces are kept and which is served, and the offset of the record that says so.
 
@@ -107,21 +154,21 @@ def control_of(settings: Settings) -> SpaceControl:
     return first_control(model.space, model.dimensions, deciding_settings(settings.encoder))
 
 
-async def build_space(settings: Settings, encoder: Mapping[str, str | int | float | bool]) -> ModelSpace:
+async def build_space(settings: Settings, encoder: Mapping[str, EncoderValue]) -> ModelSpace:
     """Begin a further space with these settings of the encoder; the processes do the work.
 
     Raises:
-        SettingsError: when the model is not here or a setting is wrong.
+        SettingsError: when a setting is wrong, or the model is not here or not whole; before a broker is asked.
         SpaceError: when the space is there already, or there is no place for it.
     """
+    wanted = changed_encoder(settings.encoder, encoder)
+    model = await asyncio.to_thread(usable_encoder, wanted)
     control, offset = await present_control(settings)
-    wanted = encoder_settings(
-        settings, ModelSpace(space="that is to be built", dimensions=1, number=0, encoder=dict(encoder))
-    )
-    model = describe_encoder(wanted)
     number, deciding = control.next_number, deciding_settings(wanted)
-    changed = with_space(control, model.space, model.dimensions, deciding, at=_now())
-    # Who makes the topic has the number: another build at the same time gets another one.
+    # Nothing is made for what is refused.
+    with_space(control, model.space, model.dimensions, deciding, at=_now())
+    # Who makes the topic has the number: another build at the same time gets another one, and vectors that a build left
+    # that was ended here are nobody's.
     while not await create_vectors_topic(settings, number):
         number += 1
     changed = with_space(control, model.space, model.dimensions, deciding, at=_now(), number=number)
@@ -155,8 +202,8 @@ async def follow_build(settings: Settings, space: ModelSpace) -> AsyncGenerator[
             # Made of another text: of one that is on its way still, or, when nothing is, of other templates.
             waits = building.other_texts if building.other_texts > _ITEM_MAY_LACK * building.items else 0
             if there and waits and building.missing <= _ITEM_MAY_LACK * building.items:
-                group = topics.group(f"catalogue-{space.number}" if space.number else "catalogue")
-                waits = min(waits, await group_lag(settings, group, topics.items))
+                lag = await group_lag(settings, _catalogue_group(settings, space.number), topics.items)
+                waits = min(waits, lag)
             yield Progress(building.items, building.done, there, waits, missing)
     finally:
         for reader in readers:
@@ -238,18 +285,78 @@ async def retire_space(settings: Settings, name: str) -> ModelSpace:
     control, _ = await present_control(settings)
     space = find_space(control, name)
     await _change(settings, lambda control: retire(control, space.space, at=_now()))
-    topics = Topics(settings)
-    async with _publisher(settings) as publisher:
-        key = space.space.encode()
-        await publisher.publish([OutRecord(topics.spaces, key, None), OutRecord(topics.factor_basis, key, None)])
+    await _forget(settings, space.space)
     if space.number:  # the first space's topic is a part of the contract, and its group checks the catalogue
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _LEFT_WITHIN_S
-        group = topics.group(f"catalogue-{space.number}")
-        while loop.time() < deadline and await group_members(settings, group):  # noqa: ASYNC110 - only the broker knows
-            await asyncio.sleep(_TELL_EVERY_S)
-        await delete_topic(settings, topics.vectors_of(space.number))
+        await _delete_vectors(settings, space.number)
     return space
+
+
+async def left_over(settings: Settings) -> list[int]:
+    """Numbers whose topic of vectors is there and belongs to no space, ascending: of a build or a retirement that was
+    ended in the middle, or of a build that writes its record just now.
+    """
+    numbers = await vectors_topics(settings)  # first: a build that goes on meanwhile is in the record then
+    kept = _numbers((await present_control(settings))[0])
+    return [number for number in numbers if number not in kept]
+
+
+async def delete_left_over(settings: Settings, number: int) -> None:
+    """Delete a topic of vectors that belongs to no space.
+
+    Raises:
+        SpaceError: when it belongs to one.
+    """
+    control, _ = await present_control(settings)
+    if number >= control.next_number:  # of a build, then, and it may go on still
+        await asyncio.sleep(_RECORDED_WITHIN_S)
+        control, _ = await present_control(settings)
+    if number in _numbers(control):
+        raise SpaceError(f"space {number} is kept, its vectors are not left over: tailrace spaces list")
+    space = await _space_in(settings, Topics(settings).vectors_of(number))
+    if space is not None and all(one.space != space for one in control.spaces):
+        await _forget(settings, space)
+    await _delete_vectors(settings, number)
+
+
+def _numbers(control: SpaceControl) -> set[int]:
+    return {one.number for one in control.spaces}
+
+
+async def _space_in(settings: Settings, topic: str) -> str | None:
+    """The space of the vectors in a topic, None where there are none."""
+    async with aclosing(read_to_end(settings, topic, patience_s=PATIENCE_S)) as records:
+        async for record in records:
+            try:
+                _, message = decode_item_vector(record.key, record.value)
+            except InvalidMessage:
+                continue
+            if message is not None:
+                return message.space
+    return None
+
+
+async def _forget(settings: Settings, space: str) -> None:
+    """A space that is built again is fitted again."""
+    topics, key = Topics(settings), space.encode()
+    async with _publisher(settings) as publisher:
+        await publisher.publish([OutRecord(topics.spaces, key, None), OutRecord(topics.factor_basis, key, None)])
+
+
+async def _delete_vectors(settings: Settings, number: int) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _LEFT_WITHIN_S
+    while loop.time() < deadline and await consumers_of(settings, number):  # noqa: ASYNC110 - only the broker knows
+        await asyncio.sleep(_TELL_EVERY_S)
+    await delete_topic(settings, Topics(settings).vectors_of(number))
+
+
+async def consumers_of(settings: Settings, number: int) -> int:
+    """How many consumers read items to make vectors of a space; 0 as well where the broker does not tell."""
+    return await group_members(settings, _catalogue_group(settings, number))
+
+
+def _catalogue_group(settings: Settings, number: int) -> str:
+    return Topics(settings).group(f"catalogue-{number}" if number else "catalogue")
 
 
 async def _change(settings: Settings, change: Callable[[SpaceControl], SpaceControl]) -> SpaceControl:

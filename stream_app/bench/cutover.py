@@ -19,8 +19,10 @@ from stream_app.embedded.worker import WorkerProcess
 from stream_app.errors import Unavailable
 from stream_app.settings import Settings
 from stream_app.space_operations import build_space, cut_over_to, follow_build, hindrances, roll_back_space
+from stream_app.space_settings import changed_encoder, usable_encoder
+from stream_app.spaces.control import EncoderValue
 
-__all__ = ["cut_over_figures"]
+__all__ = ["cut_over_figures", "failures"]
 
 _PATIENCE_S = 60.0
 _ASK_EVERY_S = 0.2
@@ -38,7 +40,7 @@ async def cut_over_figures(
     users: int,
     warm: int,
     seed: int,
-    encoder: Mapping[str, str | int | float | bool],
+    encoder: Mapping[str, EncoderValue],
     on_progress: Progress = lambda _what, _done, _total: None,
 ) -> list[dict[str, Any]]:
     """One line per phase of ``seconds``: ``before``, ``build`` (as many as it takes), ``cutover``, ``rollback``,
@@ -52,8 +54,10 @@ async def cut_over_figures(
         encoder: what is different in the other space, as ``tailrace spaces build`` takes it.
 
     Raises:
+        SettingsError: when there is no such space, before anything is started.
         TailraceError: when a broker, Redis, or a process is not there any more, or the space is never complete.
     """
+    usable_encoder(changed_encoder(settings.encoder, encoder))
     count = max(1, round(rate * seconds))
     plan = ShopPlan(items=items, users=users, events=warm + count * (_MOST_PHASES + 4), seed=seed)
     lines: list[dict[str, Any]] = []
@@ -85,6 +89,24 @@ async def cut_over_figures(
         await phase("rollback", lambda: _said(worker, 0, roll_back_space(running.settings), seconds))
         await phase("after")
     return lines
+
+
+def failures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a change of the model must not do and did, a sentence per phase and kind; none: all was as asked.
+
+    Args:
+        lines: of :func:`cut_over_figures`, or as many phases of one as there are.
+    """
+    found = []
+    for number, line in enumerate(lines, 1):
+        place = f"phase {number} ({line['phase']})"
+        if lost := line["lost"]:
+            found.append(f"{place}: {lost:,} events are known to no slate")
+        if older := line["slates_older_than_before"]:
+            found.append(f"{place}: {older:,} slates know less of their user than one before")
+        if (changes := line["most_changes_of_model"]) > 1:
+            found.append(f"{place}: the slates of a partition went from one model to another {changes:,} times")
+    return found
 
 
 async def _phase(

@@ -45,7 +45,9 @@ async def answering(settings: Settings) -> None:
         async with asyncio.timeout(_PATIENCE_S):
             await describe_topics(settings)
     except TimeoutError:
-        raise Unavailable(f"no Kafka broker answers at {settings.kafka} within {_PATIENCE_S:.0f} s") from None
+        raise Unavailable(
+            f"no Kafka broker answers at {settings.kafka} within {_PATIENCE_S:.0f} s; is the address right (--kafka)?"
+        ) from None
     redis = connect_redis(settings)
     try:
         await redis.ping()

@@ -264,7 +264,11 @@ def cutover(
     json_file: Path | None,
     **where: Any,
 ) -> int:
-    """Another model's space is built, served and rolled back while events come: what it costs and what is lost."""
+    """Another model's space is built, served and rolled back while events come: what it costs and what is lost.
+
+    Status 1 when an event was lost, a slate knew less than the one before, or models went back and forth.
+    """
+    from stream_app.bench.cutover import failures
     from stream_app.cli.spaces import setting_change
 
     encoder = dict(setting_change(change) for change in changes)
@@ -277,7 +281,8 @@ def cutover(
             encoder=encoder, on_progress=on_progress,
         )  # fmt: skip
 
-    return _measured(f"change of model, {items:,} items, {rate:g} events/s", work, where, json_file)
+    title = f"change of model, {items:,} items, {rate:g} events/s"
+    return _measured(title, work, where, json_file, failures=failures)
 
 
 @click.command()
@@ -328,8 +333,14 @@ def _measured(
     work: Callable[[Settings, Where, Progress], Coroutine[Any, Any, list[dict[str, Any]]]],
     where: dict[str, str | None],
     json_file: Path | None,
+    *,
+    failures: Callable[[list[dict[str, Any]]], list[str]] | None = None,
 ) -> int:
-    """Do the work, show and write its figures; 1 when events were lost."""
+    """Do the work, show and write its figures; 1 when something is wrong with them.
+
+    Args:
+        failures: says what; None: that events were lost.
+    """
     from stream_app.cli.console import errors, run
     from stream_app.cli.evaluate import advancing, open_progress, writable
     from stream_app.settings import load_settings
@@ -342,10 +353,15 @@ def _measured(
         lines = run(work(settings, place, advancing(progress)))
     print_lines(title, lines)
     write_lines(json_file, lines)
+    wrong = (failures or _lost)(lines)
+    for one in wrong:
+        console.print(one, style="red", markup=False)
+    return int(bool(wrong))
+
+
+def _lost(lines: list[dict[str, Any]]) -> list[str]:
     lost = sum(line.get("lost", 0) for line in lines)
-    if lost:
-        console.print(f"{lost:,} events are known to no slate", style="red", markup=False)
-    return int(lost > 0)
+    return [f"{lost:,} events are known to no slate"] if lost else []
 
 
 def _place(*, broker: str | None, kafka: str | None, redis: str | None) -> Where:

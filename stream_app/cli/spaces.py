@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as Bar
+    from rich.progress import TaskID
 
     from schemas.messages import ModelSpace, SpaceControl
-    from stream_app.settings import Settings
+    from stream_app.settings import EncoderSettings, Settings
     from stream_app.space_operations import Progress
+    from stream_app.spaces.control import EncoderValue
 
-__all__ = ["setting_change", "spaces"]
+__all__ = ["build_command", "setting_change", "spaces"]
 
 _READY_WITHIN_S = 120.0
 """How long a whole space is waited for to be fitted and to get a basis."""
+_STILL_AFTER_S = 30.0
+"""After so long without an item more it is said what to look at."""
 
 
 @click.group()
@@ -32,31 +38,52 @@ def spaces() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per space.")
 def list_(as_json: bool) -> None:
     """Show the spaces that are kept, and which one is served."""
+    from rich.markup import escape
     from rich.table import Table
 
-    from stream_app.cli.console import output, run, to_json
+    from stream_app.cli.console import errors, output, run, to_json
     from stream_app.settings import load_settings
-    from stream_app.space_operations import present_control
+    from stream_app.space_operations import left_over, present_control
+    from stream_app.topics import Topics
 
-    control, _ = run(present_control(load_settings()))
+    settings = load_settings()
+    control, _ = run(present_control(settings))
+    spare = {number: Topics(settings).vectors_of(number) for number in run(left_over(settings))}
     if as_json:
         for one in control.spaces:
             click.echo(to_json({"space": one, "state": _state(control, one)}))
+        for number, topic in spare.items():
+            click.echo(to_json({"space": None, "state": "left over", "number": number, "topic": topic}))
         return
     table = Table(title=f"Vector spaces, version {control.version}", title_justify="left")
     for column in ("number", "space", "dimensions", "state", "encoder"):
         table.add_column(column)
     for one in control.spaces:
-        encoder = ", ".join(f"{name} = {value}" for name, value in one.encoder.items()) or "as the settings say"
         state = _state(control, one)
         table.add_row(
             str(one.number),
             one.space,
             str(one.dimensions),
             f"[green]{state}[/]" if state == "served" else state,
-            encoder,
+            escape(_told_encoder(one.encoder)),
         )
     output().print(table)
+    for number, topic in spare.items():
+        errors().print(
+            f"{topic} belongs to no space: a build or a retirement was ended in the middle, or a build begins just "
+            f"now; delete it with: tailrace spaces retire {number}",
+            style="yellow",
+        )
+
+
+def _told_encoder(encoder: Mapping[str, EncoderValue]) -> str:
+    """The model, and of the rest what is not as it is where nobody set anything."""
+    from stream_app.encoders import deciding_settings
+    from stream_app.settings import EncoderSettings
+
+    usual = deciding_settings(EncoderSettings())
+    told = [f"{name} = {value}" for name, value in encoder.items() if name == "model" or value != usual.get(name)]
+    return ", ".join(told) or "as the settings say"
 
 
 def _state(control: SpaceControl, space: ModelSpace) -> str:
@@ -77,7 +104,8 @@ def _state(control: SpaceControl, space: ModelSpace) -> str:
     "changes",
     metavar="NAME=VALUE",
     multiple=True,
-    help="Another setting of the encoder for this space, for example max_tokens=64; may be given again.",
+    help="Another setting of the encoder for this space, for example max_tokens=64; null: not set, as in adapter=null. "
+    "May be given again.",
 )
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Follow it to its end; Ctrl-C ends only that.")
 def build(model: str | None, adapter: Path | None, changes: tuple[str, ...], wait: bool) -> int:
@@ -89,7 +117,7 @@ def build(model: str | None, adapter: Path | None, changes: tuple[str, ...], wai
     from stream_app.settings import load_settings
     from stream_app.space_operations import build_space
 
-    encoder: dict[str, Any] = {} if model is None else {"model": model}
+    encoder: dict[str, EncoderValue] = {} if model is None else {"model": model}
     if adapter is not None:
         encoder["adapter"] = str(adapter.absolute())
     encoder |= dict(setting_change(change) for change in changes)
@@ -178,16 +206,38 @@ def image_weight(space: str, count: int, as_json: bool) -> None:
     output().print(table)
     if learned.weight == 0.0:
         output().print("images bring nothing together that the text does not: leave them out")
-    else:
-        output().print(
-            f"built with image_weight = {learned.built_with:g}; build anew with: {_rebuild(target, learned.weight)}"
-        )
+        return
+    wanted = dict(target.encoder) | {"image_weight": min(learned.weight, 0.99)}
+    # Not through rich, which would break the line, and take what is in brackets for markup.
+    click.echo(
+        f"built with image_weight = {learned.built_with:g}; build anew with: {build_command(wanted, settings.encoder)}"
+    )
 
 
-def _rebuild(space: ModelSpace, weight: float) -> str:
-    """The command that builds the space with another weight of images."""
-    changes = space.encoder | {"image_weight": min(weight, 0.99)}
-    return " ".join(["tailrace spaces build", *(f"--set {name}={value}" for name, value in changes.items())])
+def build_command(encoder: Mapping[str, EncoderValue], here: EncoderSettings) -> str:
+    """The command that builds a space with these settings, to be given to a shell.
+
+    Args:
+        encoder: settings that decide its vectors.
+        here: of this process: what is not set is left out, unless it is set here.
+    """
+    import shlex
+
+    changes = [
+        f"{name}={_written(value)}"
+        for name, value in encoder.items()
+        if value is not None or getattr(here, name, None) is not None
+    ]
+    return " ".join(["tailrace spaces build", *(f"--set {shlex.quote(change)}" for change in changes)])
+
+
+def _written(value: EncoderValue) -> str:
+    """As :func:`setting_change` reads it: text as it is, but where it looks like something else."""
+    import json
+
+    if isinstance(value, str) and setting_change(f"x={value}")[1] == value:
+        return value
+    return json.dumps(value)
 
 
 @spaces.command()
@@ -206,7 +256,7 @@ def cutover(space: str, force: bool) -> int:
     target = _find(settings, space)
     problems = run(_problems(settings, target))
     for problem in problems:
-        errors().print(problem, style="yellow")
+        errors().print(problem, style="yellow", markup=False)
     if problems and not force:
         errors().print("not cut over; wait, or insist with --force", style="red")
         return 1
@@ -233,14 +283,19 @@ def retire(space: str) -> None:
     """Keep a space no longer, and delete its vectors."""
     from stream_app.cli.console import run
     from stream_app.settings import load_settings
-    from stream_app.space_operations import retire_space
+    from stream_app.space_operations import delete_left_over, left_over, retire_space
 
-    gone = run(retire_space(load_settings(), space))
+    settings = load_settings()
+    if space.isdecimal() and int(space) in run(left_over(settings)):
+        run(delete_left_over(settings, int(space)))
+        click.echo(f"deleted: vectors {int(space)}, which belonged to no space")
+        return
+    gone = run(retire_space(settings, space))
     click.echo(f"retired: {gone.number} ({gone.space})")
 
 
-def setting_change(text: str) -> tuple[str, str | int | float | bool]:
-    """A name and a value of the kind it looks like."""
+def setting_change(text: str) -> tuple[str, EncoderValue]:
+    """A name and a value of the kind it looks like; ``null`` is None, and text in double quotes is text."""
     import json
 
     name, equals, value = text.partition("=")
@@ -248,9 +303,9 @@ def setting_change(text: str) -> tuple[str, str | int | float | bool]:
         raise click.UsageError(f"--set {text}: not NAME=VALUE")
     try:
         parsed = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value
-    return name, parsed if isinstance(parsed, str | int | float | bool) else value
+    return name, parsed if parsed is None or isinstance(parsed, str | int | float | bool) else value
 
 
 def _find(settings: Settings, name: str) -> ModelSpace:
@@ -277,16 +332,19 @@ async def _follow_to_the_end(settings: Settings, space: ModelSpace) -> int:
     from contextlib import aclosing
 
     from stream_app.cli.console import errors
-    from stream_app.space_operations import follow_build, hindrances
+    from stream_app.space_operations import Standstill, consumers_of, follow_build, hindrances
 
-    with _bar() as bar:
-        task = bar.add_task("items", total=None)
+    loop = asyncio.get_running_loop()
+    standstill = Standstill(_STILL_AFTER_S)
+    bar, task = _bar(errors())
+    with bar:
         async with aclosing(follow_build(settings, space)) as told:
             async for progress in told:
                 _advance(bar, task, progress)
                 if progress.complete:
                     break
-    loop = asyncio.get_running_loop()
+                if standstill.noticed(progress, loop.time()):
+                    bar.console.print(_nothing_comes(space, await consumers_of(settings, space.number)), style="yellow")
     deadline = loop.time() + _READY_WITHIN_S
     while problems := await hindrances(settings, space):
         if loop.time() > deadline:
@@ -301,7 +359,21 @@ async def _follow_to_the_end(settings: Settings, space: ModelSpace) -> int:
     return 0
 
 
-def _bar() -> Bar:
+def _nothing_comes(space: ModelSpace, consumers: int) -> str:
+    who = (
+        f"{consumers} processes work on it, and"
+        if consumers
+        else "no process works on it: one with the catalogue role has to run (tailrace up --role catalogue), with the "
+        "same model at the same place; if one does,"
+    )
+    return (
+        f"nothing more of space {space.number} has come for {_STILL_AFTER_S:g} s: {who} its log says what is wrong. "
+        f"Waiting goes on; give it up with: tailrace spaces retire {space.number}"
+    )
+
+
+def _bar(console: Console, *, get_time: Callable[[], float] | None = None) -> tuple[Bar, TaskID]:
+    """A bar with its one line."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -311,9 +383,7 @@ def _bar() -> Bar:
         TimeRemainingColumn,
     )
 
-    from stream_app.cli.console import errors
-
-    return Progress(
+    bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -321,12 +391,14 @@ def _bar() -> Bar:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=errors(),
+        console=console,
         speed_estimate_period=30,
+        get_time=get_time,
     )
+    return bar, bar.add_task("items", total=None, rate="")  # each column has what it shows from the first picture on
 
 
-def _advance(bar: Bar, task: Any, progress: Progress) -> None:
+def _advance(bar: Bar, task: TaskID, progress: Progress) -> None:
     speed = next(one for one in bar.tasks if one.id == task).speed
     bar.update(
         task,

@@ -34,6 +34,7 @@ __all__ = [
     "group_lag",
     "group_members",
     "grow_topics",
+    "vectors_topics",
 ]
 
 _VISIBLE_WITHIN_S = 15.0
@@ -243,6 +244,20 @@ async def create_vectors_topic(settings: Settings, number: int) -> bool:
         return name in created
 
 
+async def vectors_topics(settings: Settings) -> list[int]:
+    """Numbers of the further vector spaces (from 1 on) whose topic is there, ascending.
+
+    Raises:
+        Unavailable: when no broker answers; worth trying again.
+    """
+    topics = Topics(settings)
+    async with _client(settings) as client:
+        names = await _names(client)
+    ends = (name.removeprefix(f"{topics.item_vectors}.") for name in names)
+    numbers = {int(end) for end in ends if end.isdecimal()} - {0}
+    return sorted(number for number in numbers if topics.vectors_of(number) in names)
+
+
 async def group_lag(settings: Settings, group: str, topic: str) -> int:
     """Records of a topic that a consumer group has not committed yet.
 
@@ -262,7 +277,7 @@ async def group_lag(settings: Settings, group: str, topic: str) -> int:
         read = {place: max(first, await consumer.committed(place) or 0) for place, first in firsts.items()}
         return sum(max(0, end - read[place]) for place, end in ends.items())
     except (KafkaError, OSError) as error:
-        raise Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}") from error
+        raise no_broker(settings, error) from error
     finally:
         await stop_consumer(consumer)
 

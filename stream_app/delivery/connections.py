@@ -88,8 +88,8 @@ def no_broker(settings: Settings, error: BaseException) -> Unavailable:
     """The error that says that no broker answers, or why those that do did not let us in."""
     servers = [server.strip() for server in settings.kafka.split(",")]
     refused = [f"{server}: {why}" for server in servers if (why := FreshConnection.refusals.get(server))]
-    said = f"; {'; '.join(refused)}" if refused else ""
-    return Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}{said}")
+    hint = "is it running, and is the address right (setting kafka, TAILRACE_KAFKA, --kafka)?"
+    return Unavailable(f"no Kafka broker answers at {settings.kafka}: {error}; {'; '.join(refused) or hint}")
 
 
 @lru_cache(maxsize=16)
