@@ -7,22 +7,32 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from schemas.messages import ModelSpace
+from schemas.arrays import pack_float32
+from schemas.decode import encode
+from schemas.messages import ItemVector, ModelSpace
 from stream_app.adapters.file import AdapterFile
+from stream_app.delivery.admin import create_topics
+from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import read_to_end
 from stream_app.errors import SpaceError, TailraceError
 from stream_app.images.pool import FusedPool
+from stream_app.metrics import Metrics
+from stream_app.replicas.spaces import write_control
 from stream_app.settings import Settings
 from stream_app.space_comparison import compare_spaces
 from stream_app.space_operations import (
     Progress,
     build_space,
     cut_over_to,
+    delete_left_over,
     follow_build,
     hindrances,
+    left_over,
     retire_space,
     roll_back_space,
 )
@@ -61,6 +71,16 @@ async def complete(settings: Settings, space: ModelSpace) -> Progress:
             if progress.complete and progress.items and not await hindrances(settings, space):
                 return progress
     raise AssertionError("never complete")
+
+
+@asynccontextmanager
+async def publishing(settings: Settings) -> AsyncIterator[Publisher]:
+    publisher = Publisher(settings, Metrics())
+    await publisher.start()
+    try:
+        yield publisher
+    finally:
+        await publisher.stop()
 
 
 @asynccontextmanager
@@ -160,6 +180,89 @@ async def test_who_starts_after_the_cut_over_starts_in_the_new_space(settings: S
         assert letter.reason == "missing_field"
         await pipeline.item("late", "cup of bread")
         await pipeline.indexed(ITEMS + 1)
+    # The record counts, and not what the settings still name.
+    gone = settings.encoder.model_copy(update={"model": "/models/gone"})
+    async with live(settings.model_copy(update={"encoder": gone})) as pipeline:
+        await pipeline.indexed(ITEMS + 1)
+        assert served(pipeline).startswith(space.space)
+
+
+class Stopped(Exception):
+    """Where a test ends an operation between two steps."""
+
+
+async def stopped(*_: object, **__: object) -> None:
+    raise Stopped
+
+
+async def test_a_build_that_was_ended_before_its_record_leaves_what_nobody_takes_over(
+    settings: Settings, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = Topics(settings)
+    await create_topics(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr("stream_app.space_operations.write_control", stopped)
+        with pytest.raises(Stopped):
+            await build_space(settings, {"model": str(other)})
+    assert await left_over(settings) == [1]
+    stale = ItemVector(item_id="i0", space="s", text_hash="h", dimensions=1, vector=pack_float32(np.ones(1)))
+    async with publishing(settings) as publisher:
+        await publisher.publish([OutRecord(topics.vectors_of(1), b"i0", encode(stale))])
+    space = await build_space(settings, {"model": str(other)})
+    assert space.number == 2
+    assert not [record async for record in read_to_end(settings, topics.vectors_of(2), patience_s=20)]
+    assert await left_over(settings) == [1]
+    await delete_left_over(settings, 1)
+    assert await left_over(settings) == []
+    with pytest.raises(SpaceError, match="space 2 is kept"):
+        await delete_left_over(settings, 2)
+
+
+async def test_a_build_that_goes_on_keeps_its_topic(
+    settings: Settings, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create_topics(settings)
+    writing, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def later(*arguments: Any, **named: Any) -> None:
+        writing.set()
+        await goes_on.wait()
+        await write_control(*arguments, **named)
+
+    monkeypatch.setattr("stream_app.space_operations.write_control", later)
+    building = asyncio.create_task(build_space(settings, {"model": str(other)}))
+    await writing.wait()
+    deleting = asyncio.create_task(delete_left_over(settings, 1))
+    goes_on.set()
+    assert (await building).number == 1
+    with pytest.raises(SpaceError, match="space 1 is kept"):
+        await deleting
+
+
+async def test_what_a_retirement_that_was_ended_after_its_record_leaves_can_be_deleted(
+    settings: Settings, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = Topics(settings)
+    await create_topics(settings)
+    space = await build_space(settings, {"model": str(other)})
+    key, vector = space.space.encode(), pack_float32(np.ones(space.dimensions))
+    message = ItemVector(item_id="i0", space=space.space, text_hash="h", dimensions=space.dimensions, vector=vector)
+    async with publishing(settings) as publisher:
+        await publisher.publish(
+            [OutRecord(topics.vectors_of(1), b"i0", encode(message)), OutRecord(topics.spaces, key, b"{}")]
+        )
+    with monkeypatch.context() as patch:
+        patch.setattr("stream_app.space_operations._forget", stopped)
+        with pytest.raises(Stopped):
+            await retire_space(settings, "1")
+    with pytest.raises(SpaceError, match="none of the spaces"):
+        await retire_space(settings, "1")
+    assert await left_over(settings) == [1]
+    await delete_left_over(settings, 1)
+    assert await left_over(settings) == []
+    fits = [record async for record in read_to_end(settings, topics.spaces, patience_s=20)]
+    assert [(record.key, record.value) for record in fits][-1] == (key, None), "built again it is fitted again"
+    assert (await build_space(settings, {"model": str(other)})).number == 2
 
 
 async def test_while_the_model_is_built_and_served_every_event_has_its_slate(settings: Settings, other: Path) -> None:

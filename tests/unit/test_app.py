@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import structlog
 
-from stream_app.app import ROLES, Tailrace, stop_on_signals
+from stream_app.app import ROLES, Role, Tailrace, stop_on_signals
 from stream_app.errors import SettingsError, TailraceError
 from stream_app.settings import Settings, load_settings
 from tests.waiting import eventually
@@ -142,6 +142,30 @@ async def test_settings_that_only_show_at_start_end_it_with_their_name():
     settings = make_settings(connection={"security_protocol": "SASL_PLAINTEXT"})
     with pytest.raises(SettingsError, match=r"connection\.username"):
         await asyncio.wait_for(Tailrace(settings, ["items"]).run(asyncio.Event()), 10)
+
+
+@pytest.mark.parametrize("role", ["catalogue", "interactions"])
+@pytest.mark.parametrize("encoder", [{"model": "/models/gone"}, {"adapter": "/models/gone"}])
+async def test_a_model_that_is_not_here_is_said_though_no_broker_answers(
+    role: Role, encoder: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("stream_app.app._log", structlog.get_logger())
+    monkeypatch.setattr("stream_app.app._RECORD_WITHIN_S", 0.1)
+    with structlog.testing.capture_logs() as logs, pytest.raises(SettingsError, match="/models/gone"):
+        await asyncio.wait_for(Tailrace(make_settings(encoder=encoder), [role]).run(asyncio.Event()), 10)
+    (line,) = [line for line in logs if line["log_level"] == "error"]
+    assert line["event"] == "the encoder's settings cannot be used"
+    assert "/models/gone" in line["error"]
+
+
+async def test_who_embeds_nothing_needs_no_model():
+    settings = make_settings(encoder={"model": "/models/gone"})
+    tailrace, stop = Tailrace(settings, ["items", "ranker"]), asyncio.Event()
+    running = asyncio.create_task(tailrace.run(stop))
+    what = {"what": f"Kafka at {NOBODY}"}
+    await eventually(lambda: tailrace.metrics.registry.get_sample_value("tailrace_retries_total", what))
+    stop.set()
+    await asyncio.wait_for(running, 10)
 
 
 async def test_sigterm_and_sigint_set_the_event():

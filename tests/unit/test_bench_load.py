@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
 from schemas.decode import encode
+from stream_app.bench import cutover
 from stream_app.bench.coverage import Coverage, SlateSequence, due_times, percentiles_ms
 from stream_app.bench.floor import in_process_floor
 from stream_app.bench.hot import latencies_apart
@@ -19,6 +23,12 @@ from stream_app.delivery.reading import default_partition
 from stream_app.settings import Settings
 from stream_app.spaces.served import ServedSpace
 from stream_app.users.state import encode_state
+from tests.conftest import Written
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_before(written: Written) -> None:
+    """Commands make logs quiet; what comes after these tests is to hear them."""
 
 
 def test_the_schedule_is_fixed_and_even() -> None:
@@ -205,3 +215,61 @@ def test_a_cluster_that_does_not_answer_is_named(capsys: pytest.CaptureFixture[s
     arguments = ["bench", "latency", "--kafka", "127.0.0.1:1", "--redis", "redis://127.0.0.1:1", "--users", "10"]
     assert main(arguments) == 2
     assert "no Kafka broker answers at 127.0.0.1:1" in capsys.readouterr().err
+
+
+def phases(**wrong: int) -> list[dict[str, Any]]:
+    """Of a change of the model that went well, but for what is ``wrong`` while it was said."""
+    fine = {"events": 10, "lost": 0, "slates_older_than_before": 0, "most_changes_of_model": 0}
+    said = fine | {"most_changes_of_model": 1}
+    names = ("before", "build", "cutover", "rollback", "after")
+    lines = [{"phase": name, **(said if name in ("cutover", "rollback") else fine)} for name in names]
+    lines[2] |= wrong
+    return lines
+
+
+WRONG = [
+    ({"lost": 3}, "phase 3 (cutover): 3 events are known to no slate"),
+    ({"slates_older_than_before": 1}, "phase 3 (cutover): 1 slates know less of their user than one before"),
+    ({"most_changes_of_model": 2}, "phase 3 (cutover): the slates of a partition went from one model to another 2"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), WRONG)
+def test_what_a_change_of_the_model_must_not_do_is_told_with_its_phase(wrong: dict[str, int], said: str) -> None:
+    (found,) = cutover.failures(phases(**wrong))
+    assert found.startswith(said)
+
+
+def test_each_thing_that_is_wrong_is_told() -> None:
+    assert cutover.failures(phases()) == []
+    assert len(cutover.failures(phases(lost=1, slates_older_than_before=1, most_changes_of_model=2))) == 3
+
+
+@pytest.mark.parametrize(("wrong", "said"), [({}, ""), *WRONG])
+def test_a_change_of_the_model_that_went_wrong_is_status_1(
+    wrong: dict[str, int],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    async def figures(*_: Any, **__: Any) -> list[dict[str, Any]]:
+        return phases(**wrong)
+
+    monkeypatch.setattr(cutover, "cut_over_figures", figures)
+    file = tmp_path / "figures.json"
+    assert main(["bench", "cutover", "--json", str(file)]) == int(bool(wrong))
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert ("phase" in shown.err) == bool(wrong)
+    assert json.loads(file.read_text()) == phases(**wrong), "written all the same"
+
+
+@pytest.mark.parametrize("change", ["batch=3", "dimensions=1000"])
+def test_a_space_that_cannot_be_is_refused_before_a_broker_is_started(
+    change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "cutover", "--set", change, "--kafka", "127.0.0.1:1", "--redis", "redis://127.0.0.1:1"]) == 2
+    shown = capsys.readouterr().err
+    assert f"encoder.{change.partition('=')[0]}" in shown
+    assert "Kafka" not in shown

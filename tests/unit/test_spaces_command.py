@@ -20,7 +20,13 @@ from stream_app.space_operations import Progress, Standstill
 from stream_app.space_settings import changed_encoder, settable_names, usable_encoder
 from stream_app.spaces.control import EncoderValue
 from tests.checkpoints import add_dense, make_bert
+from tests.conftest import Written
 from tests.image_checkpoints import make_clip
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_before(written: Written) -> None:
+    """Commands make logs quiet; what comes after these tests is to hear them."""
 
 
 def given_to(command: str) -> dict[str, EncoderValue]:
@@ -186,7 +192,7 @@ def test_the_bar_shows_how_many_how_fast_and_how_long_still() -> None:
     console = Console(file=shown, force_terminal=True, width=120, color_system=None)
     bar, task = _bar(console, get_time=lambda: now)
     with bar:
-        for second in range(0, 11):
+        for second in range(11):
             now = float(second)
             _advance(bar, task, progress(50 * second, items=1_000))
     last = shown.getvalue().rpartition("items")[2]
