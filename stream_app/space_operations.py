@@ -307,8 +307,10 @@ async def delete_left_over(settings: Settings, number: int) -> None:
         SpaceError: when it belongs to one.
     """
     control, _ = await present_control(settings)
-    if number >= control.next_number:  # of a build, then, and it may go on still
-        await asyncio.sleep(_RECORDED_WITHIN_S)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _RECORDED_WITHIN_S
+    while number >= control.next_number and loop.time() < deadline:  # of a build, then, and it may go on still
+        await asyncio.sleep(_TELL_EVERY_S)
         control, _ = await present_control(settings)
     if number in _numbers(control):
         raise SpaceError(f"space {number} is kept, its vectors are not left over: tailrace spaces list")

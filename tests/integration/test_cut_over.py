@@ -14,7 +14,7 @@ import pytest
 
 from schemas.arrays import pack_float32
 from schemas.decode import encode
-from schemas.messages import ItemVector, ModelSpace
+from schemas.messages import ItemVector, ModelSpace, SpaceControl
 from stream_app.adapters.file import AdapterFile
 from stream_app.delivery.admin import create_topics
 from stream_app.delivery.publisher import OutRecord, Publisher
@@ -33,6 +33,7 @@ from stream_app.space_operations import (
     follow_build,
     hindrances,
     left_over,
+    present_control,
     retire_space,
     roll_back_space,
 )
@@ -232,8 +233,15 @@ async def test_a_build_that_goes_on_keeps_its_topic(
     monkeypatch.setattr("stream_app.space_operations.write_control", later)
     building = asyncio.create_task(build_space(settings, {"model": str(other)}))
     await writing.wait()
+
+    async def looked(settings: Settings) -> tuple[SpaceControl, int]:
+        found = await present_control(settings)
+        goes_on.set()
+        return found
+
+    monkeypatch.setattr("stream_app.space_operations._RECORDED_WITHIN_S", 60.0)
+    monkeypatch.setattr("stream_app.space_operations.present_control", looked)
     deleting = asyncio.create_task(delete_left_over(settings, 1))
-    goes_on.set()
     assert (await building).number == 1
     with pytest.raises(SpaceError, match="space 1 is kept"):
         await deleting
