@@ -28,7 +28,7 @@ from stream_app.delivery.publisher import OutRecord, Publisher
 from stream_app.delivery.reading import follow, read_to_end
 from stream_app.encoder_space import describe_encoder
 from stream_app.encoders import deciding_settings
-from stream_app.errors import InvalidMessage, SpaceError
+from stream_app.errors import InvalidMessage, SpaceError, Unavailable
 from stream_app.metrics import Metrics
 from stream_app.replicas.spaces import read_control, write_control
 from stream_app.settings import Settings
@@ -347,14 +347,19 @@ async def _forget(settings: Settings, space: str) -> None:
 async def _delete_vectors(settings: Settings, number: int) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _LEFT_WITHIN_S
-    while loop.time() < deadline and await consumers_of(settings, number):  # noqa: ASYNC110 - only the broker knows
+    while loop.time() < deadline and await consumers_of(settings, number) != 0:  # noqa: ASYNC110 - only the broker knows
         await asyncio.sleep(_TELL_EVERY_S)
     await delete_topic(settings, Topics(settings).vectors_of(number))
 
 
-async def consumers_of(settings: Settings, number: int) -> int:
-    """How many consumers read items to make vectors of a space; 0 as well where the broker does not tell."""
-    return await group_members(settings, _catalogue_group(settings, number))
+async def consumers_of(settings: Settings, number: int) -> int | None:
+    """How many consumers read items to make vectors of a space; None: not to be had at the moment, as from a broker
+    that never had a group.
+    """
+    try:
+        return await group_members(settings, _catalogue_group(settings, number))
+    except Unavailable:
+        return None
 
 
 def _catalogue_group(settings: Settings, number: int) -> str:

@@ -359,7 +359,7 @@ async def _follow_to_the_end(settings: Settings, space: ModelSpace) -> int:
     return 0
 
 
-def _nothing_comes(space: ModelSpace, consumers: int) -> str:
+def _nothing_comes(space: ModelSpace, consumers: int | None) -> str:
     who = (
         f"{consumers} processes work on it, and"
         if consumers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def _model(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "CONNECTION__REPLICATION_FACTOR": str(settings.connection.replication_factor),
     }.items():
         monkeypatch.setenv(f"TAILRACE_{name}", value)
-    return make_clip(tmp_path / "clip")
+    return make_clip(tmp_path / "a clip's folder")
 
 
 def publish(settings: Settings, model: Path, *, signals: bool) -> None:
@@ -112,7 +113,14 @@ def test_the_weight_that_brings_together_what_is_taken_together_is_found(
     assert main(["spaces", "image-weight", "1"]) == 0
     shown = capsys.readouterr().out
     assert "text alone" in shown
-    assert "tailrace spaces build --set" in shown
+    # The command that is printed is one: it builds a space that differs in the weight alone.
+    words = shlex.split(shown.rpartition("build anew with: ")[2])
+    assert words[:3] == ["tailrace", "spaces", "build"]
+    assert main([*words[1:], "--no-wait"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["spaces", "list", "--json"]) == 0
+    before, built = [json.loads(line)["space"] for line in capsys.readouterr().out.splitlines()][1:]
+    assert built["encoder"] == {**before["encoder"], "image_weight": min(learned["weight"], 0.99)}
 
 
 def test_what_nothing_can_be_learned_from_is_said(
