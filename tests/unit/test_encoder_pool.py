@@ -547,7 +547,7 @@ async def test_queries_and_documents_have_prefixes_of_their_own_in_front_of_the_
 async def test_what_users_say_is_embedded_as_queries() -> None:
     async with running(query_prefix="find: ", document_prefix="item: ") as pool:
         agent = cast(InteractionsAgent, SimpleNamespace(_pool=pool))  # all that the method needs of an agent
-        vectors = await InteractionsAgent._encoded(agent, {"mug"})
+        vectors = await InteractionsAgent._encoded(agent, {"mug"}, Priority.QUERY)
         assert_vectors(np.stack([vectors["mug"]]), ["find: mug"])
 
 
