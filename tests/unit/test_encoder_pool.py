@@ -131,19 +131,20 @@ async def test_a_text_without_utf8_form_or_of_any_length_has_a_vector() -> None:
 
 
 async def test_queries_go_before_events(tmp_path: Path) -> None:
-    async with running() as pool:
+    async with running(batch=1) as pool:
         first = await busy(pool, tmp_path / "go")
-        done: list[Priority] = []
+        done: list[str] = []
 
-        async def ask(priority: Priority) -> None:
-            await pool.encode([priority.name], priority)
-            done.append(priority)
+        async def ask(text: str, priority: Priority) -> None:
+            await pool.encode([text], priority)
+            done.append(text)
 
-        tasks = [asyncio.create_task(ask(priority)) for priority in (Priority.EVENT, Priority.QUERY)]
-        await eventually(lambda: pool.queue_length == 2)
+        tasks = [asyncio.create_task(ask(f"event {number}", Priority.EVENT)) for number in range(8)]
+        tasks.append(asyncio.create_task(ask("query", Priority.QUERY)))
+        await eventually(lambda: pool.queue_length == 9)
         (tmp_path / "go").touch()
         await asyncio.gather(first, *tasks)
-        assert done == [Priority.QUERY, Priority.EVENT]
+        assert done.index("query") < 3, "the process has two lanes, and one may be the quicker"
 
 
 async def test_an_event_gets_its_turn_under_a_stream_of_queries() -> None:
