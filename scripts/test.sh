@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that decides whether a change is good; `make test` and CI run it.
 #
-# The parts run one after another, a failed one does not stop the next, and the summary at the end names each.
+# Two lanes run beside each other, since tests on a broker mostly wait; what a part printed comes when it ends, and the
+# summary at the end names each. A failed part does not stop the next. TEST_LANES=1: one after another, printing at once.
 # Outside CI a machine without Java skips what needs Apache Kafka, one without Go or apt what validates deploy/, and says
 # so; with CI set that is a failure.
 set -uo pipefail
@@ -10,53 +11,89 @@ cd "$(dirname "$0")/.."
 bin=.venv/bin
 export PYTHONUNBUFFERED=1
 case ${CI:-} in '' | 0 | false) ci= ;; *) ci=yes ;; esac
-summary=()
-failed=0
+together=${TEST_LANES:-2}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+: >"$work/summary"
+
+note() { printf '  %s\n' "$1" >>"$work/summary"; }
 
 part() {
-  local name=$1 started=$SECONDS
+  local name=$1 started=$SECONDS result=passed output
   shift
-  printf '\n=== %s: %s\n' "$name" "$*"
-  if "$@" </dev/null; then
-    summary+=("passed   $name ($((SECONDS - started)) s)")
+  if [ "$together" -gt 1 ]; then
+    printf '... %s: %s\n' "$name" "$*"
+    output=$(mktemp -p "$work")
+    "$@" </dev/null >"$output" 2>&1 || result=FAILED
+    # One part's output at a time.
+    { flock 9 2>/dev/null; printf '\n=== %s: %s\n' "$name" "$*"; cat "$output"; } 9>"$work/printing"
+    rm -f "$output"
   else
-    summary+=("FAILED   $name ($((SECONDS - started)) s)")
-    failed=1
+    printf '\n=== %s: %s\n' "$name" "$*"
+    "$@" </dev/null || result=FAILED
   fi
+  note "$(printf '%-8s %s (%d s)' "$result" "$name" $((SECONDS - started)))"
 }
 
 part "lint" "$bin/ruff" check .
 part "format" "$bin/ruff" format --check .
 part "types" "$bin/mypy"
-printf '\n=== deploy tools: scripts/deploy-tools.sh\n'
-if scripts/deploy-tools.sh </dev/null; then
-  part "deploy" "$bin/pytest" -q tests/deploy
-elif [ -n "$ci" ]; then
-  summary+=("FAILED   deploy, not run: its tools could not be fetched (above)")
-  failed=1
-else
-  summary+=("SKIPPED  deploy: its tools could not be fetched (above)")
-fi
-part "unit tests" "$bin/pytest" -q tests/unit
-part "integration on the embedded stack" "$bin/pytest" -q tests/integration --stack=embedded
 
 if ! "$bin/python" -m stream_app.embedded.kafka check >/dev/null 2>&1 &&
   { [ -n "$ci" ] || { command -v java >/dev/null && command -v mvn >/dev/null; }; }; then
   part "Apache Kafka from Maven" "$bin/python" -m stream_app.embedded.kafka install
 fi
+broker=kafka
 if missing=$("$bin/python" -m stream_app.embedded.kafka check 2>&1); then
-  broker=kafka
-  part "integration on Apache Kafka" "$bin/pytest" -q tests/integration --stack=kafka
-elif [ -n "$ci" ]; then
-  broker=kafka
-  summary+=("FAILED   integration on Apache Kafka, not run: $missing")
-  failed=1
-else
+  missing=
+elif [ -z "$ci" ]; then
   broker=embedded
-  summary+=("SKIPPED  integration on Apache Kafka: $missing")
 fi
-part "faults ($broker)" "$bin/pytest" -q tests/faults --stack="$broker"
+
+deploy() {
+  printf '\n=== deploy tools: scripts/deploy-tools.sh\n'
+  if scripts/deploy-tools.sh </dev/null; then
+    part "deploy" "$bin/pytest" -q tests/deploy
+  elif [ -n "$ci" ]; then
+    note "FAILED   deploy, not run: its tools could not be fetched (above)"
+  else
+    note "SKIPPED  deploy: its tools could not be fetched (above)"
+  fi
+}
+
+on_kafka() {
+  if [ -z "$missing" ]; then
+    part "integration on Apache Kafka" "$bin/pytest" -q tests/integration --stack=kafka
+  elif [ -n "$ci" ]; then
+    note "FAILED   integration on Apache Kafka, not run: $missing"
+  else
+    note "SKIPPED  integration on Apache Kafka: $missing"
+  fi
+}
+
+first() {
+  deploy
+  part "unit tests" "$bin/pytest" -q tests/unit
+  on_kafka
+}
+
+second() {
+  part "integration on the embedded stack" "$bin/pytest" -q tests/integration --stack=embedded
+  part "faults ($broker)" "$bin/pytest" -q tests/faults --stack="$broker"
+}
+
+if [ "$together" -gt 1 ]; then
+  second &
+  lane=$!
+  # A job in the background hears no Ctrl-C.
+  trap 'pkill -TERM -P "$lane"; kill "$lane"; exit 130' INT TERM
+  first
+  wait "$lane"
+else
+  first
+  second
+fi
 
 printf '\n=== summary after %d s\n' "$SECONDS"
-printf '  %s\n' "${summary[@]}"
-exit "$failed"
+cat "$work/summary"
+! grep -q FAILED "$work/summary"

@@ -707,12 +707,19 @@ class EncoderSettings(_Group):
     start_timeout_s: float = Field(
         120.0, gt=0, le=3_600, description="A process not ready by then is an error (seconds)."
     )
+    query_deadline_s: float = Field(
+        3.0,
+        gt=0,
+        le=600,
+        description="What somebody said just now (a search, what a visit is after), not embedded by then, is done "
+        "without; it counts with the next event (seconds).",
+    )
     deadline_s: float = Field(
         10.0,
         gt=0,
         le=600,
-        description="A text of a query or an event not embedded by then is done without (seconds). Texts of the "
-        "catalogue wait for as long as it takes.",
+        description="The same of texts of users' histories and profiles (seconds). Texts of the catalogue wait for as "
+        "long as it takes.",
     )
     batch_timeout_s: float = Field(
         60.0, gt=0, le=3_600, description="A batch not done by then ends its process and is tried again (seconds)."

@@ -12,6 +12,7 @@ import logging
 import os
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from typing import cast
 
 import hypothesis
@@ -155,11 +156,19 @@ class Written:
 
 
 @pytest.fixture
-def written(capsys: pytest.CaptureFixture[str]) -> Iterator[Written]:
-    """Loggers are put back afterwards."""
+def written(capsys: pytest.CaptureFixture[str]) -> Written:
+    """What the test's code logs; it configures the logs itself."""
+    return Written(capsys)
+
+
+@pytest.fixture(autouse=True)
+def loggers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Loggers are put back after each test: those of the command line configure them."""
+    # A logger that keeps its configuration would keep it for all tests that come after.
+    monkeypatch.setattr(structlog, "configure", partial(structlog.configure, cache_logger_on_first_use=False))
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    yield Written(capsys)
+    yield
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()

@@ -7,6 +7,7 @@ whichever process is free next; see ``workers.driver`` for how processes are kep
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
@@ -57,7 +58,10 @@ class EncoderPool(VectorPool):
         self.space = info.space
         self.dimensions = info.dimensions
         self.stats = PoolStats()
-        self._deadline_s = settings.deadline_s
+        self._deadlines = {
+            Priority.QUERY: ("encoder.query_deadline_s", settings.query_deadline_s),
+            Priority.EVENT: ("encoder.deadline_s", settings.deadline_s),
+        }
         self._max_tokens = min(settings.max_tokens, info.max_tokens)
         self._max_chars = CHARS_PER_TOKEN * self._max_tokens
         self._waiting = WaitingTexts(limit=settings.queue)
@@ -179,11 +183,11 @@ class EncoderPool(VectorPool):
     async def _encode_missing(
         self, texts: Mapping[str, str], priority: Priority, began: float
     ) -> dict[str, NDArray[np.float32] | EncodeError]:
-        deadline = None if priority is Priority.CATALOGUE else began + self._deadline_s
+        name, within_s = self._deadlines.get(priority, ("", math.inf))
         tickets: list[Ticket] = []
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(None if within_s == math.inf else began + within_s):
                     for key, text in texts.items():
                         tokens = estimated_tokens(len(text.encode()), self._max_tokens)
                         ticket, is_new = await self._waiting.ask(key, text, priority, tokens)
@@ -215,7 +219,7 @@ class EncoderPool(VectorPool):
         for key in texts.keys() - outcomes.keys():
             self.stats.texts_late += 1
             outcomes[key] = TooLate(
-                f"the text {key} was not embedded within {self._deadline_s:g} s (encoder.deadline_s); "
+                f"the text {key} was not embedded within {within_s:g} s ({name}); "
                 "the encoder is behind or being restarted"
             )
         if self._cache is not None:

@@ -110,8 +110,8 @@ class VectorPool(ABC):
         ``kind`` decides the prefix, which many models were trained to see: what is found is a document, what finds it
         a query. A text has a vector of each kind.
 
-        Texts of the catalogue wait for as long as it takes, also while processes are restarted; those of queries and
-        events until ``encoder.deadline_s`` after the call.
+        Texts of the catalogue wait for as long as it takes, also while processes are restarted; those of queries until
+        ``encoder.query_deadline_s`` after the call, those of events until ``encoder.deadline_s``.
 
         Raises:
             PoisonText: when one of the texts ends every process that tries it (see :meth:`encode_each`).

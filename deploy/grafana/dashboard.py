@@ -235,7 +235,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel(
                 title="Late, given up, started again",
                 queries=(
-                    (_rate("tailrace_encoder_late_total"), "texts later than encoder.deadline_s"),
+                    (_rate("tailrace_encoder_late_total"), "texts later than their deadline"),
                     (_rate("tailrace_encoder_poison_total"), "texts given up"),
                     (_rate("tailrace_encoder_restarts_total"), "processes started again"),
                 ),

@@ -685,7 +685,8 @@ class InteractionsAgent(Agent):
         for start in range(0, len(sourced), _PROFILES_AT_ONCE):
             part = sourced[start : start + _PROFILES_AT_ONCE]
             # Before it is our turn: events do not wait for the embeddings of a load of profiles.
-            await self._encoded({text for _, one in part if one.profile is not None for text in one.profile.texts})
+            texts = {text for _, one in part if one.profile is not None for text in one.profile.texts}
+            await self._encoded(texts, Priority.EVENT)
             async with self.alone():
                 try:
                     await self._process_profiles([one for _, one in part], now)
@@ -959,19 +960,26 @@ class InteractionsAgent(Agent):
     async def _text_vectors(
         self, events: Sequence[SourcedEvent], states: Mapping[str, UserState], more: Iterable[str] = ()
     ) -> dict[str, NDArray[np.float32]]:
-        """Embeddings of the free texts that matter to this batch: of events, histories, profiles, and ``more``."""
+        """Embeddings of the free texts that matter to this batch: of events, histories, profiles, and ``more``.
+
+        Somebody waits for what the events say: it passes what histories and profiles of many users may bring along.
+        """
         kept = self.settings.users.text_history_chars
+        said = {self._textifier.said(sourced.event, max_chars=kept) for sourced in events}
         texts = {entry.text for state in states.values() for entry in state.history if entry.text}
         texts.update(text for state in states.values() if state.profile is not None for text in state.profile.texts)
         texts.update(more)
-        texts.update(self._textifier.said(sourced.event, max_chars=kept) for sourced in events)
-        texts.discard("")
-        return await self._encoded(texts)
+        said.discard("")
+        texts -= {"", *said}
+        if not said:
+            return await self._encoded(texts, Priority.EVENT)
+        urgent, others = await asyncio.gather(self._encoded(said, Priority.QUERY), self._encoded(texts, Priority.EVENT))
+        return others | urgent
 
-    async def _encoded(self, texts: set[str]) -> dict[str, NDArray[np.float32]]:
-        """Embeddings by text; what is not embedded by ``encoder.deadline_s`` is left out, and counts the next time.
+    async def _encoded(self, texts: set[str], priority: Priority) -> dict[str, NDArray[np.float32]]:
+        """Embeddings by text; what is not embedded by the priority's deadline is left out, and counts the next time.
 
-        Whatever a user says is a query: it is there to find items.
+        Whatever a user says is a query to the model: it is there to find items.
         """
         if not texts:
             return {}
@@ -979,7 +987,7 @@ class InteractionsAgent(Agent):
         if not self._pool.started:
             await self._pool.start()
         try:
-            outcomes = await self._pool.encode_each(wanted, Priority.EVENT, kind="query")
+            outcomes = await self._pool.encode_each(wanted, priority, kind="query")
         except TailraceError as error:
             _log.warning("texts of events left out", texts=len(wanted), error=f"{type(error).__name__}: {error}")
             return {}

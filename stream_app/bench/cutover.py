@@ -22,7 +22,7 @@ from stream_app.space_operations import build_space, cut_over_to, follow_build, 
 from stream_app.space_settings import changed_encoder, usable_encoder
 from stream_app.spaces.control import EncoderValue
 
-__all__ = ["cut_over_figures", "failures"]
+__all__ = ["cut_over_figures", "embedded", "failures"]
 
 _PATIENCE_S = 60.0
 _ASK_EVERY_S = 0.2
@@ -68,7 +68,7 @@ async def cut_over_figures(
         catalogue = await cleanup.enter_async_context(running.worker(["catalogue"]))
         worker = await cleanup.enter_async_context(running.worker(["interactions"]))
         workers = (others, catalogue, worker)
-        await _embedded(catalogue, items, on_progress)
+        await embedded(catalogue, items, on_progress)
         await running.loaded(warm, patience_s=_PATIENCE_S, workers=workers)
 
         async def phase(name: str, meanwhile: Callable[[], Awaitable[Any]] | None = None) -> None:
@@ -130,7 +130,7 @@ async def _phase(
     return {"benchmark": "cutover", "phase": name, "rate": rate, **shop, **found, **changed}
 
 
-async def _embedded(catalogue: WorkerProcess, items: int, on_progress: Progress) -> None:
+async def embedded(catalogue: WorkerProcess, items: int, on_progress: Progress) -> None:
     """Until the catalogue process has embedded everything: its consumer group has read all of it."""
     done, moved_at, loop = 0.0, 0.0, asyncio.get_running_loop()
     while done < items:

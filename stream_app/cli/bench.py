@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from stream_app.cli.bench_encoder import encoder
-from stream_app.cli.bench_live import cutover, floor, latency, outages, start, throughput
+from stream_app.cli.bench_live import cutover, floor, latency, outages, soak, start, throughput
 from stream_app.cli.bench_output import json_option, numbers, seed_option, write_lines
 
 __all__ = ["bench"]
@@ -19,13 +19,13 @@ __all__ = ["bench"]
 def bench() -> None:
     """Measure what Tailrace and its parts cost on this machine.
 
-    latency, throughput, floor, cutover, outages, start and encoder run a broker, Redis and processes of Tailrace;
+    latency, throughput, floor, cutover, outages, soak, start and encoder run a broker, Redis and processes of Tailrace;
     ranking, index and growth do without (growth starts a Redis to fill it).
     Figures are of one run; machines that are shared differ by a third from one run to the next.
     """
 
 
-for _command in (latency, throughput, floor, cutover, outages, start, encoder):
+for _command in (latency, throughput, floor, cutover, outages, soak, start, encoder):
     bench.add_command(_command)
 
 

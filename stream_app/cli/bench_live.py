@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stream_app.bench.rig import Where
     from stream_app.settings import Settings
 
-__all__ = ["cutover", "floor", "latency", "outages", "start", "throughput"]
+__all__ = ["cutover", "floor", "latency", "outages", "soak", "start", "throughput"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MOST_EVENTS = 5_000_000
@@ -328,6 +328,44 @@ def outages(
     return _measured(f"outages, {processes} processes, {rate:g} events/s", work, where, json_file)
 
 
+@click.command()
+@click.option("--rate", default=300.0, show_default=True, type=click.FloatRange(1, 10_000), help="Events per second.")
+@click.option("--minutes", default=30.0, show_default=True, type=click.FloatRange(0.2, 1_440), help="Of the load.")
+@click.option(
+    "--churn",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 100),
+    help="Items per second that come, that go, that are renamed, and that have another price.",
+)
+@_items
+@_users
+@_where
+@seed_option
+@json_option
+def soak(
+    rate: float,
+    minutes: float,
+    churn: float,
+    items: int,
+    users: int,
+    seed: int,
+    json_file: Path | None,
+    **where: Any,
+) -> int:
+    """A steady load while the catalogue turns over: what the processes hold, and how it grows in the second half."""
+
+    def work(settings: Settings, place: Where, on_progress: Progress) -> Coroutine[Any, Any, list[dict[str, Any]]]:
+        from stream_app.bench.soak import soak_figures
+
+        return soak_figures(
+            settings, place, rate=rate, seconds=60.0 * minutes, churn=churn, items=items, users=users, seed=seed,
+            on_progress=on_progress,
+        )  # fmt: skip
+
+    return _measured(f"soak, {minutes:g} minutes, {rate:g} events/s", work, where, json_file)
+
+
 def _measured(
     title: str,
     work: Callable[[Settings, Where, Progress], Coroutine[Any, Any, list[dict[str, Any]]]],
@@ -351,7 +389,7 @@ def _measured(
     console = errors()
     with open_progress(console) as progress:
         lines = run(work(settings, place, advancing(progress)))
-    print_lines(title, lines)
+    print_lines(title, [{name: value for name, value in line.items() if name != "samples"} for line in lines])
     write_lines(json_file, lines)
     wrong = (failures or _lost)(lines)
     for one in wrong:

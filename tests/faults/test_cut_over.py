@@ -23,7 +23,7 @@ from tests.waiting import eventually
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(420)]
 
-RUNS = int(os.environ.get("CUT_OVER_RUNS", "1"))
+RUNS = int(os.environ.get("CUT_OVER_RUNS", "3"))
 ROLES_KILLED = ("interactions", "catalogue", "ranker")
 MOMENTS = ("build", "cutover", "rollback")
 """Of the change that a process is killed in."""
@@ -111,11 +111,17 @@ async def _only_spaces(pipeline: Pipeline, space: ModelSpace) -> None:
     assert len(names) == 2
 
 
+_calm: dict[str, Outcome] = {}
+"""What the stream comes to when nobody is killed, by the broker it ran on."""
+
+
 @pytest.mark.parametrize("seed", range(RUNS))
 async def test_a_process_killed_while_the_model_changes_leaves_no_trace(
     stack: Stack, topic_prefix: str, tmp_path: Path, seed: int
 ) -> None:
     stream = make_stream(11, events=800)
-    calm = await run(stack, tmp_path, f"{topic_prefix}-calm", stream, None)
+    if stack.kafka not in _calm:
+        _calm[stack.kafka] = await run(stack, tmp_path, f"{topic_prefix}-calm", stream, None)
+    calm = _calm[stack.kafka]
     assert len(calm.slates) == len(stream.users)
     assert calm.differences(await run(stack, tmp_path, topic_prefix, stream, seed)) == []

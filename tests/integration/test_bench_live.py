@@ -1,4 +1,4 @@
-"""``tailrace bench latency`` on a broker: that every event is known to a slate, not how soon."""
+"""Benchmarks on a broker: that every event is known to a slate, not how soon."""
 
 from __future__ import annotations
 
@@ -38,6 +38,24 @@ def test_every_event_is_known_to_a_slate_and_nothing_is_left_on_the_cluster(
     assert (figures["benchmark"], figures["rate"], figures["broker"]) == ("latency", 20.0, "given")
     assert (figures["events"], figures["lost"], figures["items_per_slate"]) == (40, 0, 20.0)
     assert {"items": 200, "users": 20, "seed": 0, "processes": 2}.items() <= figures.items()
+    assert bench_topics(stack) == []
+
+
+@pytest.mark.timeout(600)
+def test_a_soak_loses_nothing_and_says_what_each_process_holds(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in stack.overrides["connection"].items():
+        monkeypatch.setenv(f"TAILRACE_CONNECTION__{name.upper()}", str(value))
+    command = ["bench", "soak", "--minutes", "0.2", "--rate", "20", "--churn", "3", "--items", "100", "--users", "20"]
+    assert main([*command, "--kafka", stack.kafka, "--redis", stack.redis, "--json", "figures.json"]) == 0
+    (figures,) = json.loads(Path("figures.json").read_text())
+    assert (figures["benchmark"], figures["events"], figures["lost"]) == ("soak", 240, 0)
+    assert figures["samples"].keys() == {"items and ranker", "catalogue", "interactions", "all", "redis"}
+    for name, series in figures["samples"].items():
+        assert len(series) > 10
+        assert set(figures[f"{name}, MB"]) == {"start", "middle", "end", "growth"}
     assert bench_topics(stack) == []
 
 

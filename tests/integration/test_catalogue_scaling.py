@@ -6,16 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 from aiokafka import AIOKafkaProducer
 from pydantic import SecretStr
 
-from schemas.decode import decode_item_vector, encode
-from schemas.messages import Item
+from schemas.decode import decode_dead_letter, decode_item_vector, encode
+from schemas.messages import DeadLetter, Item
 from stream_app.app import Tailrace
 from stream_app.delivery.connections import kafka_options
 from stream_app.delivery.reading import read_to_end
 from stream_app.settings import Settings
 from stream_app.topics import Topics
+from tests.integration.consuming import sending
 from tests.waiting import eventually
 
 
@@ -90,3 +92,36 @@ async def test_two_processes_share_the_catalogue_and_one_takes_over(settings: Se
             await eventually(the_rest, timeout_s=60, interval_s=0.5, what="100 vectors")
         finally:
             await producer.stop()
+
+
+async def test_an_item_that_ends_every_encoder_is_a_dead_letter_and_the_others_are_embedded(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real encoder processes, which really end."""
+    monkeypatch.setenv("TAILRACE_ENCODER_FAULTS", '{"exit_on": "poison"}')
+    topics = Topics(settings)
+    titles = {f"i{number}": "poison" if number == 3 else f"lamp number {number}" for number in range(8)}
+    async with catalogue(settings) as tailrace, sending(settings) as producer:
+        for item_id, title in titles.items():
+            message = encode(Item(item_id=item_id, title=title))
+            place = await producer.send_and_wait(topics.items, message, key=item_id.encode())
+            if title == "poison":
+                poison = place
+
+        async def letters() -> list[DeadLetter]:
+            records = [record async for record in read_to_end(settings, topics.dead_letter)]
+            return [decode_dead_letter(record.value) for record in records]
+
+        (letter,) = await eventually(letters, timeout_s=120, interval_s=0.5, what="the dead letter")
+        assert (letter.topic, letter.partition, letter.offset) == (topics.items, poison.partition, poison.offset)
+        assert letter.reason == "not_embeddable"
+        assert "'i3'" in letter.detail
+
+        async def embedded() -> bool:
+            records = [record async for record in read_to_end(settings, topics.item_vectors)]
+            return {record.key.decode() for record in records} == titles.keys() - {"i3"}
+
+        await eventually(embedded, timeout_s=60, interval_s=0.5, what="the other vectors")
+        assert tailrace.encoders is not None
+        (pool,) = tailrace.encoders.pools
+        assert pool.stats.restarts >= 3

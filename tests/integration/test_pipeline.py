@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import orjson
 import pytest
@@ -11,10 +12,12 @@ from aiokafka.errors import KafkaError
 
 from schemas.decode import encode
 from schemas.messages import Interaction
+from stream_app.agents.interactions import InteractionsAgent
 from stream_app.settings import Settings
 from tests.integration.pipeline import Live, live
 from tests.stacks import Stack
 from tests.waiting import eventually
+from workers.pool import Priority
 
 pytestmark = [pytest.mark.stack, pytest.mark.model, pytest.mark.timeout(240)]
 
@@ -58,7 +61,21 @@ def ids(slate) -> list[str]:
     return [item.item_id for item in slate.items]
 
 
-async def test_what_a_shop_sees(shop: Live) -> None:
+def asked_of_encoder(shop: Live, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Priority]]:
+    """What the interactions role asks its encoder pool for from now on, and how urgently."""
+    (agent,) = (agent for agent in shop.tailrace.agents if isinstance(agent, InteractionsAgent))
+    pool, asked = agent._pool, []
+    encode_each = pool.encode_each
+
+    async def noted(texts: Sequence[str], priority: Priority, **options: Any) -> Any:
+        asked.extend((text, priority) for text in texts)
+        return await encode_each(texts, priority, **options)
+
+    monkeypatch.setattr(pool, "encode_each", noted)
+    return asked
+
+
+async def test_what_a_shop_sees(shop: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     """One stream of events in one running pipeline: starting it costs more than all of these."""
     # A user without history gets a slate at the first event, and it explains itself.
     place = await shop.event("ann", "lamp")
@@ -79,9 +96,13 @@ async def test_what_a_shop_sees(shop: Live) -> None:
     place = await shop.event("ann", "teapot", "hide")
     assert "teapot" not in ids(await shop.slate_after("ann", place))
 
-    # A search in words finds what was meant, for a user nobody knows.
+    # A search in words finds what was meant, for a user nobody knows. The words pass what histories hold.
+    asked = asked_of_encoder(shop, monkeypatch)
     place = await shop.event("bob", None, "search", text="toys for kids")
     assert {"dinosaur", "robot"} <= set(ids(await shop.slate_after("bob", place)))
+    assert asked == [("toys for kids", Priority.QUERY)]
+    await shop.slate_after("bob", await shop.event("bob", "robot"))
+    assert set(asked[1:]) <= {("toys for kids", Priority.EVENT)}
 
     # Taken together by many: recommended to the next who takes one of them.
     for number in range(12):

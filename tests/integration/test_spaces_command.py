@@ -23,7 +23,6 @@ from stream_app.metrics import Metrics
 from stream_app.settings import Settings
 from stream_app.topics import Topics
 from tests.checkpoints import make_bert
-from tests.conftest import Written
 from tests.integration.pipeline import live
 from tests.waiting import eventually
 from workers.models import describe_model
@@ -51,7 +50,6 @@ def _command(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    written: Written,
 ) -> Command:
     """``tailrace spaces`` with arguments: exit status, output, errors. Settings come from the environment."""
     monkeypatch.chdir(tmp_path)

@@ -23,12 +23,6 @@ from stream_app.delivery.reading import default_partition
 from stream_app.settings import Settings
 from stream_app.spaces.served import ServedSpace
 from stream_app.users.state import encode_state
-from tests.conftest import Written
-
-
-@pytest.fixture(autouse=True)
-def _loggers_as_before(written: Written) -> None:
-    """Commands make logs quiet; what comes after these tests is to hear them."""
 
 
 def test_the_schedule_is_fixed_and_even() -> None:

@@ -131,19 +131,20 @@ async def test_a_text_without_utf8_form_or_of_any_length_has_a_vector() -> None:
 
 
 async def test_queries_go_before_events(tmp_path: Path) -> None:
-    async with running() as pool:
+    async with running(batch=1) as pool:
         first = await busy(pool, tmp_path / "go")
-        done: list[Priority] = []
+        done: list[str] = []
 
-        async def ask(priority: Priority) -> None:
-            await pool.encode([priority.name], priority)
-            done.append(priority)
+        async def ask(text: str, priority: Priority) -> None:
+            await pool.encode([text], priority)
+            done.append(text)
 
-        tasks = [asyncio.create_task(ask(priority)) for priority in (Priority.EVENT, Priority.QUERY)]
-        await eventually(lambda: pool.queue_length == 2)
+        tasks = [asyncio.create_task(ask(f"event {number}", Priority.EVENT)) for number in range(8)]
+        tasks.append(asyncio.create_task(ask("query", Priority.QUERY)))
+        await eventually(lambda: pool.queue_length == 9)
         (tmp_path / "go").touch()
         await asyncio.gather(first, *tasks)
-        assert done == [Priority.QUERY, Priority.EVENT]
+        assert done.index("query") < 3, "the process has two lanes, and one may be the quicker"
 
 
 async def test_an_event_gets_its_turn_under_a_stream_of_queries() -> None:
@@ -212,14 +213,14 @@ async def test_batches_are_bounded_by_tokens() -> None:
 
 
 async def test_what_an_event_waits_for_has_a_deadline_and_the_catalogue_has_none(tmp_path: Path) -> None:
-    async with running(deadline_s=0.2, queue=2) as pool:
+    async with running(deadline_s=0.2, query_deadline_s=0.1, queue=2) as pool:
         first = await busy(pool, tmp_path / "go")
         item = asyncio.create_task(pool.encode(["item"], Priority.CATALOGUE))
         late = await pool.encode_each(["wanted", "by", "somebody"], Priority.EVENT)  # the third finds no room even
         assert all(isinstance(outcome, TooLate) for outcome in late), late
-        assert "encoder.deadline_s" in str(late[0])
+        assert "within 0.2 s (encoder.deadline_s)" in str(late[0])
         assert pool.stats.texts_late == 3 + 2  # two of those that hold the process up are of events
-        with pytest.raises(TooLate):
+        with pytest.raises(TooLate, match=r"within 0\.1 s \(encoder\.query_deadline_s\)"):
             await pool.encode(["now"], Priority.QUERY)
         assert (pool.waiting(Priority.EVENT), pool.waiting(Priority.QUERY)) == (0, 0)  # given up, not queued
         assert not item.done()
@@ -547,7 +548,7 @@ async def test_queries_and_documents_have_prefixes_of_their_own_in_front_of_the_
 async def test_what_users_say_is_embedded_as_queries() -> None:
     async with running(query_prefix="find: ", document_prefix="item: ") as pool:
         agent = cast(InteractionsAgent, SimpleNamespace(_pool=pool))  # all that the method needs of an agent
-        vectors = await InteractionsAgent._encoded(agent, {"mug"})
+        vectors = await InteractionsAgent._encoded(agent, {"mug"}, Priority.QUERY)
         assert_vectors(np.stack([vectors["mug"]]), ["find: mug"])
 
 

@@ -23,6 +23,7 @@ from stream_app.users.stage import SourcedEvent
 from stream_app.users.state import Flood, UserState, decode_state, encode_state
 from tests.unit.test_overlap import Broker, Redis
 from tests.unit.test_stage import NOW, START, Rig, event, make_serving
+from workers.pool import Priority
 
 T0 = START.timestamp()
 LIMITED = load_settings(users={"history": 6, "events_per_s": 2, "events_burst": 3}, slate={"size": 5})
@@ -239,7 +240,7 @@ async def test_texts_of_shed_events_are_not_embedded():
     agent, _, redis, _ = agent_with(settings)
     asked: list[int] = []
 
-    async def encoded(texts: set[str]) -> dict[str, Any]:
+    async def encoded(texts: set[str], _: Priority) -> dict[str, Any]:
         asked.append(len(texts))
         return {}
 

@@ -20,13 +20,7 @@ from stream_app.space_operations import Progress, Standstill
 from stream_app.space_settings import changed_encoder, settable_names, usable_encoder
 from stream_app.spaces.control import EncoderValue
 from tests.checkpoints import add_dense, make_bert
-from tests.conftest import Written
 from tests.image_checkpoints import make_clip
-
-
-@pytest.fixture(autouse=True)
-def _loggers_as_before(written: Written) -> None:
-    """Commands make logs quiet; what comes after these tests is to hear them."""
 
 
 def given_to(command: str) -> dict[str, EncoderValue]:
