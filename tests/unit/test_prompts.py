@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from schemas.messages import Item
 from stream_app.textify import event_text, item_text
 from stream_app.textify.clean import clean
-from stream_app.textify.prompts import without_prompts
+from stream_app.textify.plain import without_prompts
 
 
 @pytest.mark.parametrize(
