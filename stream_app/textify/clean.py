@@ -36,6 +36,13 @@ _JOINED = (
     "\ua800-\uab2f\ufb50-\ufdff\ufe70-\ufefc\U00010a00-\U00011fff"
 )
 _EMOJI = "\u00a9\u00ae\u2190-\u2bff\U0001f000-\U0001faff"
+# What a reader does not see: Default_Ignorable_Code_Point (Unicode, DerivedCoreProperties), annotation marks,
+# surrogates and private use.
+_HIDDEN = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ud800-\uf8ff"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+    "\U000f0000-\U0010ffff]"
+)
 _UNSEEN = re.compile(
     # Kept: a flag of a region (UTS #51), a joiner where one is written, one variation selector after what varies.
     "(?P<kept>\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f"
@@ -45,11 +52,7 @@ _UNSEEN = re.compile(
     "|(?<=[0-9#*])\ufe0f(?=\u20e3)"
     "|(?<=[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])[\U000e0100-\U000e01ef]"
     "|(?<=[\u1820-\u18aa])[\u180b-\u180f])"
-    # What a reader does not see: Default_Ignorable_Code_Point (Unicode, DerivedCoreProperties), annotation marks,
-    # surrogates and private use.
-    "|[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ud800-\uf8ff"
-    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
-    "\U000f0000-\U0010ffff]+"
+    rf"|{_HIDDEN.pattern}+"
 )
 _LONGEST_WORD = 256
 """Text without spaces for so long (Chinese, Japanese) is cut where it is."""
@@ -73,7 +76,7 @@ def clean(text: str, *, lines: bool = False) -> str:
         if left == _LAST_ROUNDS:
             text = text.translate(_NO_MARKUP)
         before, text = text, _unwrapped(text)
-        if text == before:
+        if text == before or (text.isascii() and not any(sign in text for sign in ("&", "<", "]]>"))):
             break
     return text if lines else " ".join(text.split())
 
@@ -106,7 +109,9 @@ def _unwrapped(text: str) -> str:
         text = _CONTROL.sub(" ", text)
     if not text.isascii():
         # In form C some characters are others, an ampersand's semicolon among them: before anything is looked for.
-        text = unicodedata.normalize("NFC", _UNSEEN.sub(_kept, text))
+        if _HIDDEN.search(text):
+            text = _UNSEEN.sub(_kept, text)
+        text = unicodedata.normalize("NFC", text)
     if "<" in text or "]]>" in text:
         text = _MARKUP.sub(_replacement, text)
     if text.isprintable():

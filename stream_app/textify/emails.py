@@ -29,9 +29,12 @@ _DOMAIN = re.compile(
     re.IGNORECASE,
 )
 # Scripts without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Chinese and Japanese.
-_UNSPACED = r"\u0e00-\u109f\u1780-\u17ff\u2e80-\u2fff\u3005-\u3007\u3021-\u302f\u3031-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED = (
+    r"\u0e00-\u109f\u1780-\u17ff\u2e80-\u2fff\u3005-\u3007\u3021-\u302f\u3031-\u9fff\uf900-\ufaff"
+    r"\U00020000-\U0003ffff"
+)
 _BEFORE = re.compile(  # read backwards
-    r'"[^"]{1,64}"'
+    r'"[^"@\[\]]{1,64}"'
     rf"|[\d._+-]{{0,4}}[{_UNSPACED}]+"
     rf"|(?:[a-z0-9_.+%'&~!#$*^-]|[^{_NO_LETTER}{_UNSPACED}])+",
     re.IGNORECASE,

@@ -80,7 +80,9 @@ def item_title(raw: str, masks: Masks | None = None, *, unshout: bool = True) ->
 def label_names(labels: Iterable[str], masks: Masks | None = None) -> Iterator[str]:
     """The names in ``labels``, paths ("Home > Kitchen") and slugs ("home_decor") opened up."""
     for label in labels:
-        for name in plain(shortened(label, LABEL_CHARS * _MARKUP_ALLOWANCE), masks).translate(_LABEL_SEPARATORS).split(","):
+        for name in (
+            plain(shortened(label, LABEL_CHARS * _MARKUP_ALLOWANCE), masks).translate(_LABEL_SEPARATORS).split(",")
+        ):
             yield " ".join(name.split())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 from typing import Final
 
@@ -22,7 +22,13 @@ _LOOKED_AT: Final = ((0x80, 0x3400), (0xA600, 0xAC00), (0xF900, 0x12000), (0x16A
 def folded(text: str) -> str:
     """``text`` with every character that has a plain form of one character (NFKC, UAX #15) replaced by it, decimal
     digits of any script by 0 to 9, and dashes by ``-``. As long as ``text``."""
-    return text if text.isascii() else text.translate(_forms())
+    return text if text.isascii() else _folded(text)
+
+
+# Each mask asks for the same text.
+@lru_cache(maxsize=4)
+def _folded(text: str) -> str:
+    return text.translate(_forms())
 
 
 @cache
@@ -41,7 +47,8 @@ def _forms() -> dict[int, str]:
 def replaced(text: str, spans: Iterable[tuple[int, int]], word: str) -> str:
     """``text`` with ``word`` for each of ``spans``: where each begins and ends, in order; none overlap. The same object
     when there are none."""
-    pieces, at = [], 0
+    pieces: list[str] = []
+    at = 0
     for start, end in spans:
         pieces += text[at:start], word
         at = end

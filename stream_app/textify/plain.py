@@ -25,7 +25,7 @@ def plain(text: str, masks: Masks | None = None) -> str:
             the languages that are shipped (:mod:`stream_app.textify.prompts`), and personal data
             (:data:`stream_app.textify.masking.MASKS`).
     """
-    return " ".join(mask(clean(text, lines=True), _usual() if masks is None else masks).split())
+    return text and " ".join(mask(clean(text, lines=True), _usual() if masks is None else masks).split())
 
 
 def without_prompts(text: str) -> str:

@@ -73,6 +73,8 @@ class Prompts:
         self._opening = _labels(r"\A\s?", [*parts, *openings])
         self._part = _labels(rf"(?<=[{_SENTENCE_END};…|])\s?", parts)
         self._orders = [_Orders(one) for one in given if one.verbs]
+        verbs = [verb.lower() for one in given for verb in one.verbs]
+        self._verbs = re.compile(_any(verbs, bound=False) if verbs else r"(?!)")
 
     def without(self, text: str) -> str:
         """``text``, cleaned before (its lines apart or not), without what speaks to the model; one space between words.
@@ -80,8 +82,9 @@ class Prompts:
         plain = folded(text)
         if "<" in plain or "[" in plain:
             text, plain = _without(text, plain, (mark.span() for mark in _MARKS.finditer(plain)))
-        for orders in self._orders:
-            text, plain = _without(text, plain, orders.spans(plain))
+        if self._verbs.search(plain.lower()):  # As in nearly no text.
+            for orders in self._orders:
+                text, plain = _without(text, plain, orders.spans(plain))
         if ":" in plain:
             for labels in (self._opening, self._part):
                 if labels is not None:
@@ -100,7 +103,8 @@ class _Orders:
         negated = "".join(rf"(?<!{one})" for word in words.negations for one in _before(word))
         self._verb = re.compile(_any(words.verbs, bound=False), re.IGNORECASE)
         self._order = re.compile(
-            rf"{negated}{_any(words.verbs)}(?P<scope>(?:[\s,:'\"“”*_-]{{0,3}}{scope}){{1,{_MOST_WORDS}}})", re.IGNORECASE
+            rf"{negated}{_any(words.verbs)}(?P<scope>(?:[\s,:'\"“”*_-]{{0,3}}{scope}){{1,{_MOST_WORDS}}})",
+            re.IGNORECASE,
         )
         self._scope = re.compile(scope, re.IGNORECASE)
 
