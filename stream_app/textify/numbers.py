@@ -15,12 +15,18 @@ from typing import Final
 
 __all__ = ["called_phone_spans", "card_spans", "phone_spans"]
 
-# Where a number of seven digits or more may begin; the patterns are tried only there.
-_STARTS = re.compile(r"[(+\d](?<!\d\d)(?=(?:[ ().\-/+]{0,3}\d){6})", re.ASCII)
+# Where a number of seven digits or more may begin; the patterns are tried only there. Within digits in groups only one
+# of three or more begins one: a megabyte of "1 1 1" is not half a million numbers.
+_STARTS = re.compile(
+    r"(?:\d(?<!\d\d)(?:(?<!\d[ .\-/]\d)|(?=\d\d))|\((?=\+|\d\d)|\+(?=[(\d]))(?=(?:[ ().\-/+]{0,3}\d){6})", re.ASCII
+)
 
 _CARD = re.compile(
     r"\d{4}[./]\d{4}[./]\d{4}[./]\d{4}(?:[./]\d{3})?|\d{4}[./]\d{6}[./]\d{4,5}|\d(?:[ -]?\d){13,18}", re.ASCII
 )
+_NO_GAPS = str.maketrans("", "", " -./")
+_DOUBLED = str.maketrans("0123456789", "0246813579")
+"""Twice a digit, and the sum of its digits."""
 _CARD_LENGTHS: Final = {"34": (15,), "37": (15,), "36": (14,), "38": (14,), "30": (14,), "35": (16,)}
 """By the first two digits; see ISO/IEC 7812. What begins with 4, 5 or 6 has 16 digits, or 19."""
 
@@ -47,7 +53,7 @@ _PHONE = re.compile(
 )
 # What, before a number without a country's code, makes it a part of something longer.
 _INSIDE = re.compile(r"(?:[A-Za-z0-9_]|\d\.|[A-Za-z0-9_]-|[A-Za-z_]/)\Z", re.ASCII)
-_IN_GROUPS = re.compile(r"\d \Z", re.ASCII)
+_IN_GROUPS = re.compile(r"\d[ /]\Z", re.ASCII)
 # Any number after a word that makes it a telephone's, but a row of sizes: "mobile phone 128 256 512 GB".
 _CALLED = re.compile(
     rf"\(?\+?\(?\d(?: ?[ ().\-/]?\d){{6,14}}{_BOUND}(?! ?(?:[GMTK]B|mAh|MP|Hz|[cm]m|x \d)\b)", re.ASCII | re.IGNORECASE
@@ -108,12 +114,12 @@ def _spans(text: str, pattern: re.Pattern[str], end: Callable[[re.Match[str], st
 
 def _card_end(match: re.Match[str], before: str) -> int:
     del before
-    places = [place for place, sign in enumerate(match[0], 1) if sign.isdigit()]
-    digits = "".join(filter(str.isdigit, match[0]))
+    digits = match[0].translate(_NO_GAPS)
     lengths = _CARD_LENGTHS.get(digits[:2], (19, 16) if digits[0] in "456" or "22" <= digits[:2] <= "27" else ())
     for length in lengths:  # What follows may be when it expires, or its code.
         if len(digits) >= length and _valid(digits[:length]):
-            end = match.start() + places[length - 1]
+            places = [place for place, sign in enumerate(match[0], match.start() + 1) if sign.isdigit()]
+            end = places[length - 1]
             if not match.string[end : end + 1].isdigit():
                 return end
     return 0
@@ -157,8 +163,4 @@ def _ends(text: str, words: tuple[str, ...]) -> bool:
 
 def _valid(digits: str) -> bool:
     """The check digit of Luhn (US patent 2,950,048)."""
-    total = 0
-    for place, digit in enumerate(reversed(digits)):
-        number = int(digit) * (1 + place % 2)
-        total += number - 9 if number > 9 else number
-    return total % 10 == 0
+    return sum(map(int, digits[-1::-2] + digits[-2::-2].translate(_DOUBLED))) % 10 == 0
