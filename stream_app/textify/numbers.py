@@ -156,7 +156,7 @@ def _follows(words: tuple[str, ...], between: tuple[str, ...], before: str) -> b
 def _ends(text: str, words: tuple[str, ...]) -> bool:
     # Words are bounded by the Latin alphabet alone: Chinese has no spaces, and a hotel is no telephone.
     return text.endswith(words) and any(
-        not (word.isascii() and re.match(r"[a-z]", text[-len(word) - 1 : -len(word)]))
+        not (word.isascii() and word[0].isalpha() and re.match(r"[a-z]", text[-len(word) - 1 : -len(word)]))
         for word in filter(text.endswith, words)
     )
 
