@@ -54,7 +54,7 @@ def behaviour_text(
         language: of the phrases.
         domain: whose own words for types of events are used (a song is listened to).
         now: seconds since 1970; what is later happened just now.
-        masks: what is masked, see :func:`stream_app.textify.masking.mask`.
+        masks: what is taken out, see :func:`stream_app.textify.plain.plain`.
 
     Raises:
         KeyError: when the language has no such domain.

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any
 
 from schemas.messages import Item
 from stream_app.textify.clean import clip, shortened
 from stream_app.textify.masking import Masks
+from stream_app.textify.parts import FIELDS
 from stream_app.textify.plain import plain
 
-__all__ = ["FIELDS", "item_title", "label_names", "value_of"]
+__all__ = ["item_title", "label_names", "value_of"]
 
-FIELDS: Final = ("title", "brand", "categories", "tags", "description")
-"""Fields of an item that are placeholders by themselves."""
 TITLE_CHARS = 300
 BRAND_CHARS = 80
 DESCRIPTION_CHARS = 400
+LABEL_CHARS = 200
+"""Of each name; see ``items.LABELS_CHARS``."""
 _MARKUP_ALLOWANCE = 16
-"""Raw characters of a description looked at per character kept; shop descriptions are mostly markup."""
+"""Raw characters looked at per character kept; shop descriptions are mostly markup. A megabyte costs as a page does."""
 _MOST_NAMES = 64
 """Entries of an attribute's list that are looked at; as many as an item has categories at most."""
 _LARGEST_NUMBER = 10**15
@@ -40,7 +41,7 @@ def value_of(
     Args:
         name: one of :data:`FIELDS` or of ``attributes``.
         attributes: by name, the places to look at (attributes or fields); the first that says something counts.
-        masks: what is masked, see :func:`stream_app.textify.masking.mask`.
+        masks: what is taken out, see :func:`stream_app.textify.plain.plain`.
         unshout: whether a title all in capitals becomes a sentence.
 
     Names are made when they are asked for; empty ones among those of a field are left in.
@@ -61,10 +62,9 @@ def _field(item: Item, name: str, masks: Masks | None, unshout: bool) -> str | I
     if name == "title":
         return item_title(item.title, masks, unshout=unshout)
     if name == "brand":
-        return clip(plain(item.brand or "", masks), BRAND_CHARS)
+        return _words(item.brand or "", BRAND_CHARS, masks)
     if name == "description":
-        raw = shortened(item.description or "", DESCRIPTION_CHARS * _MARKUP_ALLOWANCE)
-        return clip(plain(raw, masks), DESCRIPTION_CHARS)
+        return _words(item.description or "", DESCRIPTION_CHARS, masks)
     return label_names(item.categories if name == "categories" else item.tags, masks)
 
 
@@ -73,14 +73,16 @@ def item_title(raw: str, masks: Masks | None = None, *, unshout: bool = True) ->
 
     Models that tell case apart read capitals letter by letter; one word stays as it is, it may be an acronym.
     """
-    title = clip(plain(raw, masks), TITLE_CHARS)
+    title = _words(raw, TITLE_CHARS, masks)
     return title.capitalize() if unshout and " " in title and title.isupper() else title
 
 
 def label_names(labels: Iterable[str], masks: Masks | None = None) -> Iterator[str]:
     """The names in ``labels``, paths ("Home > Kitchen") and slugs ("home_decor") opened up."""
     for label in labels:
-        for name in plain(label, masks).translate(_LABEL_SEPARATORS).split(","):
+        for name in (
+            plain(shortened(label, LABEL_CHARS * _MARKUP_ALLOWANCE), masks).translate(_LABEL_SEPARATORS).split(",")
+        ):
             yield " ".join(name.split())
 
 
@@ -100,7 +102,11 @@ def _one(value: Any, masks: Masks | None) -> str:
         return _number(value)
     if not isinstance(value, str):
         return ""
-    return clip(plain(shortened(value, BRAND_CHARS * _MARKUP_ALLOWANCE), masks), BRAND_CHARS)
+    return _words(value, BRAND_CHARS, masks)
+
+
+def _words(raw: str, max_chars: int, masks: Masks | None) -> str:
+    return clip(plain(shortened(raw, max_chars * _MARKUP_ALLOWANCE), masks), max_chars)
 
 
 def _number(value: float) -> str:

@@ -45,7 +45,7 @@ def render_item(
         item: any.
         language: of the words around what the item says, and of its punctuation.
         domain: which of the language's templates.
-        masks: what is masked, see :func:`stream_app.textify.masking.mask`.
+        masks: what is taken out, see :func:`stream_app.textify.plain.plain`.
         max_tokens: the budget; 0: none but the limits of the parts, with which the shop's template gives at most about
             1,200 characters.
         count: how many tokens a text has.

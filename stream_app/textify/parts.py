@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from string import Formatter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-__all__ = ["Part"]
+__all__ = ["FIELDS", "Part"]
+
+FIELDS: Final = ("title", "brand", "categories", "tags", "description")
+"""Fields of an item that are placeholders by themselves."""
 
 
 class Part(NamedTuple):

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from stream_app.textify.clean import clean
-from stream_app.textify.masking import Masks, mask
-from stream_app.textify.prompts import without_prompts
+from collections.abc import Mapping
+from functools import cache, lru_cache
 
-__all__ = ["plain"]
+from stream_app.textify.clean import clean
+from stream_app.textify.masking import MASKS, Mask, Masks, mask
+from stream_app.textify.prompts import Prompts, PromptWords
+from stream_app.textify.templates import Language, load_languages
+
+__all__ = ["plain", "prompt_mask", "without_prompts"]
+
+_KEPT_PROMPTS = 8
 
 
 def plain(text: str, masks: Masks | None = None) -> str:
-    """``text`` without markup and characters nobody sees (:mod:`stream_app.textify.clean`), without what speaks to the
-    model (:mod:`stream_app.textify.prompts`) and without personal data (:mod:`stream_app.textify.masking`)."""
-    return mask(without_prompts(clean(text)), masks)
+    """``text`` without markup and characters nobody sees (:mod:`stream_app.textify.clean`), and without what ``masks``
+    take out.
+
+    Args:
+        text: any.
+        masks: one after the other, the first of which sees lines apart; None: what speaks to the model in the words of
+            the languages that are shipped (:mod:`stream_app.textify.prompts`), and personal data
+            (:data:`stream_app.textify.masking.MASKS`).
+    """
+    return text and " ".join(mask(clean(text, lines=True), _usual() if masks is None else masks).split())
+
+
+def without_prompts(text: str) -> str:
+    """``text``, cleaned before, without what speaks to the model in the languages that are shipped."""
+    return prompt_mask(load_languages())(text)
+
+
+def prompt_mask(languages: Mapping[str, Language]) -> Mask:
+    """A mask of what speaks to the model in the words of any of ``languages``."""
+    return _prompts(tuple(language.prompts for language in languages.values())).without
+
+
+@lru_cache(maxsize=_KEPT_PROMPTS)
+def _prompts(words: tuple[PromptWords, ...]) -> Prompts:
+    return Prompts(words)
+
+
+@cache
+def _usual() -> Masks:
+    return (prompt_mask(load_languages()), *MASKS)

@@ -45,7 +45,7 @@ def portrait(
             matter; each is a part by itself, empty ones say nothing.
         items: by id, to name those the profile says the user likes; of others nothing is said.
         language: of the words around.
-        masks: what is masked, see :func:`stream_app.textify.masking.mask`.
+        masks: what is taken out, see :func:`stream_app.textify.plain.plain`.
         max_tokens: the budget; 0: none.
         count: how many tokens a text has.
     """

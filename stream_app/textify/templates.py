@@ -18,8 +18,9 @@ from typing import Any, Final
 
 import msgspec
 
-from stream_app.textify.fields import FIELDS
-from stream_app.textify.parts import Part
+from stream_app.textify.clean import clip
+from stream_app.textify.parts import FIELDS, Part
+from stream_app.textify.prompts import PromptWords
 
 __all__ = ["AGES", "DOMAINS", "Behaviours", "Language", "Template", "load_languages", "lookup", "plain_domain"]
 
@@ -32,6 +33,7 @@ _SHIPPED = Path(__file__).with_name("templates")
 _LANGUAGE = re.compile(r"[a-z]{2,8}(?:-[a-z0-9]{1,8})*")
 _MOST_BYTES = 1 << 20
 _MOST_FILES = 100
+_LONGEST_WORD = 64
 _NUMBER = re.compile(r"[1-9]\d{0,5}|0")
 
 
@@ -85,6 +87,7 @@ class Language:
         templates: by domain.
         behaviours: phrases for what users did.
         profile: parts of a user's profile, most important first.
+        prompts: words that speak to a model, taken out of texts of every language.
     """
 
     tag: str
@@ -96,6 +99,7 @@ class Language:
     templates: Mapping[str, Template]
     behaviours: Behaviours
     profile: tuple[Part, ...]
+    prompts: PromptWords
 
 
 def load_languages(folder: Path | None = None) -> Mapping[str, Language]:
@@ -207,6 +211,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     domains: dict[str, _Domain]
     behaviours: _Behaviours
     profile: _Profile
+    prompts: PromptWords = PromptWords()
 
 
 def _language(tag: str, file: str, table: Mapping[str, Any]) -> Language:
@@ -241,6 +246,7 @@ def _language(tag: str, file: str, table: Mapping[str, Any]) -> Language:
         },
         behaviours=read.behaviours(given.behaviours),
         profile=read.profile(given.profile.parts),
+        prompts=read.prompts(given.prompts),
     )
 
 
@@ -320,6 +326,17 @@ class _Reader:
             if "behaviours" in part.names and (len(part.names) > 1 or any(part.words)):
                 raise self.wrong(f"profile.parts[{place}]", "{behaviours} stands alone: each of them is a part")
         return parts
+
+    def prompts(self, given: PromptWords) -> PromptWords:
+        for name in given.__struct_fields__:
+            for place, word in enumerate(getattr(given, name)):
+                if not any(map(str.isalpha, word)) or word != word.strip() or len(word) > _LONGEST_WORD:
+                    raise self.wrong(
+                        f"prompts.{name}[{place}]",
+                        f"{clip(word, _LONGEST_WORD)!r} is no word: letters, perhaps spaces between them, at most "
+                        f"{_LONGEST_WORD} characters",
+                    )
+        return given
 
     def wrong(self, key: str, what: str) -> ValueError:
         return ValueError(f"{self.file}: {key}: {what}")

@@ -14,6 +14,7 @@ from stream_app.textify.behaviours import Behaviour, behaviour_text
 from stream_app.textify.events import said
 from stream_app.textify.items import item_parts, render_item
 from stream_app.textify.masking import MASKS, Masks, pattern_mask
+from stream_app.textify.plain import prompt_mask
 from stream_app.textify.portraits import portrait
 from stream_app.textify.profiles import profile_texts
 from stream_app.textify.templates import Language, load_languages, lookup, plain_domain
@@ -40,7 +41,7 @@ class Textifier:
         languages: by tag, see :func:`stream_app.textify.templates.load_languages`; None: those that are shipped.
         domain: of items that name none.
         language: of items and users that name none.
-        masks: what is masked.
+        masks: what is masked. What speaks to the model is taken out before, in the words of every language.
         max_tokens: the most of an item's text; 0: only the parts have limits.
         count: how many tokens a text has.
 
@@ -62,6 +63,7 @@ class Textifier:
         self.language = checked_language(language, self.languages)
         self.domain = checked_domain(domain, self.language)
         self.masks = tuple(masks)
+        self._taken_out = (prompt_mask(self.languages), *self.masks)
         self.max_tokens = max_tokens
         self._count = count
 
@@ -84,12 +86,12 @@ class Textifier:
     def item(self, item: Item) -> str:
         """What the encoder reads of an item, see :func:`stream_app.textify.items.render_item`."""
         language, domain = self.template_of(item)
-        return render_item(item, language, domain, masks=self.masks, max_tokens=self.max_tokens, count=self._count)
+        return render_item(item, language, domain, masks=self._taken_out, max_tokens=self.max_tokens, count=self._count)
 
     def item_parts(self, item: Item) -> list[Piece]:
         """The parts of an item's text, before the budget."""
         language, domain = self.template_of(item)
-        return item_parts(item, language, domain, masks=self.masks)
+        return item_parts(item, language, domain, masks=self._taken_out)
 
     def template_of(self, item: Item) -> tuple[Language, str]:
         """The language and the domain whose template an item has."""
@@ -98,11 +100,11 @@ class Textifier:
 
     def said(self, event: Interaction, *, max_chars: int) -> str:
         """What an event says in words, see :func:`stream_app.textify.events.said`."""
-        return said(event, max_chars=max_chars, masks=self.masks)
+        return said(event, max_chars=max_chars, masks=self._taken_out)
 
     def profile(self, user: User, *, max_chars: int) -> tuple[str, ...]:
         """What of a profile is embedded, see :func:`stream_app.textify.profiles.profile_texts`."""
-        return profile_texts(user, max_chars=max_chars, masks=self.masks)
+        return profile_texts(user, max_chars=max_chars, masks=self._taken_out)
 
     def behaviour(self, behaviour: Behaviour, *, now: float, language: str | None = None) -> str:
         """What a user did in the words of its item's domain, see
@@ -114,7 +116,7 @@ class Textifier:
             language: the user's; None, or one there are no templates for: that of the settings.
         """
         domain = self.domain if behaviour.item is None else self.template_of(behaviour.item)[1]
-        return behaviour_text(behaviour, *self._template(language, domain), now=now, masks=self.masks)
+        return behaviour_text(behaviour, *self._template(language, domain), now=now, masks=self._taken_out)
 
     def portrait(
         self,
@@ -140,7 +142,7 @@ class Textifier:
             [self.behaviour(one, now=now, language=tag) for one in behaviours],
             items,
             self._language(tag),
-            masks=self.masks,
+            masks=self._taken_out,
             max_tokens=max_tokens,
             count=self._count,
         )
