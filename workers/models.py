@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from stream_app.errors import SettingsError
-from workers.checkpoint import weight_files
-from workers.folders import MULTILINGUAL, find_folder
+from workers.checkpoint import check_table, tensor_shapes, weight_files
+from workers.folders import MULTILINGUAL, find_folder, refusal
 from workers.layout import DenseLayer, Pooling, read_layout
 from workers.texts import TextKind
 
@@ -97,6 +97,10 @@ class ModelInfo:
     query_prefix: str = ""
     document_prefix: str = ""
 
+    def refusal(self, why: str) -> SettingsError:
+        """The error that says that this model cannot be used."""
+        return refusal(self.name, why)
+
     def prefix(self, kind: TextKind) -> str:
         """What stands before a text of ``kind``; often nothing."""
         return self.query_prefix if kind == "query" else self.document_prefix
@@ -136,9 +140,9 @@ def describe_model(choice: str | ModelChoice) -> ModelInfo:
             tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files), details
         )
     except OSError as error:
-        raise SettingsError(
-            f"encoder.model = {info.name!r}: {error.filename or info.folder} cannot be read: "
-            f"{error.strerror or error}; let this user read it, or fetch the model again"
+        raise info.refusal(
+            f"{error.filename or info.folder} cannot be read: {error.strerror or error}; let this user read it, or "
+            "fetch the model again"
         ) from error
     return replace(
         info,
@@ -195,7 +199,13 @@ def _describe_transformer(choice: ModelChoice) -> tuple[ModelInfo, str, list[Pat
     """What the folder says, the label of the space, and the files that decide the vectors."""
     folder = find_folder(choice.model)
     layout = read_layout(folder, choice.pooling)
-    files = [*weight_files(folder), *(folder.path / part for part in _FINGERPRINTED if folder.has(part))]
+    weights = weight_files(folder)
+    try:
+        check_table(folder, tensor_shapes(weights))
+        tensor_shapes([layer.file for layer in layout.dense])
+    except ValueError as error:
+        raise folder.refusal(str(error)) from error
+    files = [*weights, *(folder.path / part for part in _FINGERPRINTED if folder.has(part))]
     files += [file for layer in layout.dense for file in (layer.config, layer.file)]
     info = ModelInfo(
         name=choice.model,
