@@ -16,9 +16,9 @@ __all__ = ["TORCH_TYPES", "cpu_has_bfloat16", "devices_like", "out_of_memory", "
 
 _BFLOAT16_FLAGS = frozenset(("amx_bf16", "avx512_bf16", "bf16"))
 _NO_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",  # Linux
-    "DefaultCPUAllocator: not enough memory",  # elsewhere
-    "Cannot allocate memory (os error 12)",  # a file of weights that cannot be mapped
+    "can't allocate memory",  # torch's allocator on Linux
+    "not enough memory",  # and elsewhere
+    "Cannot allocate memory",  # the operating system, told by safetensors and by torch in two ways when mapping a file
     "std::bad_alloc",
 )
 TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

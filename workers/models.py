@@ -205,6 +205,11 @@ def _describe_transformer(choice: ModelChoice) -> tuple[ModelInfo, str, list[Pat
         tensor_shapes([layer.file for layer in layout.dense])
     except ValueError as error:
         raise folder.refusal(str(error)) from error
+    except MemoryError as error:
+        raise folder.refusal(
+            f"no room to map the weights in {folder.path}: {error}; allow this process more memory, or set a smaller "
+            "encoder.model"
+        ) from error
     files = [*weights, *(folder.path / part for part in _FINGERPRINTED if folder.has(part))]
     files += [file for layer in layout.dense for file in (layer.config, layer.file)]
     info = ModelInfo(
