@@ -26,7 +26,15 @@ from workers.texts import TextKind
 if TYPE_CHECKING:
     from workers.process import Encoder
 
-__all__ = ["ModelChoice", "ModelInfo", "Pooling", "Precision", "describe_model", "load_model"]
+__all__ = [
+    "ModelChoice",
+    "ModelInfo",
+    "Pooling",
+    "Precision",
+    "describe_model",
+    "load_model",
+    "reduced_precisions",
+]
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -151,6 +159,11 @@ def describe_model(choice: str | ModelChoice) -> ModelInfo:
         query_prefix=info.query_prefix if choice.query_prefix is None else choice.query_prefix,
         document_prefix=document_prefix,
     )
+
+
+def reduced_precisions(model: str) -> tuple[Precision, ...]:
+    """What ``encoder.precision`` offers beside float32 for this model, on every device."""
+    return () if model == MULTILINGUAL else ("bfloat16", "float16")
 
 
 def load_model(
