@@ -227,11 +227,16 @@ async def end_to_end_figures(
 
 
 async def precision_figures(
-    settings: Settings, *, on_progress: Progress = lambda _what, _done, _total: None
+    settings: Settings, *, titles: int, on_progress: Progress = lambda _what, _done, _total: None
 ) -> list[dict[str, Any]]:
     """What each reduced precision that is on offer changes against float32, over the shipped titles.
 
     Whichever is in use: the others can be set, so they have to pass too.
+
+    Args:
+        settings: the encoder's; their precision does not count.
+        titles: how many of the shipped titles at most, more than ten; the gate is meant for all of them.
+        on_progress: as for :func:`pool_figures`.
 
     Returns:
         For each ``precision``: ``mean_cosine`` and ``least_cosine`` of each text's two vectors, ``overlap`` of the ten
@@ -248,7 +253,8 @@ async def precision_figures(
 
         async def vectors_in(precision: str) -> NDArray[np.float32]:
             file = directory / f"{precision}.npy"
-            await _loop(settings, EncoderLoopJob(titles=0, vectors=str(file)), on_progress, precision=precision)
+            job = EncoderLoopJob(titles=0, vectors=str(file), shipped=titles)
+            await _loop(settings, job, on_progress, precision=precision)
             vectors: NDArray[np.float32] = np.load(file)
             return vectors
 

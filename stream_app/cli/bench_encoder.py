@@ -23,7 +23,11 @@ PARTS = ("pool", "queries", "embedded", "kafka", "precision")
 @click.command()
 @click.option("--parts", default="pool,queries,embedded,precision", show_default=True, help=f"Of {', '.join(PARTS)}.")
 @click.option(
-    "--titles", default=6_000, show_default=True, type=click.IntRange(512, 1_000_000), help="Texts, all different."
+    "--titles",
+    default=6_000,
+    show_default=True,
+    type=click.IntRange(512, 1_000_000),
+    help="Texts, all different; for precision at most those that are shipped.",
 )
 @click.option("--queries", default=300, show_default=True, type=click.IntRange(10, 3_000), help="One at a time.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100), help="Of pool and bare loop.")
@@ -33,8 +37,9 @@ def encoder(parts: str, titles: int, queries: int, rounds: int, json_file: Path 
 
     pool: against a bare loop of perfectly sorted batches, in turns. queries: one at a time, alone and while the
     catalogue is embedded. embedded, kafka: from items.v1 to item-vectors.v1, and again with another price. precision:
-    each one on offer against float32. Model, device and precision are those of the settings (TAILRACE_ENCODER__...). Ends with 1 where a text
-    was embedded for another price, or a precision does not pass the quality gate.
+    each one on offer against float32. Model, device and precision are those of the settings (TAILRACE_ENCODER__...).
+
+    Ends with 1 where a text was embedded for another price, or a precision does not pass the quality gate.
     """
     from stream_app.cli.console import errors, run
     from stream_app.cli.evaluate import advancing, open_progress, writable
@@ -102,7 +107,7 @@ def _work(
         if part == "queries":
             return [await bench.query_figures(settings, titles=titles, queries=queries, on_progress=on_progress)]
         if part == "precision":
-            return await bench.precision_figures(settings, on_progress=on_progress)
+            return await bench.precision_figures(settings, titles=titles, on_progress=on_progress)
         broker = cast(Literal["embedded", "kafka"], part)
         return [await bench.end_to_end_figures(settings, broker=broker, titles=titles, on_progress=on_progress)]
 

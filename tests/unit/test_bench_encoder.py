@@ -80,14 +80,14 @@ def test_quality_is_of_each_text_s_two_vectors_and_its_neighbours() -> None:
 
 @pytest.mark.model
 def test_every_precision_on_offer_passes_the_gate_with_minilm_on_a_sample_of_titles() -> None:
-    """A sample, so that it takes seconds: every tenth title. Among fewer texts the nearest lie farther apart, which makes
-    it the easier gate; `tailrace bench encoder --parts precision` asks all 3,862."""
-    titles = shipped_titles()[::10]
-    exact = load_model("minilm", device="cpu", precision="float32").encode(titles)
+    """A sample, so that it takes seconds: every 16th title. Among fewer texts the nearest lie farther apart, which makes
+    it another gate, and an easier one; ``tailrace bench encoder --parts precision`` asks all 3,862."""
+    titles = shipped_titles()[::16]
+    exact = load_model("minilm", device="cpu", precision="float32", threads=1).encode(titles)
     offered = reduced_precisions("minilm")
     assert offered == ("bfloat16", "float16")
     for precision in offered:
-        quality = quality_of(exact, load_model("minilm", device="cpu", precision=precision).encode(titles))
+        quality = quality_of(exact, load_model("minilm", device="cpu", precision=precision, threads=1).encode(titles))
         assert quality.passes, (precision, quality)
         assert quality.mean_cosine < 1.0, "it computed in float32"
 
@@ -103,10 +103,11 @@ def coarse(folder: Path) -> Path:
 
 @pytest.mark.model
 def test_the_gate_is_not_passed_by_a_model_that_needs_float32(tmp_path: Path) -> None:
-    folder, titles = str(coarse(tmp_path / "coarse")), shipped_titles()[::10]
-    exact = load_model(folder, device="cpu", precision="float32").encode(titles)
+    folder, titles = str(coarse(tmp_path / "coarse")), shipped_titles()[::40]
+    exact = load_model(folder, device="cpu", precision="float32", threads=1).encode(titles)
     for precision in reduced_precisions(folder):
-        assert not quality_of(exact, load_model(folder, device="cpu", precision=precision).encode(titles)).passes
+        vectors = load_model(folder, device="cpu", precision=precision, threads=1).encode(titles)
+        assert not quality_of(exact, vectors).passes
 
 
 @pytest.mark.model
@@ -117,11 +118,12 @@ def test_a_precision_below_the_gate_ends_the_command_with_its_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TAILRACE_ENCODER__DEVICE", "cpu")
+    command = ["bench", "encoder", "--parts", "precision", "--titles", "512"]
     for folder, status in ((coarse(tmp_path / "coarse"), 1), (make_bert(tmp_path / "fine"), 0)):
         monkeypatch.setenv("TAILRACE_ENCODER__MODEL", str(folder))
-        assert main(["bench", "encoder", "--parts", "precision", "--json", "figures.json"]) == status
+        assert main([*command, "--json", "figures.json"]) == status
         lines = json.loads(Path("figures.json").read_text())
-        assert [(line["precision"], line["titles"]) for line in lines] == [("bfloat16", 3_862), ("float16", 3_862)]
+        assert [(line["precision"], line["titles"]) for line in lines] == [("bfloat16", 512), ("float16", 512)]
         said = " ".join(capsys.readouterr().err.split())
         for line in lines:
             assert line["passes"] == (status == 0)
@@ -138,14 +140,14 @@ async def test_a_precision_that_overflows_is_named_and_the_others_are_measured(t
     weights["embeddings.LayerNorm.weight"] *= 100_000.0  # beyond float16, whose largest number is 65,504
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     settings = load_settings(encoder={"model": str(folder), "device": "cpu"})
-    bfloat16, float16 = await precision_figures(settings)
+    bfloat16, float16 = await precision_figures(settings, titles=32)
     assert "overlap" in bfloat16
     assert not float16["passes"]
     assert "no finite vectors in float16" in float16["refused"]
 
 
 async def test_the_multilingual_model_offers_no_reduced_precision() -> None:
-    assert await precision_figures(load_settings(encoder={"model": "multilingual"})) == []
+    assert await precision_figures(load_settings(encoder={"model": "multilingual"}), titles=32) == []
 
 
 @pytest.mark.model
