@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from stream_app.bench.child import Progress
     from stream_app.settings import Settings
 
-__all__ = ["PARTS", "encoder"]
+__all__ = ["PARTS", "encoder", "failures"]
 
 PARTS = ("pool", "queries", "embedded", "kafka", "precision")
 """What can be measured, in this order; ``embedded`` and ``kafka`` are the way through a broker of that kind."""
@@ -60,14 +60,14 @@ def encoder(parts: str, titles: int, queries: int, rounds: int, json_file: Path 
     for line in lines:
         print_lines(f"encoder: {line['what']}", [line])
     write_lines(json_file, lines)
-    failures = _failures(lines)
-    for failure in failures:
+    wrong = failures(lines)
+    for failure in wrong:
         console.print(failure, style="red", highlight=False, markup=False)
-    return int(bool(failures))
+    return int(bool(wrong))
 
 
-def _failures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What must not be, in words."""
+def failures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What must not be, in words: of the figures of all parts."""
     from stream_app.bench.quality import LEAST_MEAN_COSINE, LEAST_OVERLAP
 
     said = []

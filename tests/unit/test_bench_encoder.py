@@ -15,6 +15,7 @@ from stream_app.bench.encoder import pool_figures, precision_figures, query_figu
 from stream_app.bench.quality import LEAST_MEAN_COSINE, LEAST_OVERLAP, NEIGHBOURS, Quality, overlap, quality_of
 from stream_app.bench.titles import made_up_items, shipped_titles
 from stream_app.cli import main
+from stream_app.cli.bench_encoder import failures
 from stream_app.settings import load_settings
 from stream_app.textify import item_text
 from tests.checkpoints import make_bert
@@ -80,8 +81,8 @@ def test_quality_is_of_each_text_s_two_vectors_and_its_neighbours() -> None:
 
 @pytest.mark.model
 def test_every_precision_on_offer_passes_the_gate_with_minilm_on_a_sample_of_titles() -> None:
-    """A sample, so that it takes seconds: every 16th title. Among fewer texts the nearest lie farther apart, which makes
-    it another gate, and an easier one; ``tailrace bench encoder --parts precision`` asks all 3,862."""
+    """A sample, so that it takes seconds: every 16th title. Among fewer texts the nearest lie farther apart: it is
+    another gate, and an easier one; ``tailrace bench encoder --parts precision`` asks all 3,862."""
     titles = shipped_titles()[::16]
     exact = load_model("minilm", device="cpu", precision="float32", threads=1).encode(titles)
     offered = reduced_precisions("minilm")
@@ -119,16 +120,26 @@ def test_a_precision_below_the_gate_ends_the_command_with_its_name(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TAILRACE_ENCODER__DEVICE", "cpu")
     command = ["bench", "encoder", "--parts", "precision", "--titles", "512"]
-    for folder, status in ((coarse(tmp_path / "coarse"), 1), (make_bert(tmp_path / "fine"), 0)):
-        monkeypatch.setenv("TAILRACE_ENCODER__MODEL", str(folder))
-        assert main([*command, "--json", "figures.json"]) == status
-        lines = json.loads(Path("figures.json").read_text())
-        assert [(line["precision"], line["titles"]) for line in lines] == [("bfloat16", 512), ("float16", 512)]
-        said = " ".join(capsys.readouterr().err.split())
-        for line in lines:
-            assert line["passes"] == (status == 0)
-            named = f"encoder.precision = '{line['precision']}' does not pass the quality gate: mean cosine"
-            assert (named in said) == (status == 1)
+    monkeypatch.setenv("TAILRACE_ENCODER__MODEL", str(coarse(tmp_path / "coarse")))
+    assert main([*command, "--json", "figures.json"]) == 1
+    lines = json.loads(Path("figures.json").read_text())
+    assert [(line["precision"], line["titles"]) for line in lines] == [("bfloat16", 512), ("float16", 512)]
+    said = " ".join(capsys.readouterr().err.split())
+    for line in lines:
+        assert not line["passes"]
+        assert f"encoder.precision = '{line['precision']}' does not pass the quality gate: mean cosine" in said
+
+
+def test_only_what_must_not_be_ends_the_command_with_1() -> None:
+    passed = {"precision": "bfloat16", "mean_cosine": 0.9999, "overlap": 0.98, "passes": True}
+    below = {"precision": "float16", "mean_cosine": 0.98, "overlap": 0.95, "passes": False}
+    refused = {"precision": "float16", "refused": "it overflows", "passes": False}
+    assert not failures([passed, {"share": 0.9}, {"repriced_texts": 0}])
+    assert [said.split(":")[0] for said in failures([passed, below, refused, {"repriced_texts": 1_200}])] == [
+        "encoder.precision = 'float16' does not pass the quality gate",
+        "encoder.precision = 'float16' cannot be used",
+        "1,200 texts were embedded for prices that changed",
+    ]
 
 
 @pytest.mark.model
