@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_app.bench.quality import NEIGHBOURS, Quality
 from workers.models import Precision, load_model
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["encoder_figures"]
 
-_NEIGHBOURS = 10
 _QUERIES = 200
 _LEAST_S = 2.0
 """Every rate is taken over at least so long."""
@@ -40,7 +40,8 @@ def encoder_figures(
     batches: Sequence[int] = (32, 256, 1_024),
 ) -> list[dict[str, Any]]:
     """One line per precision and batch size: texts per second, a single query's time, and what changed against the
-    first precision: mean cosine, and the share of each text's ten nearest that are still the nearest.
+    first precision: mean cosine, the share of each text's ten nearest that are still the nearest, and whether both pass
+    the quality gate.
 
     Args:
         texts: at least some thousands, for rates that mean something.
@@ -56,7 +57,11 @@ def encoder_figures(
             encoder = load_model(model, device=device, precision=precision, batch=batch)
             rate, vectors = _rate(encoder, texts)
             reference = vectors if reference is None else reference
+            cosines = np.einsum("nd,nd->n", vectors, reference)
             p50, p99 = _query_ms(encoder, texts)
+            quality = Quality(
+                mean_cosine=float(cosines.mean()), least_cosine=float(cosines.min()), overlap=_kept(vectors, reference)
+            )
             figures.append(
                 {
                     "benchmark": "encoder",
@@ -66,8 +71,9 @@ def encoder_figures(
                     "texts_per_s": round(rate),
                     "query_p50_ms": round(p50, 2),
                     "query_p99_ms": round(p99, 2),
-                    "mean_cosine": round(float(np.einsum("nd,nd->n", vectors, reference).mean()), 5),
-                    "nearest_kept": round(_kept(vectors, reference), 4),
+                    "mean_cosine": round(quality.mean_cosine, 5),
+                    "nearest_kept": round(quality.overlap, 4),
+                    "passes": quality.passes,
                 }
             )
     return figures
@@ -97,9 +103,9 @@ def _kept(vectors: NDArray[np.float32], reference: NDArray[np.float32]) -> float
     """Share of the nearest by the reference that are among the nearest by the vectors, over a thousand texts."""
     asked = slice(0, 1_000)
     nearest = [
-        np.argsort(-(table[asked] @ table.T), axis=1)[:, 1 : _NEIGHBOURS + 1].tolist() for table in (vectors, reference)
+        np.argsort(-(table[asked] @ table.T), axis=1)[:, 1 : NEIGHBOURS + 1].tolist() for table in (vectors, reference)
     ]
-    return float(np.mean([len(set(ours) & set(theirs)) / _NEIGHBOURS for ours, theirs in zip(*nearest, strict=True)]))
+    return float(np.mean([len(set(ours) & set(theirs)) / NEIGHBOURS for ours, theirs in zip(*nearest, strict=True)]))
 
 
 def _name(device: str) -> str:

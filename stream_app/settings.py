@@ -666,8 +666,15 @@ class EncoderSettings(_Group):
         description="Stands before texts of items. None: as the model's folder says. Another one is another vector "
         "space.",
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
-    processes: int = Field(1, ge=1, le=64, description="Encoder processes (count).")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda|cuda:\d{1,3}( *, *cuda:\d{1,3}){0,63})$",
+        description="auto (the GPUs, or the processor where there is none), cpu, cuda (the GPUs), cuda:N, or several "
+        "of them as in cuda:0,cuda:2; processes take the devices in turn.",
+    )
+    processes: int = Field(
+        0, ge=0, le=64, description="Encoder processes (count). 0: one on the processor, one per GPU of device."
+    )
     threads: int = Field(
         0,
         ge=0,
@@ -761,6 +768,14 @@ class EncoderSettings(_Group):
         description="An image of more is not used (pixels, width times height); each takes 3 to 8 bytes of memory "
         "while it is decoded.",
     )
+
+    @field_validator("device")
+    @classmethod
+    def _each_device_once(cls, value: str) -> str:
+        named = [part.strip() for part in value.split(",")]
+        if twice := [name for name in dict.fromkeys(named) if named.count(name) > 1]:
+            raise ValueError(f"names {twice[0]} twice; for several processes on one GPU set processes")
+        return value
 
     @field_validator("image_weight")
     @classmethod

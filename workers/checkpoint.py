@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from workers.folders import ModelFolder
+from workers.folders import ModelFolder, refusal
 
-__all__ = ["check_whole", "weight_files"]
+__all__ = ["Shape", "check_table", "refuse_shapes", "tensor_shapes", "weight_files"]
 
+Shape = tuple[int, ...]
 _INDEX = "model.safetensors.index.json"
+_WITH_A_TABLE = frozenset(
+    (
+        *("bert", "camembert", "distilbert", "modernbert", "mpnet", "roberta", "xlm-roberta"),
+        *("gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"),
+    )
+)
+"""Architectures with a table of embeddings as wide as their hidden states."""
+_TABLES = (".word_embeddings.weight", ".tok_embeddings.weight", "embed_tokens.weight")
+_WIDTHS = ("hidden_size", "dim")
+_SHOWN = 3
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -52,17 +63,66 @@ def weight_files(folder: ModelFolder) -> list[Path]:
     return files
 
 
-def check_whole(files: Sequence[Path]) -> None:
-    """See that each safetensors file is as long as its header says. Reads the headers only.
+def tensor_shapes(files: Sequence[Path]) -> dict[str, Shape]:
+    """The shape of each tensor, by name. Reads the headers only, and sees that each file is as long as they say.
 
     Raises:
         ValueError: names the file that is cut off or damaged.
+        OSError: when one cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
+    shapes = {}
     for file in files:
         try:
-            with safe_open(file, framework="numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
+            with safe_open(file, framework="numpy") as content:
+                for name in content.keys():  # noqa: SIM118 - it has no other way to tell them
+                    shapes[name] = tuple(content.get_slice(name).get_shape())
+        except SafetensorError as error:
             raise ValueError(f"{file} is cut off or damaged ({error}); fetch it again") from error
+    return shapes
+
+
+def check_table(folder: ModelFolder, shapes: Mapping[str, Shape]) -> None:
+    """See that the table of embeddings is as long and as wide as ``config.json`` says, where the architecture is one
+    whose table is known. All other shapes take torch (:mod:`workers.shapes`).
+
+    Args:
+        folder: the model's.
+        shapes: of its tensors.
+
+    Raises:
+        SettingsError: names the tensor and both shapes.
+    """
+    config = folder.read_object("config.json")
+    width = next((config[name] for name in _WIDTHS if name in config), None)
+    rows = config.get("vocab_size")
+    if config.get("model_type") not in _WITH_A_TABLE or not isinstance(rows, int) or not isinstance(width, int):
+        return
+    expected = (rows, width)
+    tables = [(name, shape, expected) for name, shape in shapes.items() if name.endswith(_TABLES)]
+    refuse_shapes(folder.name, folder.path, tables)
+
+
+def refuse_shapes(name: str, folder: Path, tensors: Sequence[tuple[str, Shape, Shape]]) -> None:
+    """Refuse model ``name`` where one of its tensors has another shape than the model.
+
+    Args:
+        name: as in the setting.
+        folder: where its files are.
+        tensors: each one's name, the shape it has, and the one it has to have.
+
+    Raises:
+        SettingsError: names the first tensors that differ, with both shapes.
+    """
+    wrong = [one for one in tensors if one[1] != one[2]]
+    if wrong:
+        shown = ", ".join(
+            f"{tensor} is {list(has)} and has to be {list(wants)}" for tensor, has, wants in wrong[:_SHOWN]
+        )
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise refusal(
+            name,
+            f"the weights in {folder} have another shape than its config.json says: {shown}{more}; the files do not "
+            "belong together: fetch the model again, config.json and weights",
+        )

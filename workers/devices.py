@@ -9,12 +9,18 @@ from pathlib import Path
 
 import torch
 
-from stream_app.errors import SettingsError
 from workers.models import Precision
+from workers.placement import device_of
 
-__all__ = ["TORCH_TYPES", "cpu_has_bfloat16", "out_of_memory", "pick_device", "pick_precision"]
+__all__ = ["TORCH_TYPES", "cpu_has_bfloat16", "devices_like", "out_of_memory", "pick_device", "pick_precision"]
 
 _BFLOAT16_FLAGS = frozenset(("amx_bf16", "avx512_bf16", "bf16"))
+_NO_MEMORY = (
+    "can't allocate memory",  # torch's allocator on Linux
+    "not enough memory",  # and elsewhere
+    "Cannot allocate memory",  # the operating system, told by safetensors and by torch in two ways when mapping a file
+    "std::bad_alloc",
+)
 TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -32,18 +38,17 @@ def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def pick_device(name: str, index: int) -> torch.device:
-    """The device that ``encoder.device`` names; of several CUDA devices each process takes one, by its index.
+    """The device that ``encoder.device`` names; of several each process takes one, by its index.
 
     Raises:
         SettingsError: when there is no such device here.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "cpu" or (name == "auto" and count == 0):
-        return torch.device("cpu")
-    chosen = torch.device(name if ":" in name else f"cuda:{index % max(count, 1)}")
-    if chosen.index is not None and chosen.index >= count:
-        raise SettingsError(f"encoder.device = {name!r}: torch sees {count} CUDA devices here; use cpu or auto")
-    return chosen
+    return torch.device(device_of(name, index, _cuda_devices()))
+
+
+def devices_like(device: torch.device) -> int:
+    """How many devices of this kind there are, this one included; the processor is one."""
+    return max(1, _cuda_devices()) if device.type == "cuda" else 1
 
 
 def pick_precision(wanted: Precision, device: torch.device) -> str:
@@ -55,6 +60,11 @@ def pick_precision(wanted: Precision, device: torch.device) -> str:
     return "bfloat16" if cpu_has_bfloat16() else "float32"
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says with this that memory is exhausted: the allocator of the CPU raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this says that memory is exhausted. The processor's allocator of torch raises a plain RuntimeError, and
+    where a file cannot be mapped the operating system's own error comes, as text only."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def _cuda_devices() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

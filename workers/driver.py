@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ from stream_app.logs import get_logger
 from stream_app.settings import EncoderSettings
 from workers.batching import tokens_at_once
 from workers.child import ChildDied, EncoderChild
-from workers.frames import Configure
+from workers.frames import Configure, Ready
 from workers.waiting import Batch, Priority, WaitingTexts
 
 __all__ = ["Driver", "PoolStats", "fair_threads"]
@@ -113,7 +113,8 @@ class _Use:
 
 class Driver:
     """See the module. ``child`` is the process while it is ready. ``free`` are the drivers (by index) whose processes
-    could begin a batch at once, ``working`` those that have one; the drivers of a pool share them."""
+    could begin a batch at once, ``working`` those that have one; the drivers of a pool share them. ``on_ready`` is told
+    what each process says when it is ready."""
 
     def __init__(
         self,
@@ -127,10 +128,14 @@ class Driver:
         ready: asyncio.Event,
         free: set[int],
         working: set[int],
+        on_ready: Callable[[Ready], None],
     ) -> None:
         self.child: EncoderChild | None = None
         self.share = 1.0
         """Share of its time that the process may compute for the catalogue, above 0 to 1."""
+        self.processes = 1
+        """Of the pool, which share the processor's cores."""
+        self._on_ready = on_ready
         self._rests_until = 0.0
         self._index = index
         self._settings = settings
@@ -183,7 +188,7 @@ class Driver:
                 device=settings.device,
                 precision=settings.precision,
                 max_tokens=settings.max_tokens,
-                threads=settings.threads or fair_threads(settings.processes),
+                threads=settings.threads or fair_threads(self.processes),
                 batch=settings.batch,
                 batch_tokens=settings.batch_tokens,
                 nice=settings.nice,
@@ -213,6 +218,7 @@ class Driver:
         self._lanes = ready.lanes
         self.child = child
         self._working.add(self._index)
+        self._on_ready(ready)
         self._ready.set()
         tokens = self._settings.batch_tokens or tokens_at_once(ready.device)
         use = _Use(child, most=self._settings.batch, tokens=tokens)

@@ -43,6 +43,7 @@ class FaultyEncoder:
         self.device = encoder.device
         self.precision = encoder.precision
         self.at_once = encoder.at_once
+        self.devices = encoder.devices
 
     @property
     def tokens_read(self) -> int:

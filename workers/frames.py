@@ -77,6 +77,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """The process's first frame: the model is loaded and was tried.
 
     ``lanes`` batches are computed at a time, and an urgent one beside them: only here is it known which device it is.
+    ``devices`` of that kind are there, this one included.
     """
 
     space: str
@@ -84,6 +85,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     device: str
     precision: str
     lanes: int
+    devices: int = 1
     pid: int
     load_s: float
 

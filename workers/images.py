@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, Siglip
 from transformers.utils import logging as transformers_logging
 
 from stream_app.errors import SettingsError
-from workers.devices import TORCH_TYPES, out_of_memory, pick_device, pick_precision
+from workers.devices import TORCH_TYPES, devices_like, out_of_memory, pick_device, pick_precision
 from workers.image_models import ImageModelInfo
 from workers.models import Precision
 from workers.picture_requests import Unusable, read_picture, refusal, requested_text
@@ -86,6 +86,7 @@ class ImageEncoder:
         self.tokens_read = 0
         self.tokens_computed = 0
         self.at_once: int | None = None
+        self.devices = devices_like(self._device)
         self._dtype = TORCH_TYPES[self.precision]
         self._tokenizing = threading.Lock()  # a fast tokenizer's padding and cutting are state of its own
         self._tokenizer = _load(info, "tokenizer", lambda: AutoTokenizer.from_pretrained(info.folder, **_SAFE))

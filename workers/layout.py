@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from workers.folders import ModelFolder
 
-__all__ = ["Activation", "DenseLayer", "Layout", "Pooling", "read_layout"]
+__all__ = ["TOKENIZERS", "Activation", "DenseLayer", "Layout", "Pooling", "read_layout"]
 
 Pooling = Literal["mean", "cls", "last"]
 Activation = Literal["identity", "tanh"]
@@ -29,7 +29,7 @@ _POOLINGS: Mapping[str, Pooling] = {
 }
 _MODULES = re.compile("Transformer Pooling( Dense)*( Normalize)?")
 _ACTIVATIONS: Mapping[str, Activation] = {"Identity": "identity", "Tanh": "tanh"}
-_TOKENIZERS = (
+TOKENIZERS = (
     "tokenizer.json",
     "vocab.txt",
     "vocab.json",
@@ -37,6 +37,7 @@ _TOKENIZERS = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+"""The files of a tokenizer; a folder has one of them at least."""
 _SIZES = ("hidden_size", "dim", "n_embd", "d_model")
 """What the length of a token's vector is called in ``config.json`` of different architectures."""
 _POSITIONS_AFTER_PADDING = frozenset(("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer"))
@@ -87,8 +88,8 @@ def read_layout(folder: ModelFolder, pooling: Pooling | Literal["auto"] = "auto"
     """
     config = folder.read_object("config.json")
     _refuse_foreign(folder, config)
-    if not any(folder.has(file) for file in _TOKENIZERS):
-        raise folder.refusal(f"no tokenizer in {folder.path} ({', '.join(_TOKENIZERS[:3])}, ...); copy the model's")
+    if not any(folder.has(file) for file in TOKENIZERS):
+        raise folder.refusal(f"no tokenizer in {folder.path} ({', '.join(TOKENIZERS[:3])}, ...); copy the model's")
     modules = _modules(folder)
     dimensions = _hidden_size(folder, config)
     dense = []

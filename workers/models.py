@@ -18,15 +18,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from stream_app.errors import SettingsError
-from workers.checkpoint import weight_files
-from workers.folders import MULTILINGUAL, find_folder
+from workers.checkpoint import check_table, tensor_shapes, weight_files
+from workers.folders import MULTILINGUAL, find_folder, refusal
 from workers.layout import DenseLayer, Pooling, read_layout
 from workers.texts import TextKind
 
 if TYPE_CHECKING:
     from workers.process import Encoder
 
-__all__ = ["ModelChoice", "ModelInfo", "Pooling", "Precision", "describe_model", "load_model"]
+__all__ = [
+    "ModelChoice",
+    "ModelInfo",
+    "Pooling",
+    "Precision",
+    "describe_model",
+    "load_model",
+    "reduced_precisions",
+]
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -97,6 +105,10 @@ class ModelInfo:
     query_prefix: str = ""
     document_prefix: str = ""
 
+    def refusal(self, why: str) -> SettingsError:
+        """The error that says that this model cannot be used."""
+        return refusal(self.name, why)
+
     def prefix(self, kind: TextKind) -> str:
         """What stands before a text of ``kind``; often nothing."""
         return self.query_prefix if kind == "query" else self.document_prefix
@@ -136,9 +148,9 @@ def describe_model(choice: str | ModelChoice) -> ModelInfo:
             tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files), details
         )
     except OSError as error:
-        raise SettingsError(
-            f"encoder.model = {info.name!r}: {error.filename or info.folder} cannot be read: "
-            f"{error.strerror or error}; let this user read it, or fetch the model again"
+        raise info.refusal(
+            f"{error.filename or info.folder} cannot be read: {error.strerror or error}; let this user read it, or "
+            "fetch the model again"
         ) from error
     return replace(
         info,
@@ -147,6 +159,11 @@ def describe_model(choice: str | ModelChoice) -> ModelInfo:
         query_prefix=info.query_prefix if choice.query_prefix is None else choice.query_prefix,
         document_prefix=document_prefix,
     )
+
+
+def reduced_precisions(model: str) -> tuple[Precision, ...]:
+    """What ``encoder.precision`` offers beside float32 for this model, on every device."""
+    return () if model == MULTILINGUAL else ("bfloat16", "float16")
 
 
 def load_model(
@@ -195,7 +212,18 @@ def _describe_transformer(choice: ModelChoice) -> tuple[ModelInfo, str, list[Pat
     """What the folder says, the label of the space, and the files that decide the vectors."""
     folder = find_folder(choice.model)
     layout = read_layout(folder, choice.pooling)
-    files = [*weight_files(folder), *(folder.path / part for part in _FINGERPRINTED if folder.has(part))]
+    weights = weight_files(folder)
+    try:
+        check_table(folder, tensor_shapes(weights))
+        tensor_shapes([layer.file for layer in layout.dense])
+    except ValueError as error:
+        raise folder.refusal(str(error)) from error
+    except MemoryError as error:
+        raise folder.refusal(
+            f"no room to map the weights in {folder.path}: {error}; allow this process more memory, or set a smaller "
+            "encoder.model"
+        ) from error
+    files = [*weights, *(folder.path / part for part in _FINGERPRINTED if folder.has(part))]
     files += [file for layer in layout.dense for file in (layer.config, layer.file)]
     info = ModelInfo(
         name=choice.model,

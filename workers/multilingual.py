@@ -82,6 +82,7 @@ class MultilingualEncoder:
 
     device = "cpu"
     precision = "float32"
+    devices = 1
     tokens_read = tokens_computed = 0
     """Not counted: the package tells nobody."""
     at_once: int | None = 1

@@ -20,7 +20,9 @@ from stream_app.textify import text_hash
 from workers.batching import estimated_tokens
 from workers.child import DEFAULT_COMMAND
 from workers.driver import SHOWN_CHARS, Driver, PoolStats
+from workers.frames import Ready
 from workers.models import ModelInfo, describe_model
+from workers.placement import process_count
 from workers.texts import TextKind, encodable
 from workers.vector_pool import VectorCache, VectorPool
 from workers.waiting import Priority, Ticket, WaitingTexts, same_error
@@ -68,23 +70,13 @@ class EncoderPool(VectorPool):
         self._ready = asyncio.Event()
         self._over: TailraceError | None = None
         self._poison: dict[str, PoisonText] = {}
-        free: set[int] = set()
-        working: set[int] = set()
-        self._drivers = [
-            Driver(
-                index,
-                settings=settings,
-                space=info.space,
-                command=tuple(command),
-                waiting=self._waiting,
-                stats=self.stats,
-                ready=self._ready,
-                free=free,
-                working=working,
-            )
-            for index in range(settings.processes)
-        ]
+        self._settings = settings
+        self._command = tuple(command)
+        self._free: set[int] = set()
+        self._working: set[int] = set()
+        self._drivers: list[Driver] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._add_drivers(present=1)
 
     @property
     def parts(self) -> tuple[EncoderPool, ...]:
@@ -136,6 +128,33 @@ class EncoderPool(VectorPool):
         if self._tasks or self._over:
             raise RuntimeError("an encoder pool is started once")
         self._tasks = [asyncio.create_task(self._run(driver)) for driver in self._drivers]
+
+    def _add_drivers(self, *, present: int) -> None:
+        """Drivers for as many processes as there are to be with ``present`` devices; never fewer than before."""
+        wanted = process_count(self._settings.processes, self._settings.device, present)
+        for index in range(len(self._drivers), wanted):
+            driver = Driver(
+                index,
+                settings=self._settings,
+                space=self.space,
+                command=self._command,
+                waiting=self._waiting,
+                stats=self.stats,
+                ready=self._ready,
+                free=self._free,
+                working=self._working,
+                on_ready=self._said_ready,
+            )
+            driver.share = self._drivers[0].share if self._drivers else 1.0
+            self._drivers.append(driver)
+            if self._tasks:
+                self._tasks.append(asyncio.create_task(self._run(driver)))
+        for driver in self._drivers:
+            driver.processes = len(self._drivers)
+
+    def _said_ready(self, ready: Ready) -> None:
+        """A process says how many devices there are: the other ones get theirs."""
+        self._add_drivers(present=ready.devices)
 
     async def ready(self) -> None:
         """Wait until a process is ready.

@@ -48,6 +48,11 @@ class Encoder(Protocol):
     @property
     def tokens_computed(self) -> int: ...
     @property
+    def devices(self) -> int:
+        """How many devices of this kind the process sees, its own included."""
+        ...
+
+    @property
     def at_once(self) -> int | None:
         """Batches it can compute at a time; None: as many as there are lanes."""
         ...
@@ -99,6 +104,7 @@ def serve(connection: socket.socket, load: Callable[[Configure], Encoder]) -> No
                 device=encoder.device,
                 precision=encoder.precision,
                 lanes=lanes,
+                devices=encoder.devices,
                 pid=os.getpid(),
                 load_s=time.perf_counter() - started,
             )

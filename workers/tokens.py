@@ -9,11 +9,10 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from transformers import AutoTokenizer
-
 from stream_app.errors import SettingsError
 from workers.folders import MULTILINGUAL
 from workers.models import describe_model
+from workers.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from stream_app.settings import EncoderSettings
@@ -41,17 +40,11 @@ class ModelTokens:
             raise SettingsError(
                 f"encoder.model = {info.name!r}: its package does not count tokens; they can only be estimated here"
             )
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                info.folder, local_files_only=True, trust_remote_code=False, use_fast=True
-            )
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"encoder.model = {info.name!r}: its tokenizer cannot be loaded: {error}") from error
+        self._tokenizer = load_tokenizer(info)
         if not self._tokenizer.is_fast:
             raise SettingsError(
                 f"encoder.model = {info.name!r}: its tokenizer does not say which characters a token is of"
             )
-        self._tokenizer.truncation_side = "right"  # a folder may have it otherwise; what is read is the beginning
         self._prefix = info.prefix("document")
         self._lowercase = info.lowercase
         taken = len(self._tokenizer(self._prefix, add_special_tokens=False)["input_ids"]) if self._prefix else 0

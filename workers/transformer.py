@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
-from stream_app.errors import SettingsError
 from workers.batching import split_by_length, tokens_at_once
-from workers.checkpoint import check_whole
-from workers.devices import TORCH_TYPES, out_of_memory, pick_device, pick_precision
+from workers.checkpoint import refuse_shapes
+from workers.devices import TORCH_TYPES, devices_like, out_of_memory, pick_device, pick_precision
 from workers.head import load_dense, text_vectors
 from workers.models import ModelInfo, Precision
+from workers.shapes import check_shapes
 from workers.texts import encodable
+from workers.tokenizer import load_tokenizer
 
 __all__ = ["TransformerEncoder"]
 
@@ -48,6 +49,7 @@ class TransformerEncoder:
         space: the vector space, from the model's files.
         dimensions: length of a vector.
         device: where it runs, for example ``cpu`` or ``cuda:0``.
+        devices: how many devices of this kind there are.
         precision: what it computes in: ``float32``, ``bfloat16`` or ``float16``. Pooling is always float32.
         batch_tokens: the most tokens, padding included, that are computed at once.
         at_once: None: any number of batches at a time.
@@ -76,6 +78,7 @@ class TransformerEncoder:
         self.space = info.space
         self.dimensions = info.dimensions
         self.device = str(self._device)
+        self.devices = devices_like(self._device)
         self.precision = pick_precision(precision, self._device)
         self._batch = batch
         self.batch_tokens = batch_tokens or tokens_at_once(self._device.type)
@@ -84,7 +87,7 @@ class TransformerEncoder:
         self.tokens_computed = 0
         # The tokenizer refuses two calls at a time; it takes a hundredth of what the model does.
         self._tokenizing = threading.Lock()
-        self._tokenizer = _load_tokenizer(info)
+        self._tokenizer = _padding_right(load_tokenizer(info))
         self._limits = {prefix: self._limit(prefix, max_tokens) for prefix in (info.query_prefix, info.document_prefix)}
         with self._room():
             self._model = _load_transformer(info, TORCH_TYPES[self.precision])
@@ -159,7 +162,7 @@ class TransformerEncoder:
         """Tokens of a text with ``prefix``: what is asked for and the prefix on top, as far as the model reads."""
         taken = len(self._tokenizer(prefix, add_special_tokens=False)["input_ids"]) if prefix else 0
         if taken + _MIN_TEXT_TOKENS > self._info.max_tokens:
-            raise SettingsError(
+            raise self._info.refusal(
                 f"the prefix {prefix[:40]!r} has {taken} tokens, and {self._info.name} reads {self._info.max_tokens} "
                 "with the text; set a shorter encoder.query_prefix and encoder.document_prefix"
             )
@@ -176,9 +179,11 @@ class TransformerEncoder:
         try:
             vectors = self.encode(["warm up", longest])
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise SettingsError(f"the model in {info.folder} loads but does not encode: {error!r}") from error
+            raise info.refusal(
+                f"the model in {info.folder} loads but does not encode: {error!r}; take another model"
+            ) from error
         if not np.isfinite(vectors).all():
-            raise SettingsError(
+            raise info.refusal(
                 f"the model in {info.folder} gives no finite vectors in {self.precision} on {self.device}; "
                 "set encoder.precision = 'float32'"
             )
@@ -188,29 +193,19 @@ class TransformerEncoder:
         """Turns a lack of memory while loading into an error that says what to do."""
         try:
             yield
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not out_of_memory(error):
+        except Exception as error:
+            if not out_of_memory(error):
                 raise
-            raise SettingsError(
+            raise self._info.refusal(
                 f"no room on {self.device} for the model in {self._info.folder} in {self.precision}: {error}; free the "
                 "device or set another encoder.device, fewer encoder.processes, a smaller encoder.model, "
                 "or encoder.precision = 'bfloat16'"
             ) from error
 
 
-def _load_tokenizer(info: ModelInfo) -> Any:
-    """The tokenizer, padding on the right, where causal attention never sees it and positions begin at 0.
-
-    It cuts on the right, too, whatever the folder says: texts have the parts that count first, and prefixes stay.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            info.folder, local_files_only=True, trust_remote_code=False, use_fast=True
-        )
-    except Exception as error:  # a folder may be wrong in ways that transformers does not foresee
-        raise SettingsError(f"the tokenizer in {info.folder} cannot be loaded: {error}") from error
+def _padding_right(tokenizer: Any) -> Any:
+    """The tokenizer, padding on the right, where causal attention never sees it and positions begin at 0."""
     tokenizer.padding_side = "right"
-    tokenizer.truncation_side = "right"
     if tokenizer.pad_token_id is None:
         # Padding is masked, so which token it is does not matter.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -218,28 +213,30 @@ def _load_tokenizer(info: ModelInfo) -> Any:
 
 
 def _load_transformer(info: ModelInfo, dtype: torch.dtype) -> Any:
+    check_shapes(info)  # before memory is taken for a model of the wrong size
     try:
-        check_whole([*sorted(info.folder.glob("*.safetensors")), *(layer.file for layer in info.dense)])
         model, report = AutoModel.from_pretrained(
             info.folder,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             dtype=dtype,
+            ignore_mismatched_sizes=True,  # else transformers raises, and says in its log only what is wrong
             output_loading_info=True,
         )
-    except (MemoryError, torch.OutOfMemoryError, SettingsError):
-        raise
     except Exception as error:  # a folder may be wrong in ways that transformers does not foresee
-        raise SettingsError(f"the model in {info.folder} cannot be loaded: {error}") from error
-    # transformers would fill these with random numbers. A pooler is not used here, and often not saved.
+        if out_of_memory(error):
+            raise
+        raise info.refusal(f"the model in {info.folder} cannot be loaded: {error}; fetch the model again") from error
+    # transformers would fill what is missing or does not fit with random numbers.
+    mismatched = [(name, tuple(has), tuple(wants)) for name, has, wants in sorted(report["mismatched_keys"])]
+    refuse_shapes(info.name, info.folder, mismatched)
+    # A pooler is not used here, and often not saved.
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    mismatched = sorted(str(entry) for entry in report["mismatched_keys"])
-    if missing or mismatched:
-        wrong = f"weights missing: {missing[:3]}" if missing else f"weights of another shape: {mismatched[:3]}"
-        raise SettingsError(
-            f"the weights in {info.folder} are not those of its config.json ({len(missing) + len(mismatched)} "
-            f"{wrong}); fetch the model again"
+    if missing:
+        raise info.refusal(
+            f"the weights in {info.folder} are not those of its config.json ({len(missing)} weights missing: "
+            f"{missing[:3]}); fetch the model again"
         )
     if getattr(model.config, "use_cache", False):
         model.config.use_cache = False  # keys and values are kept for generating text, which nobody does here
@@ -251,7 +248,7 @@ def _check_embeddings(info: ModelInfo, model: Any, tokenizer: Any) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= rows:
-        raise SettingsError(
+        raise info.refusal(
             f"the tokenizer in {info.folder} has tokens up to {highest}, and the model embeddings for {rows}; "
             "they do not belong together: fetch the model again"
         )

@@ -27,19 +27,21 @@ from schemas.messages import Item
 from stream_app.bench.child import Progress, child
 from stream_app.bench.encoder_loop import EncoderLoopJob
 from stream_app.bench.publish import sender
+from stream_app.bench.quality import quality_of
 from stream_app.bench.titles import made_up_items, shipped_titles
 from stream_app.delivery.admin import create_topics
 from stream_app.delivery.connections import kafka_options
 from stream_app.embedded.stack import EmbeddedStack
 from stream_app.embedded.worker import WorkerProcess
 from stream_app.embedded.workspace import workspace
-from stream_app.errors import Unavailable
+from stream_app.errors import TailraceError, Unavailable
 from stream_app.settings import Settings, load_settings
 from stream_app.textify import item_text
 from stream_app.topics import Topics
+from workers.models import reduced_precisions
 from workers.pool import EncoderPool, Priority
 
-__all__ = ["end_to_end_figures", "overlap", "pool_figures", "precision_figures", "query_figures"]
+__all__ = ["end_to_end_figures", "pool_figures", "precision_figures", "query_figures"]
 
 _BATCHES_CPU: Final = (32, 64)
 _BATCHES_GPU: Final = (64, 256, 1_024)
@@ -47,7 +49,6 @@ _AT_ONCE: Final = 128
 """Texts per call of the pool, and calls under way: what the catalogue role does."""
 _CALLS: Final = 4
 _WARM: Final = 256
-_NEIGHBOURS: Final = 10
 _PATIENCE_S: Final = 60.0
 _EMBEDDED_TEXTS: Final = "tailrace_encoder_texts_total"
 
@@ -226,46 +227,55 @@ async def end_to_end_figures(
 
 
 async def precision_figures(
-    settings: Settings, *, on_progress: Progress = lambda _what, _done, _total: None
-) -> dict[str, Any]:
-    """What the precision in use changes against float32, over the shipped titles.
+    settings: Settings, *, titles: int, on_progress: Progress = lambda _what, _done, _total: None
+) -> list[dict[str, Any]]:
+    """What each reduced precision that is on offer changes against float32, over the shipped titles.
 
-    Returns:
-        ``precision``, ``mean_cosine`` and ``least_cosine`` of each text's two vectors, and ``overlap`` of the ten
-        nearest (:func:`overlap`).
-    """
-    with workspace() as directory:
-        files = {name: directory / f"{name}.npy" for name in ("float32", settings.encoder.precision)}
-        said = {}
-        for name, file in files.items():
-            said[name] = await _loop(settings, EncoderLoopJob(titles=0, vectors=str(file)), on_progress, precision=name)
-        exact, vectors = (np.load(file) for file in (files["float32"], files[settings.encoder.precision]))
-    cosines = np.einsum("nd,nd->n", exact, vectors)
-    return {
-        "benchmark": "encoder",
-        "what": "precision",
-        "titles": len(exact),
-        "precision": said[settings.encoder.precision]["precision"],
-        "mean_cosine": round(float(cosines.mean()), 5),
-        "least_cosine": round(float(cosines.min()), 5),
-        "overlap": round(overlap(exact, vectors, _NEIGHBOURS), 4),
-    }
-
-
-def overlap(one: NDArray[np.float32], other: NDArray[np.float32], k: int) -> float:
-    """The share of each text's ``k`` nearest by ``one`` that are among its ``k`` nearest by ``other``, on average.
+    Whichever is in use: the others can be set, so they have to pass too.
 
     Args:
-        one, other: unit vectors of the same texts, float32 [n, dimensions]; ``n`` must be greater than ``k``.
-        k: how many; a text is not its own neighbour.
+        settings: the encoder's; their precision does not count.
+        titles: how many of the shipped titles at most, more than ten; the gate is meant for all of them.
+        on_progress: as for :func:`pool_figures`.
+
+    Returns:
+        For each ``precision``: ``mean_cosine`` and ``least_cosine`` of each text's two vectors, ``overlap`` of the ten
+        nearest (:mod:`stream_app.bench.quality`), and ``passes``, whether that passes the gate. One that cannot be used
+        with this model on this device has ``refused`` instead, the reason, and does not pass. None at all where the
+        model computes in float32 only.
+
+    Raises:
+        TailraceError: when the model cannot be used in float32 either.
     """
-    nearest = []
-    for vectors in (one, other):
-        similar = vectors @ vectors.T
-        np.fill_diagonal(similar, -np.inf)
-        nearest.append(np.argpartition(-similar, k - 1, axis=1)[:, :k])
-    both = [len(np.intersect1d(a, b, assume_unique=True)) for a, b in zip(*nearest, strict=True)]
-    return float(np.mean(both)) / k
+    lines: list[dict[str, Any]] = []
+    reduced = reduced_precisions(settings.encoder.model)
+    with workspace() as directory:
+
+        async def vectors_in(precision: str) -> NDArray[np.float32]:
+            file = directory / f"{precision}.npy"
+            job = EncoderLoopJob(titles=0, vectors=str(file), shipped=titles)
+            await _loop(settings, job, on_progress, precision=precision)
+            vectors: NDArray[np.float32] = np.load(file)
+            return vectors
+
+        exact = await vectors_in("float32") if reduced else np.empty((0, 0), np.float32)
+        for precision in reduced:
+            line = {"benchmark": "encoder", "what": "precision", "titles": len(exact), "precision": precision}
+            try:
+                quality = quality_of(exact, await vectors_in(precision))
+            except TailraceError as error:  # it overflows, say: the others are measured all the same
+                lines.append({**line, "refused": str(error), "passes": False})
+                continue
+            lines.append(
+                {
+                    **line,
+                    "mean_cosine": round(quality.mean_cosine, 5),
+                    "least_cosine": round(quality.least_cosine, 5),
+                    "overlap": round(quality.overlap, 4),
+                    "passes": quality.passes,
+                }
+            )
+    return lines
 
 
 async def _loop(

@@ -35,11 +35,13 @@ class EncoderLoopJob(msgspec.Struct, frozen=True, kw_only=True):
         titles: made-up titles to time; 0: none.
         batches: texts per batch; each is timed.
         vectors: a file to write the vectors of the shipped titles to (``.npy``); empty: none.
+        shipped: how many of them, the first ones; 0: all.
     """
 
     titles: int
     batches: tuple[int, ...] = ()
     vectors: str = ""
+    shipped: int = 0
 
 
 def _work(job: EncoderLoopJob) -> dict[str, object]:
@@ -70,6 +72,7 @@ def _work(job: EncoderLoopJob) -> dict[str, object]:
         rates["tokens"] = sum(lengths) / len(lengths)
     if job.vectors:
         parts = []
+        titles = titles[: job.shipped or None]
         for start in range(0, len(titles), _VECTORS_AT_ONCE):
             part = titles[start : start + _VECTORS_AT_ONCE]
             parts.append(encoder.encode([prefix + title for title in part]))

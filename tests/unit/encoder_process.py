@@ -32,6 +32,8 @@ LOST_DEVICE = "TAILRACE_TEST_LOST_DEVICE"
 """Names the file of ``lose:PATH`` for processes that start later."""
 AUTO_DEVICE = "TAILRACE_TEST_AUTO_DEVICE"
 """What ``auto`` turns out to be."""
+DEVICES = "TAILRACE_TEST_DEVICES"
+"""How many of them there are."""
 
 
 def vector_of(text: str) -> NDArray[np.float32]:
@@ -49,6 +51,7 @@ class SeededEncoder:
 
     def __init__(self, space: str, device: str = "cpu") -> None:
         self.device = device
+        self.devices = int(os.environ.get(DEVICES, "1"))
         self.tokens_read = 0
         self.tokens_computed = 0
         self.space = space

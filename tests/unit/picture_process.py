@@ -49,6 +49,7 @@ class SeededEncoder:
     tokens_read = 0
     tokens_computed = 0
     at_once: int | None = None
+    devices = 1
 
     def __init__(self, info: ImageModelInfo, folder: Path | None, max_bytes: int, max_pixels: int) -> None:
         self.space = info.space

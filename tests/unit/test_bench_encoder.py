@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from stream_app.bench import encoder_loop
-from stream_app.bench.encoder import overlap, pool_figures, query_figures
+from stream_app.bench.encoder import pool_figures, precision_figures, query_figures
+from stream_app.bench.quality import LEAST_MEAN_COSINE, LEAST_OVERLAP, NEIGHBOURS, Quality, overlap, quality_of
 from stream_app.bench.titles import made_up_items, shipped_titles
 from stream_app.cli import main
+from stream_app.cli.bench_encoder import failures
 from stream_app.settings import load_settings
 from stream_app.textify import item_text
 from tests.checkpoints import make_bert
-from workers.models import load_model
+from workers.models import load_model, reduced_precisions
 
 
 def test_made_up_titles_all_differ_and_a_price_does_not_change_them() -> None:
@@ -48,6 +51,114 @@ def test_overlap_is_the_share_of_the_nearest_that_both_know() -> None:
     one = np.array([[1, 0], [0.99, 0.14], [0, 1], [0.14, 0.99]], np.float32)
     other = one[[0, 2, 1, 3]]
     assert overlap(one, other, 1) == 0.0
+
+
+def test_the_gate_is_that_of_the_issue_and_asks_for_both() -> None:
+    assert (LEAST_MEAN_COSINE, LEAST_OVERLAP, NEIGHBOURS) == (0.99, 0.90, 10)
+
+    def passes(mean_cosine: float, overlap: float) -> bool:
+        return Quality(mean_cosine=mean_cosine, least_cosine=0.0, overlap=overlap).passes
+
+    assert passes(0.99, 0.90)
+    assert not passes(0.98999, 1.0)
+    assert not passes(1.0, 0.8999)
+    assert not passes(float("nan"), 1.0)
+    assert not passes(1.0, float("nan"))
+
+
+def test_quality_is_of_each_text_s_two_vectors_and_its_neighbours() -> None:
+    rng = np.random.default_rng(1)
+    exact = rng.standard_normal((60, 8)).astype(np.float32)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    same = quality_of(exact, exact)
+    assert (same.mean_cosine, same.least_cosine, same.overlap) == pytest.approx((1.0, 1.0, 1.0))
+    one_turned = exact.copy()
+    one_turned[7] *= -1
+    turned = quality_of(exact, one_turned)
+    assert (turned.mean_cosine, turned.least_cosine) == pytest.approx((58 / 60, -1.0), abs=1e-5)
+    assert 0.5 < turned.overlap < 1.0
+
+
+@pytest.mark.model
+def test_every_precision_on_offer_passes_the_gate_with_minilm_on_a_sample_of_titles() -> None:
+    """A sample, so that it takes seconds: every 16th title. Among fewer texts the nearest lie farther apart: it is
+    another gate, and an easier one; ``tailrace bench encoder --parts precision`` asks all 3,862."""
+    titles = shipped_titles()[::16]
+    exact = load_model("minilm", device="cpu", precision="float32", threads=1).encode(titles)
+    offered = reduced_precisions("minilm")
+    assert offered == ("bfloat16", "float16")
+    for precision in offered:
+        quality = quality_of(exact, load_model("minilm", device="cpu", precision=precision, threads=1).encode(titles))
+        assert quality.passes, (precision, quality)
+        assert quality.mean_cosine < 1.0, "it computed in float32"
+
+
+def coarse(folder: Path) -> Path:
+    """A model that needs float32: what tells its tokens apart is lost where numbers have ten bits or fewer."""
+    make_bert(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"] = 300.0 + 0.02 * weights["embeddings.word_embeddings.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.model
+def test_the_gate_is_not_passed_by_a_model_that_needs_float32(tmp_path: Path) -> None:
+    folder, titles = str(coarse(tmp_path / "coarse")), shipped_titles()[::40]
+    exact = load_model(folder, device="cpu", precision="float32", threads=1).encode(titles)
+    for precision in reduced_precisions(folder):
+        vectors = load_model(folder, device="cpu", precision=precision, threads=1).encode(titles)
+        assert not quality_of(exact, vectors).passes
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_precision_below_the_gate_ends_the_command_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TAILRACE_ENCODER__DEVICE", "cpu")
+    command = ["bench", "encoder", "--parts", "precision", "--titles", "512"]
+    monkeypatch.setenv("TAILRACE_ENCODER__MODEL", str(coarse(tmp_path / "coarse")))
+    assert main([*command, "--json", "figures.json"]) == 1
+    lines = json.loads(Path("figures.json").read_text())
+    assert [(line["precision"], line["titles"]) for line in lines] == [("bfloat16", 512), ("float16", 512)]
+    said = " ".join(capsys.readouterr().err.split())
+    for line in lines:
+        assert not line["passes"]
+        assert f"encoder.precision = '{line['precision']}' does not pass the quality gate: mean cosine" in said
+
+
+def test_only_what_must_not_be_ends_the_command_with_1() -> None:
+    passed = {"precision": "bfloat16", "mean_cosine": 0.9999, "overlap": 0.98, "passes": True}
+    below = {"precision": "float16", "mean_cosine": 0.98, "overlap": 0.95, "passes": False}
+    refused = {"precision": "float16", "refused": "it overflows", "passes": False}
+    assert not failures([passed, {"share": 0.9}, {"repriced_texts": 0}])
+    assert [said.split(":")[0] for said in failures([passed, below, refused, {"repriced_texts": 1_200}])] == [
+        "encoder.precision = 'float16' does not pass the quality gate",
+        "encoder.precision = 'float16' cannot be used",
+        "1,200 texts were embedded for prices that changed",
+    ]
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_a_precision_that_overflows_is_named_and_the_others_are_measured(tmp_path: Path) -> None:
+    folder = make_bert(tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.LayerNorm.weight"] *= 100_000.0  # beyond float16, whose largest number is 65,504
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = load_settings(encoder={"model": str(folder), "device": "cpu"})
+    bfloat16, float16 = await precision_figures(settings, titles=32)
+    assert "overlap" in bfloat16
+    assert not float16["passes"]
+    assert "no finite vectors in float16" in float16["refused"]
+
+
+async def test_the_multilingual_model_offers_no_reduced_precision() -> None:
+    assert await precision_figures(load_settings(encoder={"model": "multilingual"}), titles=32) == []
 
 
 @pytest.mark.model

@@ -27,11 +27,22 @@ from stream_app.evaluation.files import Log
 from stream_app.evaluation.run import encode_log
 from stream_app.settings import EncoderSettings, Settings
 from stream_app.textify import item_text
-from tests.checkpoints import SIZE, add_dense, make_bert, make_qwen3, write_json
+from tests.checkpoints import (
+    SIZE,
+    add_dense,
+    make_bert,
+    make_gemma3,
+    make_modernbert,
+    make_mpnet,
+    make_qwen3,
+    make_xlm_roberta,
+    write_json,
+)
 from workers.head import pool
 from workers.models import describe_model, load_model
 from workers.pool import EncoderPool, Priority
 from workers.process import Encoder
+from workers.shapes import check_weights
 from workers.texts import TextKind
 from workers.tokens import ModelTokens
 
@@ -60,6 +71,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_bert(root / "parts", save={"max_shard_size": "20KB"})
     make_qwen3(root / "left")
     make_qwen3(root / "right", padding_side="right")
+    make_xlm_roberta(root / "xlm-roberta")
+    make_xlm_roberta(root / "bge-m3", pooling="cls_token")
+    make_mpnet(root / "mpnet")
+    make_modernbert(root / "modernbert")
+    make_gemma3(root / "gemma3")
     return root
 
 
@@ -109,7 +125,10 @@ def plainly(
 
 @pytest.mark.parametrize(
     ("kind", "pooling"),
-    [("mean", "mean"), ("cls", "cls"), ("plain", "mean"), ("parts", "mean"), ("left", "last"), ("right", "last")],
+    [
+        *(("mean", "mean"), ("cls", "cls"), ("plain", "mean"), ("parts", "mean"), ("left", "last"), ("right", "last")),
+        *(("xlm-roberta", "mean"), ("bge-m3", "cls"), ("mpnet", "mean"), ("modernbert", "cls"), ("gemma3", "mean")),
+    ],
 )
 @pytest.mark.parametrize("batch", [1, 3, 32])
 def test_vectors_are_those_of_one_text_at_a_time_whatever_the_batch(
@@ -122,9 +141,30 @@ def test_vectors_are_those_of_one_text_at_a_time_whatever_the_batch(
     assert f"/{pooling}/{SIZE}/raw/" in encoder.space
 
 
+@pytest.mark.parametrize(
+    ("kind", "pooling", "reads"),
+    [("mean", "mean", 64), ("xlm-roberta", "mean", 64), ("mpnet", "mean", 64), ("modernbert", "cls", 128)],
+)
+def test_a_text_may_be_as_long_as_the_model_reads(made: Path, kind: str, pooling: str, reads: int) -> None:
+    """Where positions are counted from the padding token's id on, the last one is the last row of a longer table."""
+    texts = ["mug " * length for length in (200, 1, 30)]
+    encoder = load(made / kind, max_tokens=512)
+    expected = plainly(made / kind, texts, pooling, max_tokens=reads)
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=2e-6)
+    assert np.abs(expected - plainly(made / kind, texts, pooling, max_tokens=reads - 1)).max() > 1e-4
+    assert encoder.tokens_read >= reads
+
+
 def test_the_pooling_is_seen_in_the_vectors(made: Path) -> None:
     """Else the test above would compare nothing."""
-    for kind, right, wrong in (("mean", "mean", "cls"), ("cls", "cls", "mean"), ("left", "last", "mean")):
+    for kind, right, wrong in (
+        ("mean", "mean", "cls"),
+        ("cls", "cls", "mean"),
+        ("left", "last", "mean"),
+        ("bge-m3", "cls", "mean"),
+        ("modernbert", "cls", "mean"),
+        ("mpnet", "mean", "cls"),
+    ):
         vectors = load(made / kind).encode(TEXTS)
         assert np.abs(vectors - plainly(made / kind, TEXTS, wrong)).max() > 0.05, (kind, right)
 
@@ -136,7 +176,7 @@ def test_a_text_that_is_cut_still_ends_with_the_token_its_vector_is_taken_from(m
     np.testing.assert_allclose(long, longer, atol=2e-6)
 
 
-@pytest.mark.parametrize("kind", ["mean", "cls", "left"])
+@pytest.mark.parametrize("kind", ["mean", "cls", "left", "xlm-roberta", "mpnet", "modernbert", "gemma3"])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_is_near_and_of_unit_length(made: Path, kind: str, precision: str) -> None:
     exact = load(made / kind).encode(TEXTS)
@@ -148,7 +188,7 @@ def test_half_precision_is_near_and_of_unit_length(made: Path, kind: str, precis
 
 
 def test_attention_is_computed_fused(made: Path) -> None:
-    for kind in ("mean", "left"):
+    for kind in ("mean", "left", "xlm-roberta", "modernbert", "gemma3"):  # MPNet has none in transformers
         assert load(made / kind)._model.config._attn_implementation == "sdpa"  # type: ignore[attr-defined]
 
 
@@ -328,7 +368,10 @@ def test_a_model_in_the_hugging_face_cache_is_found_by_its_name(cache: Path, mad
     [
         ("acme/other", "hf download acme/other"),
         ("acme/tiny@v2", "hf download acme/tiny --revision v2"),
-        ("/no/such/folder", "neither 'minilm' nor a folder"),
+        ("/no/such/folder", r"encoder.model = '/no/such/folder': there is no such folder; set it to .*hf download"),
+        ("./models/e5", "there is no such folder"),
+        ("~/no such folder", "there is no such folder"),
+        (__file__, "is a file; set encoder.model to the folder it is in"),
         ("minilm2", "multilingual"),
         ("a/b/c", "neither"),
     ],
@@ -371,11 +414,11 @@ def test_an_evaluation_encodes_items_and_what_users_say_as_live_processes_do(mad
 
 
 async def test_what_only_loading_shows_ends_the_pool_with_the_reason(bert: Path) -> None:
-    cut_off(bert)
+    change_json("config.json", num_hidden_layers=3)(bert)
     encoder_pool = EncoderPool(EncoderSettings(model=str(bert), device="cpu"))
     await encoder_pool.start()
     try:
-        with pytest.raises(SettingsError, match="cut off or damaged"):
+        with pytest.raises(SettingsError, match=r"encoder.model = .*16 weights missing.*fetch the model again"):
             await encoder_pool.ready()
     finally:
         await encoder_pool.close()
@@ -536,6 +579,64 @@ def cut_off(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (cut_off, r"model.safetensors is cut off or damaged .*; fetch it again"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"{}"), "cut off or damaged"),
+        (
+            change_json("config.json", hidden_size=48),
+            r"word_embeddings.weight is \[193, 32\] and has to be \[193, 48\];",
+        ),
+        (
+            change_json("config.json", vocab_size=500),
+            r"word_embeddings.weight is \[193, 32\] and has to be \[500, 32\]",
+        ),
+    ],
+)
+def test_weights_that_are_seen_to_be_wrong_without_torch_are_refused_before_any_process_starts(
+    bert: Path, change: Callable[[Path], None], said: str
+) -> None:
+    change(bert)
+    with pytest.raises(SettingsError, match=rf"encoder.model = '{bert}'.*{said}"):
+        describe_model(str(bert))
+
+
+@pytest.mark.parametrize("kind", ["left", "xlm-roberta", "mpnet", "modernbert", "gemma3"])
+def test_the_table_of_embeddings_is_known_of_each_family(made: Path, tmp_path: Path, kind: str) -> None:
+    folder = shutil.copytree(made / kind, tmp_path / kind)
+    change_json("config.json", vocab_size=7)(folder)
+    with pytest.raises(SettingsError, match=r"is \[\d+, 32\] and has to be \[7, 32\]"):
+        describe_model(str(folder))
+
+
+def test_every_tensor_s_shape_is_looked_at_without_loading_any(bert: Path) -> None:
+    """Of a model that no machine could hold."""
+    assert check_weights(str(bert)) == describe_model(str(bert))
+    change_json("config.json", max_position_embeddings=10**13, intermediate_size=96)(bert)
+    named = r"embeddings.position_embeddings.weight is \[64, 32\] and has to be \[10000000000000, 32\]"
+    inner = r"encoder.layer.0.intermediate.dense.bias is \[64\] and has to be \[96\]"
+    with pytest.raises(SettingsError, match=rf"encoder.model = '{bert}'.*{named}, {inner}.* and 4 more; .*fetch"):
+        check_weights(str(bert))
+    with pytest.raises(SettingsError, match=named):
+        load(bert)
+
+
+@pytest.mark.parametrize("kind", ["mean", "left", "parts", "xlm-roberta", "mpnet", "modernbert", "gemma3"])
+def test_weights_that_fit_are_not_refused_for_their_shapes(made: Path, kind: str) -> None:
+    check_weights(str(made / kind))
+
+
+def test_shapes_of_a_checkpoint_with_a_head_on_top_are_looked_at_too(bert: Path) -> None:
+    weights = load_file(bert / "model.safetensors")
+    with_head = {f"bert.{name}": weight for name, weight in weights.items()}
+    save_file(with_head | {"cls.bias": torch.zeros(3)}, bert / "model.safetensors", metadata={"format": "pt"})
+    assert check_weights(str(bert)).dimensions == SIZE
+    change_json("config.json", intermediate_size=96)(bert)
+    with pytest.raises(SettingsError, match=r"layer.0.intermediate.dense.bias is \[64\] and has to be \[96\]"):
+        check_weights(str(bert))
+
+
 def change_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
     def changed(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
@@ -545,6 +646,17 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callabl
     return changed
 
 
+def renamed(folder: Path) -> None:
+    """As in old checkpoints, whose names transformers changes on loading; and of another shape."""
+    weights = load_file(folder / "model.safetensors")
+    del weights["embeddings.LayerNorm.weight"]
+    weights["embeddings.LayerNorm.gamma"] = torch.zeros(7)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+DAMAGED = r"tokenizer in .* cannot be loaded: tokenizer.json is damaged .*; fetch the model's tokenizer again"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -552,19 +664,35 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callabl
         (lambda folder: (folder / "model.safetensors").write_bytes(b"{}"), "cut off or damaged"),
         (change_weights(lambda weights: weights.pop("encoder.layer.1.output.dense.weight")), "1 weights missing"),
         (change_weights(dict.clear), "weights missing"),
-        (change_weights(lambda w: w.update({"embeddings.word_embeddings.weight": torch.zeros(193, 16)})), "shape|size"),
+        (
+            change_weights(lambda w: w.update({"embeddings.word_embeddings.weight": torch.zeros(193, 16)})),
+            r"embeddings.word_embeddings.weight is \[193, 16\] and has to be \[193, 32\]",
+        ),
+        (
+            change_weights(lambda w: w.update({"encoder.layer.1.output.dense.bias": torch.zeros(7)})),
+            r"encoder.layer.1.output.dense.bias is \[7\] and has to be \[32\]",
+        ),
+        (renamed, r"embeddings.LayerNorm.weight is \[7\] and has to be \[32\]"),
         (change_json("config.json", num_hidden_layers=3), "weights missing"),
-        (change_json("config.json", hidden_size=48), "shape|size"),
+        (change_json("config.json", hidden_size=48), r"is \[193, 32\] and has to be \[193, 48\]"),
         (change_json("config.json", model_type="never-heard-of"), "never-heard-of"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer in .* cannot be loaded"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), DAMAGED),
+        (lambda folder: (folder / "tokenizer.json").write_text('{"version": "1.0", '), DAMAGED),
+        (change_json("tokenizer.json", model={"type": "Unheard"}), DAMAGED),
     ],
 )
 def test_weights_that_are_not_the_model_s_are_refused_and_never_made_up(
     bert: Path, change: Callable[[Path], None], said: str
 ) -> None:
     change(bert)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=rf"encoder.model = '{bert}'.*{said}"):
         load(bert)
+
+
+def test_a_damaged_tokenizer_is_refused_where_tokens_are_only_counted(bert: Path) -> None:
+    (bert / "tokenizer.json").write_text("{}")
+    with pytest.raises(SettingsError, match=rf"encoder.model = '{bert}'.*{DAMAGED}"):
+        ModelTokens(EncoderSettings(model=str(bert)))
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused(bert: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from stream_app.errors import SettingsError
 from stream_app.settings import EncoderSettings
@@ -38,6 +39,8 @@ ODD = {
     "emoji": "\U0001f389\U0001f469‍\U0001f467",
     "right to left": "كوب سيراميك أزرق",
     "chinese": "蓝色陶瓷马克杯",
+    "mixed scripts": "Blue 蓝色 синяя أزرق כחול नीला mug 马克杯 кружка كوب ספל मग",
+    "mixed scripts in one word": "mugкружка马克杯كوبमग",
     "null bytes": "blue\x00mug\x00",
     "lone surrogate": "\ud800",
     "long": "word " * 20_000,
@@ -58,7 +61,8 @@ def folder(info: ModelInfo, tmp_path: Path) -> Path:
         target = tmp_path / "My Model" / file.relative_to(info.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
-    (tmp_path / "My Model" / "model.safetensors").write_bytes(b"weights")
+    table = np.zeros((30_522, 384), np.int8)  # as long and as wide as config.json says
+    save_file({"embeddings.word_embeddings.weight": table}, tmp_path / "My Model" / "model.safetensors")
     return tmp_path / "My Model"
 
 
@@ -80,7 +84,8 @@ def test_neither_describing_a_model_nor_the_pool_imports_torch() -> None:
 def test_the_space_changes_with_any_file_that_changes_vectors(folder: Path, file: str) -> None:
     before = describe_model(str(folder)).space
     assert before.startswith("my-model/mean/384/raw/")
-    with (folder / file).open("ab") as content:
+    with (folder / file).open("r+b") as content:  # nothing but white space, or the last of the weights
+        content.seek(-1 if file == "model.safetensors" else 0, os.SEEK_END)
         content.write(b" ")
     assert describe_model(str(folder)).space != before
 
@@ -97,11 +102,27 @@ def test_a_model_with_first_token_pooling_is_described_so(folder: Path) -> None:
     assert describe_model(str(folder)).pooling == "cls"
 
 
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def a_folder_too_high(folder: Path) -> None:
+    moved = folder.rename(folder.with_name("inside"))
+    folder.mkdir()
+    moved.rename(folder / "inside")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda folder: shutil.rmtree(folder), "neither 'minilm' nor a folder"),
-        (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+        (lambda folder: shutil.rmtree(folder), "My Model': there is no such folder; .*hf download"),
+        (empty, r"config.json is missing, .*My Model is empty; fetch the whole model .*hf download"),
+        (a_folder_too_high, r"config.json is missing; a model is in .*My Model/inside: set encoder.model to that"),
+        (
+            lambda folder: (folder / "config.json").unlink(),
+            r"config.json is missing, .* no transformers model folder \(it holds .*\); fetch the whole model",
+        ),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "config.json").write_text("{}"), "no hidden_size"),
         (lambda folder: (folder / "model.safetensors").unlink(), "safetensors"),
@@ -198,6 +219,19 @@ async def test_any_text_has_a_finite_vector_of_unit_length(pool: EncoderPool) ->
     vectors = await pool.encode(list(ODD.values()), Priority.EVENT)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
     assert pool.stats.restarts == 0
+
+
+@pytest.mark.model
+@pytest.mark.asyncio(loop_scope="module")
+async def test_ten_thousand_identical_texts_are_embedded_once(pool: EncoderPool) -> None:
+    text = "A text that ten thousand items have"
+    before = pool.stats.texts_encoded
+    calls = [pool.encode([text] * size, Priority.CATALOGUE) for size in (9_000, *(100 for _ in range(10)))]
+    vectors = np.concatenate(await asyncio.gather(*calls))
+    assert pool.stats.texts_encoded == before + 1
+    assert vectors.shape == (10_000, 384)
+    assert (vectors == vectors[0]).all()
+    np.testing.assert_allclose(np.linalg.norm(vectors[0]), 1.0, atol=1e-5)
 
 
 @pytest.mark.model

@@ -27,7 +27,7 @@ from stream_app.metrics import Metrics
 from stream_app.settings import EncoderSettings
 from stream_app.stores.embedding_cache import EmbeddingCache
 from stream_app.textify import text_hash
-from tests.unit.encoder_process import AUTO_DEVICE, LOST_DEVICE, vector_of
+from tests.unit.encoder_process import AUTO_DEVICE, DEVICES, LOST_DEVICE, vector_of
 from tests.waiting import eventually, eventually_sync
 from workers import faults
 from workers.pool import CHARS_PER_TOKEN, EncoderPool, PoolStats, Priority
@@ -101,6 +101,44 @@ async def test_vectors_come_in_the_order_of_the_texts_each_text_encoded_once() -
         assert pool.stats.texts_encoded == len(set(texts))
         assert max(pool.stats.batch_sizes) <= 4
         assert pool.queue_length == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 3),
+        ({"device": "cuda"}, 3),
+        ({"device": "cuda:0,cuda:2"}, 2),
+        ({"device": "cuda:1"}, 1),
+        ({"device": "cpu"}, 1),
+        ({"processes": 2}, 2),
+    ],
+)
+async def test_there_is_a_process_per_device_the_first_process_tells_how_many(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], expected: int
+) -> None:
+    monkeypatch.setenv(AUTO_DEVICE, "cuda:0")
+    monkeypatch.setenv(DEVICES, "3")
+    async with running(batch=1, **settings) as pool:
+        await pool.ready()
+        await eventually(lambda: len(pool.pids) == expected, what="every process is ready")
+        pool.share = 0.5
+        texts = [str(number) for number in range(20)]
+        assert_vectors(await pool.encode(texts, Priority.CATALOGUE), texts)
+        os.kill(pool.pids[0], signal.SIGKILL)
+        await eventually(lambda: pool.stats.restarts == 1 and len(pool.pids) == expected, what="one process again")
+    assert pool.pids == ()
+
+
+async def test_a_share_set_before_the_devices_are_known_is_that_of_every_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(AUTO_DEVICE, "cuda:0")
+    monkeypatch.setenv(DEVICES, "2")
+    async with running() as pool:
+        pool.share = 0.25
+        await eventually(lambda: len(pool.pids) == 2, what="both processes are ready")
+        assert [driver.share for driver in pool._drivers] == [0.25, 0.25]
 
 
 async def test_texts_may_be_given_before_a_process_is_ready_and_no_texts_at_all() -> None:

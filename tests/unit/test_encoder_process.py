@@ -35,6 +35,7 @@ class OneAtATime:
     precision = "float32"
     tokens_read = tokens_computed = 0
     at_once: int | None = 1
+    devices = 1
 
     def __init__(self) -> None:
         self.beside_another = threading.Event()
