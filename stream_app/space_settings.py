@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,9 +12,8 @@ from stream_app.encoders import deciding_settings
 from stream_app.errors import SettingsError
 from stream_app.settings import EncoderSettings
 from stream_app.spaces.control import EncoderValue
-from workers.checkpoint import check_whole
+from workers.checkpoint import tensor_shapes
 from workers.image_models import describe_image_model
-from workers.models import describe_model
 
 __all__ = ["changed_encoder", "settable_names", "usable_encoder"]
 
@@ -60,24 +58,21 @@ def _told(place: Sequence[int | str], changes: Mapping[str, EncoderValue], why: 
 
 
 def usable_encoder(settings: EncoderSettings) -> EncoderSpace:
-    """The space of these settings, whose models are whole here. Of weights only headers are read beyond what
-    :func:`describe_encoder` reads; that a model computes, its process finds out.
+    """The space of these settings, whose models are whole here and have weights of the shapes that they need. Of
+    weights only headers are read beyond what :func:`describe_encoder` reads. Imports torch (seconds).
 
     Raises:
-        SettingsError: when a model or an adapter is not here, cannot be used, or a file of its weights is cut off or
-            damaged.
+        SettingsError: when a model or an adapter is not here, cannot be used, or weights are cut off, damaged, or of
+            other shapes.
     """
-    space, text = describe_encoder(settings), describe_model(settings)
-    files = [*sorted(text.folder.glob("*.safetensors")), *(layer.file for layer in text.dense)]
-    _whole("model", settings.model, files)
+    from workers.shapes import check_weights
+
+    space = describe_encoder(settings)
+    check_weights(settings)
     if settings.image_model:
-        folder = describe_image_model(settings.image_model).folder
-        _whole("image_model", settings.image_model, sorted(folder.glob("*.safetensors")))
+        files = sorted(describe_image_model(settings.image_model).folder.glob("*.safetensors"))
+        try:
+            tensor_shapes(files)
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"encoder.image_model = {settings.image_model!r}: {error}") from error
     return space
-
-
-def _whole(setting: str, value: str, files: Sequence[Path]) -> None:
-    try:
-        check_whole(files)
-    except ValueError as error:
-        raise SettingsError(f"encoder.{setting} = {value!r}: {error}") from error

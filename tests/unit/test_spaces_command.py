@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shlex
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from stream_app.settings import EncoderSettings
 from stream_app.space_operations import Progress, Standstill
 from stream_app.space_settings import changed_encoder, settable_names, usable_encoder
 from stream_app.spaces.control import EncoderValue
-from tests.checkpoints import add_dense, make_bert
+from tests.checkpoints import add_dense, make_bert, write_json
 from tests.image_checkpoints import make_clip
 
 
@@ -119,6 +120,14 @@ def test_a_model_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         cut_off(file)
         with pytest.raises(SettingsError, match=rf"encoder\.{setting} = .*{file.name} is cut off or damaged"):
             usable_encoder(settings)
+
+
+def test_weights_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    model = make_bert(tmp_path / "text")
+    config = json.loads((model / "config.json").read_text())
+    write_json(model / "config.json", config | {"intermediate_size": 128})
+    with pytest.raises(SettingsError, match=r"have another shape than its config\.json says"):
+        usable_encoder(EncoderSettings(model=str(model)))
 
 
 class TestBuild:
