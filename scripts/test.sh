@@ -23,7 +23,7 @@ part() {
   shift
   if [ "$together" -gt 1 ]; then
     printf '... %s: %s\n' "$name" "$*"
-    output=$(mktemp -p "$work")
+    output=$(mktemp "$work/part.XXXXXX")
     "$@" </dev/null >"$output" 2>&1 || result=FAILED
     # One part's output at a time.
     { flock 9 2>/dev/null; printf '\n=== %s: %s\n' "$name" "$*"; cat "$output"; } 9>"$work/printing"
@@ -88,7 +88,8 @@ if [ "$together" -gt 1 ]; then
   # A job in the background hears no Ctrl-C.
   trap 'pkill -TERM -P "$lane"; kill "$lane"; exit 130' INT TERM
   first
-  wait "$lane"
+  # One that was killed leaves no line in the summary.
+  wait "$lane" || note "FAILED   the second lane, which ended before it was done (exit status $?)"
 else
   first
   second

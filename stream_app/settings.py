@@ -725,8 +725,8 @@ class EncoderSettings(_Group):
         10.0,
         gt=0,
         le=600,
-        description="The same of texts of users' histories and profiles (seconds). Texts of the catalogue wait for as "
-        "long as it takes.",
+        description="The same of texts of users' histories and profiles, and of events older than this (seconds). "
+        "Texts of the catalogue wait for as long as it takes.",
     )
     batch_timeout_s: float = Field(
         60.0, gt=0, le=3_600, description="A batch not done by then ends its process and is tried again (seconds)."

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -68,8 +68,9 @@ PATIENCE_S = 10.0
 _TELL_EVERY_S = 0.5
 _LEFT_WITHIN_S = 30.0
 """How long processes are waited for that still work on a space that is retired."""
-_RECORDED_WITHIN_S = 3.0
-"""A build writes its record within this time of making its topic (seconds), unless it was ended between the two."""
+_RECORDED_WITHIN_S = 30.0
+"""A build writes its record within this time of making its topic (seconds), unless it was ended between the two: it
+waits until the broker shows the topic (``delivery.admin``), and connects."""
 _ITEM_MAY_LACK = 0.001
 """Share of the items that may lack a vector in a space that is served next: those that come just now, and those whose
 text the model cannot embed, which are dead-lettered."""
@@ -202,8 +203,9 @@ async def follow_build(settings: Settings, space: ModelSpace) -> AsyncGenerator[
             # Made of another text: of one that is on its way still, or, when nothing is, of other templates.
             waits = building.other_texts if building.other_texts > _ITEM_MAY_LACK * building.items else 0
             if there and waits and building.missing <= _ITEM_MAY_LACK * building.items:
-                lag = await group_lag(settings, _catalogue_group(settings, space.number), topics.items)
-                waits = min(waits, lag)
+                group = _catalogue_group(settings, space.number)
+                with suppress(Unavailable):  # waited for, as by the readers
+                    waits = min(waits, await group_lag(settings, group, topics.items))
             yield Progress(building.items, building.done, there, waits, missing)
     finally:
         for reader in readers:
@@ -287,7 +289,8 @@ async def retire_space(settings: Settings, name: str) -> ModelSpace:
     await _change(settings, lambda control: retire(control, space.space, at=_now()))
     await _forget(settings, space.space)
     if space.number:  # the first space's topic is a part of the contract, and its group checks the catalogue
-        await _delete_vectors(settings, space.number)
+        await _nobody_works_on(settings, space.number)
+        await delete_topic(settings, Topics(settings).vectors_of(space.number))
     return space
 
 
@@ -301,23 +304,34 @@ async def left_over(settings: Settings) -> list[int]:
 
 
 async def delete_left_over(settings: Settings, number: int) -> None:
-    """Delete a topic of vectors that belongs to no space.
+    """Delete a topic of vectors that belongs to no space. Takes half a minute: it may be of a build that goes on.
 
     Raises:
         SpaceError: when it belongs to one.
     """
-    control, _ = await present_control(settings)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _RECORDED_WITHIN_S
-    while number >= control.next_number and loop.time() < deadline:  # of a build, then, and it may go on still
+    control = await _without(settings, number)
+    while loop.time() < deadline:
         await asyncio.sleep(_TELL_EVERY_S)
-        control, _ = await present_control(settings)
-    if number in _numbers(control):
-        raise SpaceError(f"space {number} is kept, its vectors are not left over: tailrace spaces list")
+        control = await _without(settings, number)
     space = await _space_in(settings, Topics(settings).vectors_of(number))
+    await _nobody_works_on(settings, number)
+    control = await _without(settings, number)  # looked at again, just before
     if space is not None and all(one.space != space for one in control.spaces):
         await _forget(settings, space)
-    await _delete_vectors(settings, number)
+    await delete_topic(settings, Topics(settings).vectors_of(number))
+
+
+async def _without(settings: Settings, number: int) -> SpaceControl:
+    """
+    Raises:
+        SpaceError: when a space with this number is kept.
+    """
+    control, _ = await present_control(settings)
+    if number in _numbers(control):
+        raise SpaceError(f"space {number} is kept, its vectors are not left over: tailrace spaces list")
+    return control
 
 
 def _numbers(control: SpaceControl) -> set[int]:
@@ -344,12 +358,12 @@ async def _forget(settings: Settings, space: str) -> None:
         await publisher.publish([OutRecord(topics.spaces, key, None), OutRecord(topics.factor_basis, key, None)])
 
 
-async def _delete_vectors(settings: Settings, number: int) -> None:
+async def _nobody_works_on(settings: Settings, number: int) -> None:
+    """Wait for the processes that still make vectors of a space, for a while."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _LEFT_WITHIN_S
     while loop.time() < deadline and await consumers_of(settings, number) != 0:  # noqa: ASYNC110 - only the broker knows
         await asyncio.sleep(_TELL_EVERY_S)
-    await delete_topic(settings, Topics(settings).vectors_of(number))
 
 
 async def consumers_of(settings: Settings, number: int) -> int | None:

@@ -12,7 +12,6 @@ import logging
 import os
 import uuid
 from collections.abc import Iterator
-from functools import partial
 from typing import cast
 
 import hypothesis
@@ -165,7 +164,10 @@ def written(capsys: pytest.CaptureFixture[str]) -> Written:
 def loggers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Loggers are put back after each test: those of the command line configure them."""
     # A logger that keeps its configuration would keep it for all tests that come after.
-    monkeypatch.setattr(structlog, "configure", partial(structlog.configure, cache_logger_on_first_use=False))
+    configure = structlog.configure
+    monkeypatch.setattr(
+        structlog, "configure", lambda **given: configure(**{**given, "cache_logger_on_first_use": False})
+    )
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield

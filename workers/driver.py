@@ -113,8 +113,8 @@ class _Use:
 
 class Driver:
     """See the module. ``child`` is the process while it is ready. ``free`` are the drivers (by index) whose processes
-    could begin a batch at once, ``working`` those that have one; the drivers of a pool share them. ``on_ready`` is told
-    what each process says when it is ready."""
+    could begin a batch at once, ``failing`` those that could start none for :data:`START_ATTEMPTS` times in a row; the
+    drivers of a pool share them. ``on_ready`` is told what each process says when it is ready."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Driver:
         stats: PoolStats,
         ready: asyncio.Event,
         free: set[int],
-        working: set[int],
+        failing: set[int],
         on_ready: Callable[[Ready], None],
     ) -> None:
         self.child: EncoderChild | None = None
@@ -145,7 +145,7 @@ class Driver:
         self._stats = stats
         self._ready = ready
         self._free = free
-        self._working = working
+        self._failing = failing
         self._device: str | None = None
         self._lanes = 1  # until a process is ready and says how many it has
 
@@ -153,7 +153,8 @@ class Driver:
         """Start processes and feed them until cancelled; then the process is ended.
 
         Raises:
-            SettingsError: when the process says that it cannot work as configured, and none ever did or does.
+            SettingsError: when the process says that it cannot work as configured, and none ever did, or none of the
+                pool can any more.
             Unavailable: when no process of the pool could be started.
         """
         failures = 0  # starts and processes that came to nothing, one after the other
@@ -162,14 +163,18 @@ class Driver:
                 child = await self._start()
             except (Unavailable, OSError, SettingsError) as error:
                 failures += 1
-                # What worked before may work again: the device has no room just now, the folder is not mounted.
-                worked = self._ready.is_set() and (failures < START_ATTEMPTS or self._working)
+                if failures >= START_ATTEMPTS:
+                    self._failing.add(self._index)
+                # What worked before may work again: the device has no room just now, the folder is not mounted. And
+                # of several devices one that never works is no reason to give up the others, one being loaded included.
+                worked = self._ready.is_set() and len(self._failing) < self.processes
                 if isinstance(error, SettingsError) and not worked:
                     raise
                 _log.warning("encoder not started", index=self._index, failures=failures, error=str(error))
                 if failures >= START_ATTEMPTS and not self._ready.is_set():
                     raise Unavailable(f"no encoder process could be started, last: {error}") from error
             else:
+                self._failing.discard(self._index)
                 useful = await self._use(child)
                 failures = 0 if useful else failures + 1
                 self._stats.restarts += 1
@@ -217,7 +222,6 @@ class Driver:
         self._device = ready.device
         self._lanes = ready.lanes
         self.child = child
-        self._working.add(self._index)
         self._on_ready(ready)
         self._ready.set()
         tokens = self._settings.batch_tokens or tokens_at_once(ready.device)
@@ -235,7 +239,6 @@ class Driver:
         finally:
             self.child = None
             self._free.discard(self._index)
-            self._working.discard(self._index)
             # Each batch under way is put back.
             if use.running:
                 await child.kill()

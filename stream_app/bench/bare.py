@@ -25,7 +25,7 @@ from schemas.decode import decode_interaction
 from stream_app.agents.interactions import InteractionsAgent
 from stream_app.bench.child import read_job, run_child, tell
 from stream_app.bench.parts import in_parts
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import close_client, kafka_options, stop_consumer
 from stream_app.delivery.publisher import Publisher, producer_options
 from stream_app.memory import settle
 from stream_app.metrics import Metrics
@@ -176,8 +176,8 @@ async def _work(settings: Settings, ended: asyncio.Task[None]) -> dict[str, Any]
         await asyncio.gather(running, return_exceptions=True)
         return loop.figures()
     finally:
-        await consumer.stop()
-        await producer.stop()
+        await stop_consumer(consumer)
+        await close_client(producer.stop())
         await replica.stop()
         await redis.aclose()
 

@@ -30,7 +30,7 @@ from stream_app.bench.publish import sender
 from stream_app.bench.quality import quality_of
 from stream_app.bench.titles import made_up_items, shipped_titles
 from stream_app.delivery.admin import create_topics
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import kafka_options, stop_consumer
 from stream_app.embedded.stack import EmbeddedStack
 from stream_app.embedded.worker import WorkerProcess
 from stream_app.embedded.workspace import workspace
@@ -384,4 +384,4 @@ async def _vectors(settings: Settings) -> AsyncIterator[_Seen]:
     try:
         yield _Seen(consumer)
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)

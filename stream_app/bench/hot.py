@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from schemas.decode import decode_item_signals
 from stream_app.bench.coverage import percentiles_ms
 from stream_app.bench.shop import ShopPlan
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import kafka_options, stop_consumer
 from stream_app.items.partitions import item_partition
 from stream_app.metrics import Metrics
 from stream_app.settings import Settings
@@ -93,5 +93,5 @@ async def _newest(settings: Settings, item_id: str, partitions: int) -> bytes | 
             for records in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
                 newest = next((record.value for record in reversed(records) if record.key == key), newest)
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
     return newest

@@ -27,7 +27,7 @@ from stream_app.bench.child import read_job, run_child, tell
 from stream_app.bench.coverage import Coverage, SlateSequence, due_times, percentiles_ms
 from stream_app.bench.hot import latencies_apart
 from stream_app.bench.shop import ShopPlan
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import close_client, kafka_options, stop_consumer
 from stream_app.errors import Unavailable
 from stream_app.settings import Settings, load_settings
 from stream_app.topics import Topics
@@ -130,8 +130,8 @@ class _Load:
         except (KafkaError, OSError) as error:
             raise Unavailable(f"Kafka at {self.settings.kafka}: {error}") from error
         finally:
-            await consumer.stop()
-            await producer.stop()
+            await stop_consumer(consumer)
+            await close_client(producer.stop())
         return self._figures(start)
 
     async def _seek_to_end(self, consumer: AIOKafkaConsumer) -> None:

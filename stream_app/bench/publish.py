@@ -17,7 +17,7 @@ from schemas.decode import encode
 from stream_app.bench.child import Progress
 from stream_app.bench.shop import MadeUpPast
 from stream_app.delivery.admin import create_topics, describe_topics
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import close_client, kafka_options
 from stream_app.errors import TailraceError, Unavailable
 from stream_app.items.partitions import item_partition
 from stream_app.logs import get_logger
@@ -136,7 +136,7 @@ async def remove_past(settings: Settings, past: MadeUpPast) -> None:
         _log.warning("topics not deleted", prefix=settings.topics.prefix, why=f"{type(error).__name__}: {error}")
     finally:
         with contextlib.suppress(KafkaError, OSError):
-            await admin.close()
+            await close_client(admin.close())
     redis = connect_redis(settings)
     keys = [f"{settings.topics.prefix}:user:{user_id}" for user_id in past.states]
     try:
@@ -202,4 +202,4 @@ async def sender(settings: Settings) -> AsyncIterator[_Sender]:
     except (KafkaError, OSError) as error:
         raise Unavailable(f"Kafka at {settings.kafka}: {error}") from error
     finally:
-        await producer.stop()
+        await close_client(producer.stop())

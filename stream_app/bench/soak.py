@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
 
 from schemas.decode import encode
 from schemas.messages import Item
@@ -26,7 +27,7 @@ from stream_app.bench.child import Progress
 from stream_app.bench.cutover import embedded
 from stream_app.bench.rig import Rig, Where, rig
 from stream_app.bench.shop import ShopPlan
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import close_client, kafka_options, no_broker
 from stream_app.embedded.worker import WorkerProcess
 from stream_app.settings import Settings
 from stream_app.stores.users import connect_redis
@@ -90,24 +91,23 @@ async def soak_figures(
         }
         await embedded(workers["catalogue"], items, on_progress)
         samples: dict[str, list[float]] = {name: [] for name in (*workers, "all", "redis")}
-        tasks = [
+        load = asyncio.create_task(
+            running.loaded(count, rate=rate, patience_s=_PATIENCE_S, workers=tuple(workers.values()))
+        )
+        beside = [
             asyncio.create_task(_churn(running, churn)),
             asyncio.create_task(_watch(running.settings, workers, samples, max(0.2, seconds / _SAMPLES))),
         ]
         try:
-            load = asyncio.create_task(
-                running.loaded(count, rate=rate, patience_s=_PATIENCE_S, workers=tuple(workers.values()))
-            )
-            await asyncio.wait([load, *tasks], return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
+            await asyncio.wait([load, *beside], return_when=asyncio.FIRST_COMPLETED)
+            for task in beside:
                 if task.done():
-                    load.cancel()
-                    task.result()
+                    task.result()  # it only ends by an error
             found = await load
         finally:
-            for task in tasks:
+            for task in (load, *beside):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(load, *beside, return_exceptions=True)
     del found["known_at"], found["late_until"]
     return [
         {
@@ -154,24 +154,31 @@ async def _watch(
 
 
 async def _churn(running: Rig, per_s: float) -> None:
-    """Items come and go, and those of the shop change, for as long as it may."""
+    """Items come and go, and those of the shop change, for as long as it may.
+
+    Raises:
+        Unavailable: when the broker does not take them.
+    """
     topic, plan = Topics(running.settings).items, running.plan
     alive = max(1, round(per_s * _ALIVE_S))
     producer = AIOKafkaProducer(**kafka_options(running.settings), acks="all")
-    await producer.start()
     try:
+        await producer.start()
         started, number = time.monotonic(), 0
         while True:
             await asyncio.sleep(max(0.0, started + number / per_s - time.monotonic()))
+            changes: list[tuple[str, bytes | None]] = []
             new = Item(item_id=f"new-{number}", title=f"New article {number} of group {number % 997}")
-            await producer.send(topic, encode(new), key=new.item_id.encode())
             if number >= alive:
-                await producer.send(topic, None, key=f"new-{number - alive}".encode())
+                changes.append((f"new-{number - alive}", None))
             renamed = plan.item((2 * number) % plan.items)
             renamed = msgspec.structs.replace(renamed, title=f"{renamed.title}, edition {number}")
             repriced = msgspec.structs.replace(plan.item((2 * number + 1) % plan.items), price=1.0 + number % 50)
-            for item in (renamed, repriced):
-                await producer.send(topic, encode(item), key=item.item_id.encode())
+            changes += [(item.item_id, encode(item)) for item in (new, renamed, repriced)]
+            for item_id, value in changes:
+                await producer.send_and_wait(topic, value, key=item_id.encode())
             number += 1
+    except (KafkaError, OSError) as error:
+        raise no_broker(running.settings, error) from error
     finally:
-        await producer.stop()
+        await close_client(producer.stop())

@@ -56,7 +56,7 @@ async def wait_for_kafka(settings: Settings) -> None:
     from aiokafka.admin import AIOKafkaAdminClient
     from aiokafka.errors import KafkaError
 
-    from stream_app.delivery.connections import kafka_options
+    from stream_app.delivery.connections import close_client, kafka_options
 
     loop = asyncio.get_running_loop()
     started, reported_at = loop.time(), None
@@ -77,5 +77,5 @@ async def wait_for_kafka(settings: Settings) -> None:
                 errors().print(f"Kafka at {settings.kafka} answers", style="green")
             return
         finally:
-            await client.close()
+            await close_client(client.close())
         await asyncio.sleep(_ASK_EVERY_S)

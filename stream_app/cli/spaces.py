@@ -287,6 +287,7 @@ def retire(space: str) -> None:
 
     settings = load_settings()
     if space.isdecimal() and int(space) in run(left_over(settings)):
+        click.echo(f"vectors {int(space)} belong to no space; waiting half a minute whether one comes", err=True)
         run(delete_left_over(settings, int(space)))
         click.echo(f"deleted: vectors {int(space)}, which belonged to no space")
         return
@@ -419,8 +420,12 @@ async def _problems(settings: Settings, space: ModelSpace) -> list[str]:
         async for progress in told:
             if not progress.caught_up:
                 continue
-            if not progress.complete:
-                some = ", ".join(progress.missing)
-                problems.append(f"{progress.items - progress.done:,} of {progress.items:,} items are missing: {some}")
+            missing = progress.items - progress.done
+            if not progress.complete and missing:
+                problems.append(f"{missing:,} of {progress.items:,} items are missing: {', '.join(progress.missing)}")
+            if progress.waiting:
+                problems.append(
+                    f"{progress.waiting:,} of {progress.items:,} items have the vector of another text still"
+                )
             break
     return problems + await hindrances(settings, space)

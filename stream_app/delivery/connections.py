@@ -221,7 +221,11 @@ async def close_client(closing: Awaitable[Any]) -> None:
     try:
         await closing
     except asyncio.CancelledError:
-        if task is None or task.cancelling():
+        if task is None or task.cancelling() > before:
             raise
+    except BaseException as error:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError from error
+        raise
     if task is not None and task.cancelling() > before:
         raise asyncio.CancelledError

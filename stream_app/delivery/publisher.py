@@ -16,7 +16,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import close_client, kafka_options
 from stream_app.delivery.retry import until_it_works
 from stream_app.errors import NotAuthorized, TailraceError
 from stream_app.metrics import Metrics
@@ -88,7 +88,7 @@ class Publisher:
             try:
                 await producer.start()
             except BaseException:
-                await producer.stop()
+                await close_client(producer.stop())
                 raise
             return producer
 
@@ -104,7 +104,7 @@ class Publisher:
         """Close the connection. Nothing is pending: every publish was awaited."""
         if self._producer is not None:
             producer, self._producer = self._producer, None
-            await producer.stop()
+            await close_client(producer.stop())
 
     async def partitions(self, topic: str) -> int:
         """How many partitions the topic has; waits until the broker knows it."""

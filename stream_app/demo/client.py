@@ -13,7 +13,7 @@ from aiokafka.structs import RecordMetadata
 
 from schemas.decode import decode_slate, encode
 from schemas.messages import Interaction, Item, Slate
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import close_client, kafka_options, stop_consumer
 from stream_app.errors import InvalidMessage
 from stream_app.settings import Settings
 from stream_app.topics import Topics
@@ -53,8 +53,8 @@ class ShopClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._consumer.stop()
-        await self._producer.stop()
+        await stop_consumer(self._consumer)
+        await close_client(self._producer.stop())
 
     async def send_items(self, items: Iterable[Item], on_sent: Callable[[], None] = lambda: None) -> None:
         """The catalogue, acknowledged."""

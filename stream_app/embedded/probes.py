@@ -10,6 +10,8 @@ from aiokafka.errors import KafkaError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from stream_app.delivery.connections import close_client
+
 __all__ = ["kafka_answers", "redis_answers"]
 
 _TIMEOUT_S = 2.0
@@ -26,7 +28,7 @@ async def kafka_answers(address: str) -> bool:
         return False
     finally:
         with suppress(KafkaError, OSError):
-            await client.close()
+            await close_client(client.close())
 
 
 async def redis_answers(url: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Final, Self
 import msgspec
 from aiokafka import AIOKafkaConsumer
 
-from stream_app.delivery.connections import kafka_options
+from stream_app.delivery.connections import kafka_options, stop_consumer
 from stream_app.settings import Settings
 from stream_app.topics import Topics
 
@@ -82,7 +82,7 @@ class Effects:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._consumer.stop()
+        await stop_consumer(self._consumer)
 
     async def of(self, events: Iterable[tuple[int, int]], *, patience_s: float) -> bool:
         """Wait until what these events taught has been broadcast; False when it was not by then.

@@ -101,9 +101,12 @@ def _same_slate(one: Slate, two: Slate) -> bool:
     return (
         [item.item_id for item in one.items] == [item.item_id for item in two.items]
         and np.allclose([item.score for item in one.items], [item.score for item in two.items], rtol=0, atol=_SCORES)
-        and (one.trigger.partition, one.trigger.offset, one.trigger.event_id)
-        == (two.trigger.partition, two.trigger.offset, two.trigger.event_id)
+        and _cause(one) == _cause(two)
     )
+
+
+def _cause(slate: Slate) -> tuple[int, int, str | None]:
+    return slate.trigger.partition, slate.trigger.offset, slate.trigger.event_id
 
 
 def _brief(row: ItemSignals | None) -> str:
@@ -114,7 +117,7 @@ def _unlike(one: Slate | None, two: Slate | None) -> str:
     """Where two slates begin to differ, and by what."""
     if one is None or two is None:
         return f"{'none' if one is None else one.trigger} / {'none' if two is None else two.trigger}"
-    if one.trigger != two.trigger:
+    if _cause(one) != _cause(two):
         return f"caused by {one.trigger} / {two.trigger}"
     if len(one.items) != len(two.items):
         return f"{len(one.items)} / {len(two.items)} items"

@@ -27,7 +27,7 @@ from schemas.decode import decode_item_signals, decode_ranker_weights, decode_sl
 from schemas.messages import Interaction, Item, ItemSignals, Slate
 from stream_app.app import ROLES
 from stream_app.delivery.admin import create_topics
-from stream_app.delivery.connections import kafka_options, stop_consumer
+from stream_app.delivery.connections import close_client, kafka_options, stop_consumer
 from stream_app.delivery.reading import read_to_end
 from stream_app.embedded.worker import WorkerProcess
 from stream_app.errors import TailraceError
@@ -322,4 +322,4 @@ async def _producer(settings: Settings, *, exactly_once: bool) -> AsyncIterator[
     try:
         yield producer
     finally:
-        await producer.stop()
+        await close_client(producer.stop())

@@ -213,6 +213,7 @@ async def test_a_build_that_was_ended_before_its_record_leaves_what_nobody_takes
     assert space.number == 2
     assert not [record async for record in read_to_end(settings, topics.vectors_of(2), patience_s=20)]
     assert await left_over(settings) == [1]
+    monkeypatch.setattr("stream_app.space_operations._RECORDED_WITHIN_S", 0.5)
     await delete_left_over(settings, 1)
     assert await left_over(settings) == []
     with pytest.raises(SpaceError, match="space 2 is kept"):
@@ -266,6 +267,7 @@ async def test_what_a_retirement_that_was_ended_after_its_record_leaves_can_be_d
     with pytest.raises(SpaceError, match="none of the spaces"):
         await retire_space(settings, "1")
     assert await left_over(settings) == [1]
+    monkeypatch.setattr("stream_app.space_operations._RECORDED_WITHIN_S", 0.5)
     await delete_left_over(settings, 1)
     assert await left_over(settings) == []
     fits = [record async for record in read_to_end(settings, topics.spaces, patience_s=20)]

@@ -32,6 +32,8 @@ LOST_DEVICE = "TAILRACE_TEST_LOST_DEVICE"
 """Names the file of ``lose:PATH`` for processes that start later."""
 AUTO_DEVICE = "TAILRACE_TEST_AUTO_DEVICE"
 """What ``auto`` turns out to be."""
+NO_ROOM = "TAILRACE_TEST_NO_ROOM"
+"""The process with this index never finds room."""
 DEVICES = "TAILRACE_TEST_DEVICES"
 """How many of them there are."""
 
@@ -74,6 +76,8 @@ class SeededEncoder:
 def load(configure: Configure) -> Encoder:
     if configure.device == "cuda:7":
         raise SettingsError("encoder.device = 'cuda:7': there is no such device")
+    if os.environ.get(NO_ROOM) == str(configure.index):
+        raise SettingsError("no room on cuda:1")
     lost = os.environ.get(LOST_DEVICE)
     if configure.device == "cuda:6" and lost and Path(lost).exists():
         raise SettingsError("encoder.device = 'cuda:6': torch sees 0 CUDA devices here; use cpu or auto")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import re
 import ssl
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaConnectionError
 from cryptography.hazmat.primitives import serialization
 
+import stream_app
 from stream_app.delivery.certificates import Certificates
 from stream_app.delivery.connections import FreshConnection, kafka_options, stop_consumer
 from stream_app.delivery.draining import DrainingThread
@@ -368,3 +370,47 @@ async def test_a_time_limit_holds_while_a_client_ends():
 
 async def test_what_a_client_cancels_ends_nobody():
     await stop_consumer(Client(lets_it_through=True))
+
+
+async def test_who_is_cancelled_while_a_client_fails_to_end_is_cancelled():
+    class Failing(Client):
+        async def stop(self) -> None:
+            await super().stop()
+            raise KafkaConnectionError
+
+    client = Failing()
+    task = asyncio.create_task(stop_consumer(client))
+    await client.stopping.wait()
+    task.cancel()
+    await asyncio.wait([task], timeout=5)
+    assert task.cancelled()
+
+
+async def test_what_a_client_cancels_does_not_end_what_is_tidied_up_after_a_cancellation():
+    tidied = []
+
+    async def tidy() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await stop_consumer(Client(lets_it_through=True))
+            tidied.append(True)
+
+    task = asyncio.create_task(tidy())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert tidied
+
+
+def test_every_client_of_kafka_is_closed_by_these_functions():
+    ends = re.compile(r"await (?:\w+\.)*_?(?:consumer|producer|admin|client)\.(?:stop|close)\(\)")
+    found = [
+        f"{path}: {line.strip()}"
+        for path in Path(stream_app.__file__).parent.rglob("*.py")
+        if "from aiokafka" in (text := path.read_text("utf-8"))
+        for line in text.splitlines()
+        if ends.search(line)
+    ]
+    assert found == [], "close_client and stop_consumer do it"

@@ -507,6 +507,15 @@ def test_a_file_that_cannot_be_read_is_refused(bert: Path) -> None:
         describe_model(str(bert))
 
 
+def test_weights_that_this_user_may_not_read_are_not_said_to_be_missing(
+    bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the test after this one for whoever may read everything."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "model.safetensors")
+    with pytest.raises(SettingsError, match=r"model\.safetensors cannot be read; let this user read it"):
+        describe_model(str(bert))
+
+
 @pytest.mark.parametrize("closed", ["model.safetensors", "."])
 def test_what_this_user_may_not_read_is_refused(bert: Path, closed: str) -> None:
     (bert / closed).chmod(0)

@@ -27,9 +27,9 @@ from stream_app.metrics import Metrics
 from stream_app.settings import EncoderSettings
 from stream_app.stores.embedding_cache import EmbeddingCache
 from stream_app.textify import text_hash
-from tests.unit.encoder_process import AUTO_DEVICE, DEVICES, LOST_DEVICE, vector_of
+from tests.unit.encoder_process import AUTO_DEVICE, DEVICES, LOST_DEVICE, NO_ROOM, vector_of
 from tests.waiting import eventually, eventually_sync
-from workers import faults
+from workers import driver, faults
 from workers.pool import CHARS_PER_TOKEN, EncoderPool, PoolStats, Priority
 
 COMMAND = (sys.executable, "-m", "tests.unit.encoder_process")
@@ -581,6 +581,24 @@ async def test_queries_and_documents_have_prefixes_of_their_own_in_front_of_the_
         long = "x" * 1_000
         cut = long[: CHARS_PER_TOKEN * 8]
         assert_vectors(await pool.encode([long], Priority.QUERY, kind="query"), [f"find: {cut}"])
+
+
+async def test_a_device_that_never_works_does_not_end_the_others_when_they_start_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(AUTO_DEVICE, "cuda:0")
+    monkeypatch.setenv(DEVICES, "2")
+    monkeypatch.setenv(NO_ROOM, "1")
+    monkeypatch.setattr(driver, "_backoff_s", lambda _: 0.01)
+    async with running() as pool:
+        await pool.ready()
+        await eventually(lambda: 1 in pool._failing, what="the second has failed often enough to give up")
+        for _ in range(3):
+            (pid,) = pool.pids
+            os.kill(pid, signal.SIGKILL)
+            await eventually(lambda pid=pid: pool.pids and pool.pids != (pid,), what="another process")
+        assert pool.error is None
+        assert_vectors(await pool.encode(["mug"], Priority.EVENT), ["mug"])
 
 
 async def test_what_users_say_is_embedded_as_queries() -> None:
