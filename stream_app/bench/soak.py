@@ -105,7 +105,8 @@ async def soak_figures(
                     task.result()  # it only ends by an error
             found = await load
         finally:
-            for task in (load, *beside):
+            load.cancel()
+            for task in beside:
                 task.cancel()
             await asyncio.gather(load, *beside, return_exceptions=True)
     del found["known_at"], found["late_until"]
