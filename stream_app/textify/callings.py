@@ -12,7 +12,8 @@ CHARS_BEFORE: Final = 40
 _TELEPHONES: Final = (
     "tel", "telephone", "telephones", "telefon", "telefono", "teléfono", "telefone", "téléphone", "tél", "telef", "tlf",
     "phone", "phones", "ph", "cell", "cellphone", "mobile", "mobil", "mob", "handy", "ruf", "fax", "whatsapp",
-    "whats app", "viber", "wechat", "hotline", "call", "contact", "kontakt", "contacto", "reach", "sms", "gsm",
+    "whats app", "viber", "wechat", "hotline", "call", "contact", "kontakt", "contacto", "reach me", "reach us",
+    "reach me at", "reach us at", "sms", "gsm",
     "телефон", "тел", "моб",
     "电话", "手机", "手提", "座机", "热线", "传真", "微信", "電話", "手機", "携帯",
     "전화", "هاتف", "جوال", "واتساب", "फ़ोन", "फोन",

@@ -14,7 +14,7 @@ _TIME = re.compile(
     rf"{_HOUR} ?- ?{_HOUR}(?!\d)"
     r"|(?:19|20)\d\d-[01]\d-[0-3]\d(?!\d)"
     # The day or the month first. After a year of two digits nothing goes on: 01.02.03.04.05 is a telephone's in France.
-    rf"|{_DAY}(?P<between>[./\- ]){_DAY}(?P=between)(?:(?:19|20)\d\d(?!\d)|\d\d(?!\d|(?P=between)\d))",
+    rf"|{_DAY}(?P<between>[./\- ]){_DAY}(?P=between)(?:(?:1\d|2[01])\d\d(?!\d)|\d\d(?!\d|(?P=between)\d))",
     re.ASCII,
 )
 _UNIT = re.compile(
@@ -25,7 +25,8 @@ _BAR_CODES = (8, 12, 13, 14)
 
 
 def is_row(number: str) -> bool:
-    """Whether groups of digits are a row of sizes: they grow by the same step, are round, or begin with 0 each."""
+    """Whether groups of digits are a row of sizes: they grow by the same step, are round, or as wide as each
+    other by a 0 before each."""
     groups = _GROUP.findall(number)
     sizes = [int(group) for group in groups]
     steps = {later - earlier for earlier, later in pairwise(sizes)}
@@ -36,7 +37,7 @@ def is_row(number: str) -> bool:
     return (
         (len(steps) == 1 and (step <= _SMALL_STEP or sizes[0] % step == 0))
         or all(size % _ROUND == 0 for size in sizes)
-        or all(group[0] == "0" for group in groups)
+        or (all(group[0] == "0" for group in groups) and len(set(map(len, groups))) == 1)
     )
 
 

@@ -39,7 +39,7 @@ _BEFORE = re.compile(  # read backwards
     rf"|(?:[a-z0-9_.+%'&~!#$*^-]|[^{_NO_LETTER}{_UNSPACED}])+",
     re.IGNORECASE,
 )
-_LIKE_A_NAME = re.compile(r"(?=.*[a-z]).*[a-z0-9][0-9._+]", re.IGNORECASE)
+_LIKE_A_NAME = re.compile(r"(?=.*[^\W\d_])(?:.*\w[._+]\w|.*\d)")
 """With spaces around the sign an address is one only if its name looks like one: "lamps @ example.com" is where they
 are sold."""
 _LONGEST_NAME = 320

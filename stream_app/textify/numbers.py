@@ -79,9 +79,9 @@ _DECIMALS = re.compile(r"(?<!\d)\d{1,2}\.\d(?!\d).*(?<!\d)\d{1,2}\.\d(?!\d)", re
 _GROUP = re.compile(r"\d+", re.ASCII)
 _FEWEST_PHONE_DIGITS, _MOST_PHONE_DIGITS = 8, 25
 """One number has at most 15 (ITU-T E.164); the groups of two may follow one another, and an extension."""
-_LONG_GROUP, _SHORT_GROUP = 6, 3
+_LONG_GROUP, _LAST_GROUP = 6, 4
 _ENOUGH, _PLENTY = 8, 11
-"""What follows so many digits and a space is another number, if the last group was long, or not a pair."""
+"""What follows so many digits and a space is another number, after a long group or one that ends a number."""
 
 
 def card_spans(text: str) -> Iterator[tuple[int, int]]:
@@ -120,11 +120,12 @@ def _card_end(match: re.Match[str], before: str) -> int:
         if len(digits) >= length and _valid(digits[:length]):
             places = [place for place, sign in enumerate(match[0], match.start() + 1) if sign.isdigit()]
             end = places[length - 1]
-            if match.string[end : end + 1].isdigit() or is_row(match[0]):
-                continue
-            if length == _ARTICLE_DIGITS and calls_article(before):
-                continue
-            return end
+            if not (
+                match.string[end : end + 1].isdigit()
+                or is_row(match[0])
+                or (length == _ARTICLE_DIGITS and calls_article(before))
+            ):
+                return end
     return 0
 
 
@@ -166,7 +167,7 @@ def _number_end(match: re.Match[str]) -> int:
             and not gap.strip(" .-/")
             and (
                 (last >= _LONG_GROUP and digits >= _ENOUGH + code)
-                or (last >= _SHORT_GROUP and digits >= _PLENTY + max(code - 2, 0))
+                or (last >= _LAST_GROUP and digits >= _PLENTY + max(code - 2, 0))
             )
         ):
             return end
