@@ -59,6 +59,10 @@ _LONGEST_WORD = 256
 _MOST_ROUNDS, _LAST_ROUNDS = 12, 4
 """Feeds escape twice or three times. What is wrapped so often that the last rounds begin loses its brackets and
 ampersands; then there is nothing more to unwrap."""
+# What may be a part of a number, read backwards, to the sign it begins with.
+_NUMBER_BACKWARDS = re.compile(
+    r"(?:[\d\s()./\-\u2010-\u2015\u2212]|;(?:psbn|psniht|061#|0ax#)&|>[a-z]{1,6}/?<)*+\+?\(?", re.IGNORECASE
+)
 _NO_MARKUP = str.maketrans("<>&", "   ")
 
 
@@ -94,11 +98,16 @@ def clip(text: str, max_chars: int) -> str:
 
 def shortened(text: str, max_chars: int) -> str:
     """The beginning of a long text, before it is cleaned: at most ``max_chars`` characters, and no part of a word or
-    number that goes on. Half an address or a telephone number would not be known for one."""
+    number that goes on. Half an address or a telephone number would not be known for one, so digits at its end go, all
+    groups of them."""
     if len(text) <= max_chars:
         return text
     cut = max(text.rfind(space, 0, max_chars + 1) for space in (" ", "\n", "\t", ">"))
-    return text[: cut + 1 if cut >= max_chars - _LONGEST_WORD else max_chars]
+    text = text[: cut + 1 if cut >= max_chars - _LONGEST_WORD else max_chars]
+    number = _NUMBER_BACKWARDS.match(text[::-1])
+    if number is None or not any(map(str.isdigit, number[0])):
+        return text
+    return text[: len(text) - number.end()]
 
 
 def _unwrapped(text: str) -> str:

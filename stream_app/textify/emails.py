@@ -39,6 +39,9 @@ _BEFORE = re.compile(  # read backwards
     rf"|(?:[a-z0-9_.+%'&~!#$*^-]|[^{_NO_LETTER}{_UNSPACED}])+",
     re.IGNORECASE,
 )
+_LIKE_A_NAME = re.compile(r"(?=.*[^\W\d_])(?:.*\w[._+]\w|.*\d)")
+"""With spaces around the sign an address is one only if its name looks like one: "lamps @ example.com" is where they
+are sold."""
 _LONGEST_NAME = 320
 """Of a name more than is allowed (64, RFC 5321) is taken out, but something is the most."""
 _AROUND = "'!*#&~$^.-"
@@ -58,5 +61,7 @@ def email_spans(text: str) -> Iterator[tuple[int, int]]:
         found = _BEFORE.match(before[::-1])
         if found is None or not (name := before[-found.end() :].lstrip(_AROUND)):
             continue
+        if "@" in sign[0] and sign[0][0] != "@" and (sign[0][-1] == "@" or not _LIKE_A_NAME.match(name)):
+            continue  # "Photo by @anna.b": a name in a social network.
         done = domain.end()
         yield sign.start() - len(name), done

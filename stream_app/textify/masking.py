@@ -43,7 +43,9 @@ def pattern_mask(name: str, pattern: str) -> Mask:
         raise ValueError(f"mask {name!r}: {pattern!r} is not a regular expression: {error}") from error
     if compiled.match(""):
         raise ValueError(f"mask {name!r}: {pattern!r} matches the empty text, which would mask everything")
-    return lambda text: compiled.sub(f"[{name}]", text)
+    word = f"[{name}]"
+    # Not within what it put there before: a text may be masked twice.
+    return lambda text: word.join(compiled.sub(lambda _: word, piece) for piece in text.split(word))
 
 
 def _emails(text: str) -> str:

@@ -13,11 +13,15 @@ from stream_app.textify.templates import Language, load_languages
 __all__ = ["plain", "prompt_mask", "without_prompts"]
 
 _KEPT_PROMPTS = 8
+_MOST_ROUNDS = 8
 
 
 def plain(text: str, masks: Masks | None = None) -> str:
     """``text`` without markup and characters nobody sees (:mod:`stream_app.textify.clean`), and without what ``masks``
     take out.
+
+    What is taken out may bring together what it kept apart (a tag in two halves, an order in an order), so it is done
+    until nothing changes, at most eight times: what is nested deeper keeps its core.
 
     Args:
         text: any.
@@ -25,7 +29,12 @@ def plain(text: str, masks: Masks | None = None) -> str:
             the languages that are shipped (:mod:`stream_app.textify.prompts`), and personal data
             (:data:`stream_app.textify.masking.MASKS`).
     """
-    return text and " ".join(mask(clean(text, lines=True), _usual() if masks is None else masks).split())
+    masks = _usual() if masks is None else masks
+    for _ in range(_MOST_ROUNDS if text else 0):
+        before, text = text, " ".join(mask(clean(text, lines=True), masks).split())
+        if text == before:
+            break
+    return text
 
 
 def without_prompts(text: str) -> str:

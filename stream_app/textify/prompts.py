@@ -12,6 +12,7 @@ An order is not told from a text that quotes one: a book called "Ignore all prev
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -40,6 +41,7 @@ class PromptWords(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         parts: who speaks, before a colon: at the beginning of a text or after a sentence.
         openings: the same, only at the beginning of a text.
+        turns: the same, only after a line or a sentence; titles begin so ("Human: A Brief History").
         verbs: what orders to forget.
         negations: directly before a verb, they make an order of it no order.
         all, earlier: how much is to be forgotten, and from when.
@@ -50,6 +52,7 @@ class PromptWords(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     parts: tuple[str, ...] = ()
     openings: tuple[str, ...] = ()
+    turns: tuple[str, ...] = ()
     verbs: tuple[str, ...] = ()
     negations: tuple[str, ...] = ()
     all: tuple[str, ...] = ()
@@ -67,11 +70,12 @@ class Prompts:
     """
 
     def __init__(self, languages: Iterable[PromptWords]) -> None:
-        given = tuple(languages)
+        given = tuple(map(_composed, languages))
         parts = [part for one in given for part in one.parts]
         openings = [opening for one in given for opening in one.openings]
         self._opening = _labels(r"\A\s?", [*parts, *openings])
-        self._part = _labels(rf"(?<=[{_SENTENCE_END};…|])\s?", parts)
+        turns = [turn for one in given for turn in one.turns]
+        self._part = _labels(rf"(?<=[{_SENTENCE_END};…|])\s?", [*parts, *turns])
         self._orders = [_Orders(one) for one in given if one.verbs]
         verbs = [verb.lower() for one in given for verb in one.verbs]
         self._verbs = re.compile(_any(verbs, bound=False) if verbs else r"(?!)")
@@ -127,6 +131,17 @@ class _Orders:
         )
 
 
+def _composed(words: PromptWords) -> PromptWords:
+    """In Unicode form C, as the texts are that they are looked for in."""
+    return msgspec.convert(
+        {
+            name: [unicodedata.normalize("NFC", word) for word in given]
+            for name, given in msgspec.to_builtins(words).items()
+        },
+        PromptWords,
+    )
+
+
 def _without(text: str, plain: str, spans: Iterable[tuple[int, int]]) -> tuple[str, str]:
     left = replaced(text, spans, " ")
     return (text, plain) if left is text else (left, folded(left))
@@ -155,11 +170,12 @@ def _written(word: str) -> str:
 
 
 def _whole(word: str) -> str:
-    def bound(look: str, letter: str) -> str:
+    def bound(look: str, letter: str, latin: str, other: str) -> str:
         # The Latin alphabet is bounded by itself alone: Chinese puts its words beside Chinese ones.
-        return "" if letter >= _FIRST_UNSPACED else f"({look}[A-Za-z0-9])" if letter.isascii() else rf"({look}\w)"
+        return "" if letter >= _FIRST_UNSPACED else f"({look}{latin if letter.isascii() else other})"
 
-    return bound("?<!", word[0]) + _written(word) + bound("?!", word[-1])
+    # A digit before a word is none of its letters: "1ignore".
+    return bound("?<!", word[0], "[A-Za-z]", r"[^\W\d]") + _written(word) + bound("?!", word[-1], "[A-Za-z0-9]", r"\w")
 
 
 def _before(word: str) -> Iterator[str]:
