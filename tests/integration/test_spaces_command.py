@@ -30,7 +30,10 @@ from workers.models import describe_model
 WORDS = ("lamp", "rope", "cup", "novel", "drill", "violin", "tent", "bread", "scarf", "clock")
 ITEMS = 60
 FOLLOW = """
+import signal
 from stream_app.cli import main, spaces
+# What runs in the background of a script, as one of two lanes of tests does, and all it starts, hears no Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 spaces._STILL_AFTER_S = 0.2
 raise SystemExit(main(["spaces", "follow", "1"]))
 """
@@ -185,7 +188,10 @@ async def test_a_model_is_changed_by_commands(
     assert (status, "'1' is none of the spaces" in err) == (2, True)
 
 
-async def test_vectors_of_no_space_are_listed_and_retired(settings: Settings, command: Command) -> None:
+async def test_vectors_of_no_space_are_listed_and_retired(
+    settings: Settings, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream_app.space_operations._RECORDED_WITHIN_S", 0.5)
     await create_topics(settings)
     assert await create_vectors_topic(settings, 1)
     topic = Topics(settings).vectors_of(1)
