@@ -207,21 +207,12 @@ class Pipeline:
         await settles(there, timeout_s=timeout_s, what=f"{count} vectors in the index and its space")
 
     async def outcome(self, stream: Stream, *, timeout_s: float = 120.0) -> Outcome:
-        """Settle, let every user visit twice, and read everything back.
-
-        A process that has just started has few lists of nearest items, and a request makes a few of them at most
-        (:mod:`stream_app.index.neighbours`): what the first visits are shown may lack some of what others are.
-        """
-        last = max(event.occurred_at for event in stream.events)
-        for visit in (1, 2):
-            await self.settled(timeout_s=timeout_s)
-            at = last + visit * timedelta(hours=1)
-            await self.send_events(
-                [
-                    Interaction(event_id=f"visit-{visit}-{user}", user_id=user, type="visit", occurred_at=at)
-                    for user in stream.users
-                ]
-            )
+        """Settle, let every user visit once, and read everything back."""
+        await self.settled(timeout_s=timeout_s)
+        at = max(event.occurred_at for event in stream.events) + timedelta(hours=1)
+        await self.send_events(
+            [Interaction(event_id=f"probe-{user}", user_id=user, type="visit", occurred_at=at) for user in stream.users]
+        )
         await self.settled(timeout_s=timeout_s)
         slates = await self.slates()
         examples, applied = await self._examples()
