@@ -99,7 +99,9 @@ class Pipeline:
             "slate": {"explore": 0.0},
             "delivery": {"commit_interval_s": 0.2},
             "replica": {"directory": str(self.directory / "snapshots"), "snapshot_interval_s": 1.0},
-            "encoder": {"threads": 1, "precision": "float32"},
+            # One text at a time: beside others a vector differs in its last bits, a code made of it by a step now and
+            # then, and scores by some 1e-4, which decides the order where two items come out equal.
+            "encoder": {"threads": 1, "precision": "float32", "batch": 1},
             "log": {"level": "info", "format": "text"},
             **self.overrides,
         }
