@@ -16,7 +16,7 @@ from stream_app.users.state import Flood, decode_state, encode_state
 
 __all__ = ["Outcome"]
 
-_SCORES = 1e-3
+_SCORES = 1e-5
 """Scores closer than this are the same."""
 
 
