@@ -13,6 +13,8 @@ at, without the environment variable.
     the coroutines that take records have ended (they stay so).
 ``pause-replica``
     the replica gets no records.
+
+Of those that stay, a file with ``.done`` after the name says that they have happened.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ async def watch_faults(
             done.add(fault)
             for agent in agents():
                 await _STRIKES[fault](agent)
+            (folder / f"{fault}.done").touch()
         reading = replica()
         client = None if reading is None else reading.client
         if client is not None and ("pause-replica" in asked) != paused:

@@ -140,6 +140,8 @@ async def test_a_dead_consumer_in_a_living_process_is_not_alive(
     topics = Topics(settings)
     async with process("items", values, tmp_path) as made:
         (made.faults / fault).touch()
+        # What came before it happened would be fetched.
+        await eventually((made.faults / f"{fault}.done").exists, what="the fault")
         # More than one: the embedded broker states an end that is too low by the last batch.
         await send(settings, topics.transitions, "0", a_transition(topics.interactions), times=3)
 
