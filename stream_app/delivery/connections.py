@@ -223,7 +223,7 @@ async def close_client(closing: Awaitable[Any]) -> None:
     except asyncio.CancelledError:
         if task is None or task.cancelling() > before:
             raise
-    except BaseException as error:
+    except Exception as error:
         if task is not None and task.cancelling() > before:
             raise asyncio.CancelledError from error
         raise
