@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import structlog
 from aiokafka.structs import ConsumerRecord
 
 from schemas.arrays import pack_float32, pack_float64
@@ -38,6 +36,7 @@ from stream_app.stores.redis_client import connect_redis
 from stream_app.stores.users import UserStore
 from stream_app.topics import TOPICS, Topics
 from stream_app.users.state import HistoryEntry, UserState
+from tests.environment import to_environment
 from tests.waiting import eventually_sync
 
 NOW = datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -45,22 +44,10 @@ PATIENCE_S = 20.0
 
 
 @pytest.fixture(name="environment", autouse=True)
-def _environment(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _environment(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command reads its settings as people give them: from the environment."""
     monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "KAFKA": settings.kafka,
-        "REDIS": settings.redis.get_secret_value(),
-        "TOPICS__PREFIX": settings.topics.prefix,
-        "CONNECTION__FETCH_MAX_WAIT_MS": str(settings.connection.fetch_max_wait_ms),
-        "CONNECTION__REPLICATION_FACTOR": str(settings.connection.replication_factor),
-    }.items():
-        monkeypatch.setenv(f"TAILRACE_{name}", value)
-    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
-    yield
-    logging.getLogger().handlers[:] = handlers
-    logging.getLogger().setLevel(level)
-    structlog.reset_defaults()
+    to_environment(settings, monkeypatch)
 
 
 def publish(settings: Settings, records: Sequence[OutRecord]) -> None:

@@ -23,6 +23,7 @@ from stream_app.metrics import Metrics
 from stream_app.settings import Settings
 from stream_app.space_operations import build_space
 from stream_app.topics import Topics
+from tests.environment import to_environment
 from tests.image_checkpoints import make_clip
 
 ITEMS, KINDS = 90, 30
@@ -37,14 +38,7 @@ def unit(vectors: NDArray[np.float64]) -> NDArray[np.float32]:
 def _model(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder; the command reads its settings as people give them, from the environment."""
     monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "KAFKA": settings.kafka,
-        "REDIS": settings.redis.get_secret_value(),
-        "TOPICS__PREFIX": settings.topics.prefix,
-        "CONNECTION__FETCH_MAX_WAIT_MS": str(settings.connection.fetch_max_wait_ms),
-        "CONNECTION__REPLICATION_FACTOR": str(settings.connection.replication_factor),
-    }.items():
-        monkeypatch.setenv(f"TAILRACE_{name}", value)
+    to_environment(settings, monkeypatch)
     return make_clip(tmp_path / "a clip's folder")
 
 

@@ -23,6 +23,7 @@ from stream_app.metrics import Metrics
 from stream_app.settings import Settings
 from stream_app.topics import Topics
 from tests.checkpoints import make_bert
+from tests.environment import to_environment
 from tests.integration.pipeline import live
 from tests.waiting import eventually
 from workers.models import describe_model
@@ -56,14 +57,7 @@ def _command(
 ) -> Command:
     """``tailrace spaces`` with arguments: exit status, output, errors. Settings come from the environment."""
     monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "KAFKA": settings.kafka,
-        "REDIS": settings.redis.get_secret_value(),
-        "TOPICS__PREFIX": settings.topics.prefix,
-        "CONNECTION__FETCH_MAX_WAIT_MS": str(settings.connection.fetch_max_wait_ms),
-        "CONNECTION__REPLICATION_FACTOR": str(settings.connection.replication_factor),
-    }.items():
-        monkeypatch.setenv(f"TAILRACE_{name}", value)
+    to_environment(settings, monkeypatch)
 
     async def given(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
