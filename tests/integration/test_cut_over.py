@@ -17,11 +17,10 @@ from schemas.decode import encode
 from schemas.messages import ItemVector, ModelSpace, SpaceControl
 from stream_app.adapters.file import AdapterFile
 from stream_app.delivery.admin import create_topics
-from stream_app.delivery.publisher import OutRecord, Publisher
+from stream_app.delivery.publisher import OutRecord
 from stream_app.delivery.reading import read_to_end
 from stream_app.errors import SpaceError, TailraceError
 from stream_app.images.pool import FusedPool
-from stream_app.metrics import Metrics
 from stream_app.replicas.spaces import write_control
 from stream_app.settings import Settings
 from stream_app.space_comparison import compare_spaces
@@ -39,6 +38,7 @@ from stream_app.space_operations import (
 )
 from stream_app.topics import Topics
 from tests.checkpoints import make_bert
+from tests.integration.consuming import publishing
 from tests.integration.pipeline import Live, live
 from tests.unit.test_adapted_pool import TRAINING, an_adapter
 from tests.waiting import eventually
@@ -72,16 +72,6 @@ async def complete(settings: Settings, space: ModelSpace) -> Progress:
             if progress.complete and progress.items and not await hindrances(settings, space):
                 return progress
     raise AssertionError("never complete")
-
-
-@asynccontextmanager
-async def publishing(settings: Settings) -> AsyncIterator[Publisher]:
-    publisher = Publisher(settings, Metrics())
-    await publisher.start()
-    try:
-        yield publisher
-    finally:
-        await publisher.stop()
 
 
 @asynccontextmanager
@@ -207,7 +197,7 @@ async def test_a_build_that_was_ended_before_its_record_leaves_what_nobody_takes
             await build_space(settings, {"model": str(other)})
     assert await left_over(settings) == [1]
     stale = ItemVector(item_id="i0", space="s", text_hash="h", dimensions=1, vector=pack_float32(np.ones(1)))
-    async with publishing(settings) as publisher:
+    async with publishing(settings, topics=False) as publisher:
         await publisher.publish([OutRecord(topics.vectors_of(1), b"i0", encode(stale))])
     space = await build_space(settings, {"model": str(other)})
     assert space.number == 2
@@ -256,7 +246,7 @@ async def test_what_a_retirement_that_was_ended_after_its_record_leaves_can_be_d
     space = await build_space(settings, {"model": str(other)})
     key, vector = space.space.encode(), pack_float32(np.ones(space.dimensions))
     message = ItemVector(item_id="i0", space=space.space, text_hash="h", dimensions=space.dimensions, vector=vector)
-    async with publishing(settings) as publisher:
+    async with publishing(settings, topics=False) as publisher:
         await publisher.publish(
             [OutRecord(topics.vectors_of(1), b"i0", encode(message)), OutRecord(topics.spaces, key, b"{}")]
         )
