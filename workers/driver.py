@@ -5,10 +5,9 @@ goes in full batches). A process computes as many batches as it has lanes, and h
 so that it never waits for this side; urgent ones have room of their own (:mod:`workers.lanes`). What happens to the
 process is dealt with here:
 
-* It ends in mid-batch, or does not answer in time: it is started again and its batches tried again, one at a time, so
-  that each answers for itself.
-* A batch that ended two processes is tried text by text. A text that ends two more, alone, is poison: who asked for
-  it gets :class:`PoisonText`, everybody else their vectors.
+* It ends in mid-batch, or does not answer in time: it is started again and the texts of its batches are tried again,
+  one at a time, so that each answers for itself. One that ends two processes so, alone, is poison: who asked for it
+  gets :class:`PoisonText`, everybody else their vectors.
 * The batch does not fit the device's memory: it is halved, and this process gets no larger ones from then on.
 * It cannot be started: tried again with growing waits, callers wait meanwhile (back-pressure). If none of the pool ever
   started, or the process says several times that it cannot work as configured and no other works, the driver gives up.
@@ -35,8 +34,8 @@ __all__ = ["Driver", "PoolStats", "fair_threads"]
 
 _log = get_logger(__name__)
 
-DEATHS_BEFORE_SPLIT = 2
 DEATHS_ALONE = 2
+"""Of one death by itself the text may be innocent: processes are also ended from outside."""
 START_ATTEMPTS = 3
 """Tries of the very first start before giving up. Once a process was ready, starts are tried for ever."""
 BACKOFF_MIN_S = 0.25
@@ -228,11 +227,13 @@ class Driver:
         use = _Use(child, most=self._settings.batch, tokens=tokens)
         try:
             while True:
-                while (batch := self._next_batch(use)) is not None:
+                now = self._now()
+                while (batch := self._next_batch(use, now)) is not None:
                     use.start(self._encode(use, batch), batch)
                     # The other processes' turn: they may have nothing to do.
                     await asyncio.sleep(0)
-                await self._something_happens(use)
+                    now = self._now()
+                await self._something_happens(use, now)
         except ChildDied as death:
             _log.warning("encoder ended", index=self._index, pid=child.pid, batches=use.done, reason=str(death))
             return use.done > 0
@@ -245,8 +246,12 @@ class Driver:
             await asyncio.gather(*use.running, return_exceptions=True)
             await child.reap()
 
-    def _next_batch(self, use: _Use) -> Batch | None:
-        """What ``use``'s process is to be sent now; None: nothing, for now."""
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    def _next_batch(self, use: _Use, now: float) -> Batch | None:
+        """What ``use``'s process is to be sent at ``now``; None: nothing, for now."""
         if use.child.ended.done():
             raise ChildDied(f"exit code {use.child.ended.result()}")
         self._free.discard(self._index)
@@ -262,7 +267,7 @@ class Driver:
         if use.urgent <= lanes and (batch := self._waiting.take(use.most, use.tokens, _URGENT)) is not None:
             return batch
         if self.share < 1.0:
-            return self._bounded_batch(use)
+            return self._bounded_batch(use, now)
         if use.others < lanes:
             self._free.add(self._index)
         elif use.others >= lanes + _AHEAD or self._free:
@@ -270,10 +275,10 @@ class Driver:
             return None
         return self._waiting.take(use.most, _CATALOGUE_TOKENS * use.tokens, (Priority.CATALOGUE,))
 
-    def _bounded_batch(self, use: _Use) -> Batch | None:
+    def _bounded_batch(self, use: _Use, now: float) -> Batch | None:
         """The catalogue's next batch for a process that may compute only a share of its time: on a share of its lanes,
         and where that is less than one, with rests in between. Nothing is sent ahead."""
-        if use.others >= self._lanes_allowed or asyncio.get_running_loop().time() < self._rests_until:
+        if use.others >= self._lanes_allowed or now < self._rests_until:
             return None
         return self._waiting.take(use.most, use.tokens, (Priority.CATALOGUE,))
 
@@ -285,16 +290,17 @@ class Driver:
         """A batch of the catalogue was computed for so long."""
         busy = min(1.0, self.share * self._lanes / self._lanes_allowed)
         if busy < 1.0:
-            self._rests_until = asyncio.get_running_loop().time() + seconds * (1.0 - busy) / busy
+            self._rests_until = self._now() + seconds * (1.0 - busy) / busy
 
-    async def _something_happens(self, use: _Use) -> None:
-        """Until a text comes, a batch is done, or the process ends.
+    async def _something_happens(self, use: _Use, now: float) -> None:
+        """Until a text comes, a batch is done, a rest is over that was not at ``now``, or the process ends.
 
         Raises:
             ChildDied: when a batch was with a process that ended.
         """
         parts: list[asyncio.Future[Any]] = [self._waiting.change(), use.child.ended, *use.running]
-        rest_s = self._rests_until - asyncio.get_running_loop().time()
+        # Not by the clock of this moment: a rest that ended since would end nothing, and texts would wait for ever.
+        rest_s = self._rests_until - now
         timeout_s = max(rest_s, 0.001) if self._waiting.length(Priority.CATALOGUE) and rest_s > 0 else None
         await asyncio.wait(parts, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         for task in [task for task in use.running if task.done()]:
@@ -337,12 +343,11 @@ class Driver:
             use.tokens_read, use.tokens_computed = said.tokens_read, said.tokens_computed
 
     def _after_death(self, batch: Batch) -> None:
-        """The batch was with a process that died: try again, as a whole, text by text, or not at all."""
-        batch.deaths += 1
+        """The batch was with a process that died: try again, text by text, or not at all."""
         batch.deaths_alone += not batch.beside_others
         batch.suspect = True
         if len(batch.tickets) > 1:
-            self._waiting.put_back(batch.split(1) if batch.deaths >= DEATHS_BEFORE_SPLIT else [batch])
+            self._waiting.put_back(batch.split(1))
         elif batch.deaths_alone < DEATHS_ALONE:
             self._waiting.put_back([batch])
         else:

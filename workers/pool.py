@@ -33,7 +33,7 @@ CHARS_PER_TOKEN = 32
 """A text is cut to this many characters per token the model may read: more than any language needs, and a bound on
 what is sent to a process."""
 REMEMBERED_POISON = 1_024
-"""Texts known to end processes: a redelivered record must not end four more."""
+"""Texts known to end processes: a redelivered record must not end three more."""
 
 
 class EncoderPool(VectorPool):

@@ -56,7 +56,7 @@ class Ticket:
 
 @dataclass(eq=False, slots=True)
 class Batch:
-    """Texts encoded together. ``deaths`` counts the processes that ended while they had it.
+    """Texts encoded together.
 
     A ``suspect`` was with a process that ended. It has a process for itself from then on: of a death ``beside_others``
     any of them may have been the cause, so only ``deaths_alone`` speak against a text.
@@ -64,7 +64,6 @@ class Batch:
 
     tickets: list[Ticket]
     priority: Priority
-    deaths: int = 0
     deaths_alone: int = 0
     suspect: bool = False
     beside_others: bool = False

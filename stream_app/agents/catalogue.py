@@ -31,7 +31,7 @@ _ON_ITS_WAY_S = 2.0
 """A rebalance waits for parts under way for so long, or for a third of the session."""
 _UNDER_WAY_S = 10.0
 """Encoders that do not come back do not hold up who retires their space."""
-_TRIES = 5
+_TRIES = 4
 """Batches that a text takes part in, at most, before it is given up (``workers.driver``)."""
 _PARTS = 4
 """Parts under way: so many texts are with the pool that batches of like length can be chosen among them."""

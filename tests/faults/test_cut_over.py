@@ -14,7 +14,7 @@ import pytest
 from schemas.decode import decode_slate
 from schemas.messages import ModelSpace
 from stream_app.delivery.reading import read_to_end
-from stream_app.space_operations import build_space, cut_over_to, follow_build, hindrances, roll_back_space
+from stream_app.space_operations import Progress, build_space, cut_over_to, follow_build, hindrances, roll_back_space
 from stream_app.torture.outcome import Outcome
 from stream_app.torture.pipeline import Pipeline
 from stream_app.torture.stream import Stream, make_stream
@@ -30,11 +30,18 @@ MOMENTS = ("build", "cutover", "rollback")
 
 
 async def _complete(pipeline: Pipeline, space: ModelSpace, count: int) -> None:
-    async with asyncio.timeout(180), aclosing(follow_build(pipeline.settings, space)) as told:
-        async for progress in told:
-            # Without learning (rate 0) there is no basis to carry over.
-            if progress.complete and progress.items == count and not await hindrances(pipeline.settings, space):
-                return
+    progress: Progress | None = None
+    lacks: list[str] = []
+    try:
+        async with asyncio.timeout(180), aclosing(follow_build(pipeline.settings, space)) as told:
+            async for progress in told:
+                if progress.complete and progress.items == count:
+                    # Without learning (rate 0) there is no basis to carry over.
+                    lacks = await hindrances(pipeline.settings, space)
+                    if not lacks:
+                        return
+    except TimeoutError:
+        raise AssertionError(f"{space.space} is not complete after 180 s: {progress}, lacks {lacks}") from None
 
 
 async def _serves(pipeline: Pipeline, number: int) -> None:
