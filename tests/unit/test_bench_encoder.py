@@ -179,7 +179,7 @@ def test_the_bare_loop_has_the_model_of_all_the_settings(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("parts", ["pools", "", "pool,nothing"])
 def test_parts_that_are_none_are_named(parts: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "encoder", "--parts", parts]) == 2
-    assert "allowed are pool, queries, embedded, kafka, precision" in capsys.readouterr().err
+    assert "allowed are pool, queries, embedded, kafka, precision, compile" in capsys.readouterr().err
 
 
 @pytest.mark.model
