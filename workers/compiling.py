@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-import torch._dynamo.config
-import torch._inductor.config
 
 from stream_app.errors import SettingsError
 
 __all__ = ["CACHE_VARIABLE", "MOST_PROGRAMS", "TRIED_SHAPES", "compiled", "program_folder", "what_is_missing"]
 
 CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
+_TORCHS_OWN: Final = "torchinductor_"
+"""So begins the name of the folder that torch itself writes into the variable, when anything imports its compiler."""
 _PROCESSES_VARIABLE: Final = "TORCHINDUCTOR_COMPILE_THREADS"
 MOST_PROGRAMS: Final = 16
 """A model that needs more of them for its shapes would compile for ever; the next shape is then an error."""
@@ -53,7 +53,9 @@ def compiled(model: torch.nn.Module, *, device: torch.device) -> Callable[..., A
         SettingsError: when there is no folder to keep programs in.
     """
     os.environ[CACHE_VARIABLE] = str(program_folder())
-    dynamo, inductor = torch._dynamo.config, torch._inductor.config
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
+
     # What cannot be compiled is an error, whatever the environment says of it.
     dynamo.suppress_errors = False
     dynamo.recompile_limit = MOST_PROGRAMS
@@ -74,7 +76,8 @@ def program_folder() -> Path:
     Raises:
         SettingsError: when the latter cannot be made, or others may write to it.
     """
-    if named := os.environ.get(CACHE_VARIABLE):
+    named = os.environ.get(CACHE_VARIABLE)
+    if named and Path(named).name[: len(_TORCHS_OWN)] != _TORCHS_OWN:
         return Path(named)
     folder = Path(tempfile.gettempdir()) / f"tailrace-compiled-{os.getuid()}"
     otherwise = f"set {CACHE_VARIABLE} to a folder that only this user may write to, or encoder.compile = false"
