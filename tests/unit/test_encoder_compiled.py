@@ -20,7 +20,7 @@ from workers.models import load_model
 from workers.pool import EncoderPool
 from workers.process import Encoder
 
-pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 COMPILER = os.environ.get("CXX", "g++")
 MOST_TOKENS = 64
@@ -62,6 +62,7 @@ def programs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
+@pytest.mark.slow
 def test_compiled_vectors_are_those_of_the_model_for_any_shape_and_take_two_programs(
     compiled: Encoder, plain: Encoder
 ) -> None:
@@ -75,6 +76,7 @@ def test_compiled_vectors_are_those_of_the_model_for_any_shape_and_take_two_prog
     assert compiled.space == plain.space
 
 
+@pytest.mark.slow
 def test_threads_encode_with_one_compiled_program_at_once(compiled: Encoder, plain: Encoder) -> None:
     rng = np.random.default_rng(1)
     batches = [texts_of(rng) for _ in range(60)]
@@ -84,6 +86,7 @@ def test_threads_encode_with_one_compiled_program_at_once(compiled: Encoder, pla
         np.testing.assert_allclose(vectors, plain.encode(texts), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_beyond_the_most_programs_is_an_error_and_nothing_is_computed_otherwise(compiled: Encoder) -> None:
     import torch
     from torch._dynamo import config
@@ -99,6 +102,7 @@ def test_beyond_the_most_programs_is_an_error_and_nothing_is_computed_otherwise(
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 async def test_without_a_compiler_the_start_says_so_and_never_goes_on_without(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +114,7 @@ async def test_without_a_compiler_the_start_says_so_and_never_goes_on_without(
     for name, value in (("CXX", "/nowhere/g++"), ("HOME", str(home)), ("TMPDIR", str(temporary))):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCHDYNAMO_SUPPRESS_ERRORS", "1")
-    pool = EncoderPool(EncoderSettings(model=str(model), device="cpu", threads=1, compile=True))
+    pool = EncoderPool(EncoderSettings(model=str(model), device="cpu", threads=1, start_timeout_s=500, compile=True))
     await pool.start()
     try:
         with pytest.raises(SettingsError) as caught:
