@@ -197,6 +197,7 @@ class Driver:
                 batch_tokens=settings.batch_tokens,
                 nice=settings.nice,
                 index=self._index,
+                compile=settings.compile,
             ),
             timeout_s=settings.start_timeout_s,
         )

@@ -48,6 +48,7 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     """The parent's first frame. Fields as in the settings of the encoder; ``index`` counts processes from 0.
 
     ``threads`` are those of the whole process, at least one; it shares them out among its lanes (:mod:`workers.lanes`).
+    A process of images does not look at ``compile``.
     """
 
     model: str
@@ -63,6 +64,7 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     batch_tokens: int
     nice: int
     index: int
+    compile: bool = False
 
 
 class Encode(msgspec.Struct, frozen=True, kw_only=True, tag="encode"):

@@ -176,6 +176,7 @@ def load_model(
     batch: int = 32,
     batch_tokens: int = 0,
     index: int = 0,
+    compile: bool = False,
 ) -> Encoder:
     """The model, loaded and tried once; imports torch (seconds, hundreds of MB), so call it in an encoder process.
 
@@ -183,7 +184,8 @@ def load_model(
     is the most texts computed at once, ``batch_tokens`` the most tokens (0: what suits the device). ``index`` spreads
     several processes over several GPUs where ``device`` names none. ``max_tokens`` of the choice counts special
     tokens, not the prefix: that never takes room from the text. The texts the encoder gets begin with their prefix
-    (:meth:`ModelInfo.prefix`) already.
+    (:meth:`ModelInfo.prefix`) already. ``compile``: with torch.compile (:mod:`workers.compiling`), which takes up to
+    minutes; the multilingual model is none of torch's and refuses it.
 
     Raises:
         SettingsError: when the model or the device cannot be used.
@@ -192,6 +194,10 @@ def load_model(
         choice = _Default(choice)
     info = describe_model(choice)
     if info.name == MULTILINGUAL:
+        if compile:
+            raise SettingsError(
+                "encoder.compile = true: the multilingual model does not run on torch; set encoder.compile = false"
+            )
         from workers.multilingual import MultilingualEncoder
 
         return MultilingualEncoder(info, device=device, precision=precision, max_tokens=choice.max_tokens)
@@ -206,6 +212,7 @@ def load_model(
         batch=batch,
         batch_tokens=batch_tokens,
         index=index,
+        compile=compile,
     )
 
 

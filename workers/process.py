@@ -166,6 +166,7 @@ def _load(configure: Configure) -> Encoder:
         batch=configure.batch,
         batch_tokens=configure.batch_tokens,
         index=configure.index,
+        compile=configure.compile,
     )
     setproctitle.setproctitle(f"tailrace-encoder {configure.index} {configure.model} {encoder.device}")
     return with_faults(encoder)

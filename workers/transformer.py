@@ -12,7 +12,7 @@ import workers.environment  # noqa: F401 - before torch and transformers
 # isort: split
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from workers.batching import split_by_length, tokens_at_once
 from workers.checkpoint import refuse_shapes
+from workers.compiling import TRIED_SHAPES, compiled, what_is_missing
 from workers.devices import TORCH_TYPES, devices_like, out_of_memory, pick_device, pick_precision
 from workers.head import load_dense, text_vectors
 from workers.models import ModelInfo, Precision
@@ -37,6 +38,10 @@ _MIN_TEXT_TOKENS = 8
 """A prefix that leaves less of the model's limit leaves nothing to encode."""
 _TRIED_TOKENS = 512
 """The text tried at the start is no longer: enough to find out, and soon done."""
+_COMPILED_TOKENS = 2
+"""A compiled program's batches have at least so many tokens."""
+_LEAST_COSINE = 0.99
+"""A compiled program rounds elsewhere, and no more than that; in reduced precision that moves a vector by more."""
 
 _Row = dict[str, list[int]]
 """One text's tokens: input ids, attention mask and what else the model wants, [tokens] each."""
@@ -52,6 +57,7 @@ class TransformerEncoder:
         devices: how many devices of this kind there are.
         precision: what it computes in: ``float32``, ``bfloat16`` or ``float16``. Pooling is always float32.
         batch_tokens: the most tokens, padding included, that are computed at once.
+        compiled: whether the transformer runs as a compiled program.
         at_once: None: any number of batches at a time.
         tokens_read: tokens of all texts so far.
         tokens_computed: the same with padding.
@@ -68,6 +74,7 @@ class TransformerEncoder:
         batch: int,
         batch_tokens: int,
         index: int,
+        compile: bool = False,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
@@ -94,7 +101,11 @@ class TransformerEncoder:
             _check_embeddings(info, self._model, self._tokenizer)
             self._model.eval().to(self._device)
             self._dense = [load_dense(layer, self._device) for layer in info.dense]
+            self._transform: Callable[..., Any] = self._model
+            self.compiled = False
             self._try()
+            if compile:
+                self._compile()
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The vectors of ``texts``: float32 [n, dimensions], unit length, in the order given.
@@ -144,10 +155,13 @@ class TransformerEncoder:
     @torch.inference_mode()
     def _forward(self, rows: Sequence[_Row]) -> NDArray[np.float32]:
         columns = {name: [row[name] for row in rows] for name in rows[0]}
-        inputs = self._tokenizer.pad(columns, return_tensors="pt").to(self._device)
+        # A size of 1 would be a kind of shape of its own to the compiler. One row is worth it, one token is not.
+        width = max(_COMPILED_TOKENS, *(len(row["input_ids"]) for row in rows)) if self.compiled else None
+        padding = "longest" if width is None else "max_length"
+        inputs = self._tokenizer.pad(columns, padding=padding, max_length=width, return_tensors="pt").to(self._device)
         vectors: NDArray[np.float32] = (
             text_vectors(
-                self._model(**inputs).last_hidden_state,
+                self._transform(**inputs).last_hidden_state,
                 inputs["attention_mask"],
                 pooling=self._info.pooling,
                 dense=self._dense,
@@ -187,6 +201,40 @@ class TransformerEncoder:
                 f"the model in {info.folder} gives no finite vectors in {self.precision} on {self.device}; "
                 "set encoder.precision = 'float32'"
             )
+
+    def _compile(self) -> None:
+        """Compile, and try all kinds of shape that batches may have, against what is computed without.
+
+        Whatever cannot be compiled is found here, before the process says that it is ready, and so is (nearly) every
+        second of compiling.
+        """
+        info = self._info
+        limit = min(max(self._limits.values()), _TRIED_TOKENS)
+        shapes = [(rows, min(tokens, limit)) for rows, tokens in (*TRIED_SHAPES, (1, limit), (3, limit))]
+        batches = [[self._made_up(tokens)] * rows for rows, tokens in dict.fromkeys(shapes)]
+        expected = [self._forward(batch) for batch in batches]
+        self._transform = compiled(self._model, device=self._device)
+        self.compiled = True
+        try:
+            found = [self._forward(batch) for batch in batches]
+        except Exception as error:  # tracing, writing, compiling and loading a program can each fail in its own way
+            if out_of_memory(error):
+                raise
+            raise info.refusal(
+                f"encoder.compile = true, and the model in {info.folder} cannot be compiled: "
+                f"{what_is_missing(error, self._device)}"
+            ) from error
+        nearest = min(float((one * other).sum(axis=1).min()) for one, other in zip(expected, found, strict=True))
+        if not nearest >= _LEAST_COSINE:
+            raise info.refusal(
+                f"encoder.compile = true, and compiled the model in {info.folder} gives other vectors (cosine "
+                f"{nearest:.4f}); set encoder.compile = false"
+            )
+
+    def _made_up(self, tokens: int) -> _Row:
+        """A text of so many tokens, as the tokenizer gives them."""
+        row = self._tokens(["warm up " * tokens])[0]
+        return {name: column[:tokens] for name, column in row.items()}
 
     @contextmanager
     def _room(self) -> Iterator[None]:

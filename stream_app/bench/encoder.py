@@ -1,4 +1,4 @@
-"""The encoder pool: against a bare loop, beside queries, end to end through the broker, and in lower precision.
+"""The encoder pool: against a bare loop, beside queries, end to end through the broker, in lower precision, compiled.
 
 Every figure is taken on the product as it is: encoder processes of the pool, and for the way from ``items.v1`` to
 ``item-vectors.v1`` a real broker, a real Redis and a process with the catalogue role. Rates of two things are compared
@@ -9,9 +9,10 @@ less.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final, Literal
@@ -35,13 +36,13 @@ from stream_app.embedded.stack import EmbeddedStack
 from stream_app.embedded.worker import WorkerProcess
 from stream_app.embedded.workspace import workspace
 from stream_app.errors import TailraceError, Unavailable
-from stream_app.settings import Settings, load_settings
+from stream_app.settings import EncoderSettings, Settings, load_settings
 from stream_app.textify import item_text
 from stream_app.topics import Topics
 from workers.models import reduced_precisions
 from workers.pool import EncoderPool, Priority
 
-__all__ = ["end_to_end_figures", "pool_figures", "precision_figures", "query_figures"]
+__all__ = ["compile_figures", "end_to_end_figures", "pool_figures", "precision_figures", "query_figures"]
 
 _BATCHES_CPU: Final = (32, 64)
 _BATCHES_GPU: Final = (64, 256, 1_024)
@@ -50,6 +51,10 @@ _AT_ONCE: Final = 128
 _CALLS: Final = 4
 _WARM: Final = 256
 _PATIENCE_S: Final = 60.0
+_COMPARED: Final = 1_000
+"""Texts whose compiled vectors are compared with the others."""
+_START_S: Final = 3_600.0
+_PROGRAMS: Final = "TORCHINDUCTOR_CACHE_DIR"
 _EMBEDDED_TEXTS: Final = "tailrace_encoder_texts_total"
 
 
@@ -278,6 +283,103 @@ async def precision_figures(
     return lines
 
 
+async def compile_figures(
+    settings: Settings, *, titles: int, rounds: int, on_progress: Progress = lambda _what, _done, _total: None
+) -> dict[str, Any]:
+    """What ``encoder.compile`` is worth here: pools with it and without, alive at the same time and measured in turns.
+
+    Time is that of the processors, which other work on the machine changes less than it changes what passes. Nothing
+    compiled before is used: programs are kept in a folder of the benchmark's own.
+
+    Args:
+        settings: the encoder's; their ``compile`` does not count, and a start may take up to an hour here.
+        titles: different texts of some 16 tokens.
+        rounds: how often each embeds all of them.
+        on_progress: as for :func:`pool_figures`.
+
+    Returns:
+        ``eager_texts_per_cpu_s`` and ``compiled_texts_per_cpu_s`` (medians), ``ratio`` of the latter to the former (the
+        median of the rounds' ratios, above 1 where compiling pays) with the ``least_ratio`` and ``most_ratio`` of a
+        round, and ``ratio_per_s``, the same of the time that passed (the lanes of a process may hold each other up);
+        ``eager_start_s``, ``compiled_start_s``, ``compiled_again_s``: until a pool is ready, the second with nothing
+        kept of an earlier one, the third with what that kept; ``mean_cosine`` and ``least_cosine`` of each text's two
+        vectors.
+
+    Raises:
+        TailraceError: when the model cannot be used, or not be compiled.
+    """
+    texts = [item_text(item) for item in made_up_items(shipped_titles(), titles)]
+    pools: dict[str, EncoderPool] = {}
+    starts: dict[str, float] = {}
+    speeds: dict[str, list[_Speed]] = {"eager": [], "compiled": []}
+    with workspace() as directory, _environment(_PROGRAMS, str(directory / "programs")):
+        async with AsyncExitStack() as stack:
+            patient = {"start_timeout_s": _START_S}
+            chosen = {
+                name: settings.encoder.model_copy(update={**patient, "compile": name == "compiled"}) for name in speeds
+            }
+            async with _started(chosen["compiled"]) as (_, starts["compiled"]):
+                pass
+            for name in speeds:
+                started = _started(chosen[name])
+                pools[name], starts[f"{name}, again"] = await stack.enter_async_context(started)
+                on_progress("pools started", len(pools), len(speeds))
+            for number in range(rounds):
+                for name in speeds if number % 2 else reversed(speeds):
+                    speeds[name].append(await _speed(pools[name], texts, f"{name}, round {number + 1}", on_progress))
+            quality = [await pool.encode(texts[:_COMPARED], Priority.CATALOGUE) for pool in pools.values()]
+            (device,) = {device for pool in pools.values() for device in pool.devices}
+    cosines = np.einsum("nd,nd->n", *quality)
+    pairs = list(zip(speeds["compiled"], speeds["eager"], strict=True))
+    ratios = [compiled.per_cpu_s / eager.per_cpu_s for compiled, eager in pairs]
+    return {
+        "benchmark": "encoder",
+        "what": "compile",
+        "titles": titles,
+        "rounds": rounds,
+        "device": device,
+        "eager_texts_per_cpu_s": round(median(speed.per_cpu_s for speed in speeds["eager"]), 1),
+        "compiled_texts_per_cpu_s": round(median(speed.per_cpu_s for speed in speeds["compiled"]), 1),
+        "ratio": round(median(ratios), 3),
+        "least_ratio": round(min(ratios), 3),
+        "most_ratio": round(max(ratios), 3),
+        "ratio_per_s": round(median(compiled.per_s / eager.per_s for compiled, eager in pairs), 3),
+        "eager_start_s": round(starts["eager, again"], 1),
+        "compiled_start_s": round(starts["compiled"], 1),
+        "compiled_again_s": round(starts["compiled, again"], 1),
+        "mean_cosine": round(float(cosines.mean()), 6),
+        "least_cosine": round(float(cosines.min()), 6),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Speed:
+    """Of a pool: texts per second of the processors' time, and of time that passed."""
+
+    per_cpu_s: float
+    per_s: float
+
+
+async def _speed(pool: EncoderPool, texts: Sequence[str], what: str, on_progress: Progress) -> _Speed:
+    processes = [psutil.Process(pid) for pid in pool.pids]
+    began, before = time.perf_counter(), _busy(processes)
+    await _encoded(pool, texts, lambda _what, done, total: on_progress(what, done, total))
+    return _Speed(per_cpu_s=len(texts) / (_busy(processes) - before), per_s=len(texts) / (time.perf_counter() - began))
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Processes that are started meanwhile have this variable."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
 async def _loop(
     settings: Settings, job: EncoderLoopJob, on_progress: Progress, *, precision: str | None = None
 ) -> dict[str, Any]:
@@ -290,12 +392,21 @@ async def _loop(
 @asynccontextmanager
 async def _pool(settings: Settings) -> AsyncIterator[EncoderPool]:
     """A pool whose processes are warm; without a cache, so that every text is computed."""
-    pool = EncoderPool(settings.encoder)
+    async with _started(settings.encoder) as (pool, _):
+        yield pool
+
+
+@asynccontextmanager
+async def _started(settings: EncoderSettings) -> AsyncIterator[tuple[EncoderPool, float]]:
+    """The same, and the seconds until its first process was ready."""
+    pool = EncoderPool(settings)
+    began = time.perf_counter()
     await pool.start()
     try:
         await pool.ready()
+        seconds = time.perf_counter() - began
         await pool.encode([f"warm {number}" for number in range(_WARM)], Priority.CATALOGUE)
-        yield pool
+        yield pool, seconds
     finally:
         await pool.close()
 
@@ -345,7 +456,12 @@ class _Way:
 
 def _cpu_seconds(worker: WorkerProcess) -> float:
     process = psutil.Process(worker.pid)
-    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return _busy([process, *process.children(recursive=True)])
+
+
+def _busy(processes: Sequence[psutil.Process]) -> float:
+    """Seconds of the processors that they took so far."""
+    times = [process.cpu_times() for process in processes]
     return sum(time.user + time.system for time in times)
 
 

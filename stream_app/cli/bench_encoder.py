@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PARTS", "encoder", "failures"]
 
-PARTS = ("pool", "queries", "embedded", "kafka", "precision")
-"""What can be measured, in this order; ``embedded`` and ``kafka`` are the way through a broker of that kind."""
+PARTS = ("pool", "queries", "embedded", "kafka", "precision", "compile")
+"""What can be measured, in this order; ``embedded`` and ``kafka`` are the way through a broker of that kind.
+``compile`` is not among the defaults: it takes minutes and a compiler."""
 
 
 @click.command()
@@ -30,14 +31,21 @@ PARTS = ("pool", "queries", "embedded", "kafka", "precision")
     help="Texts, all different; for precision at most those that are shipped.",
 )
 @click.option("--queries", default=300, show_default=True, type=click.IntRange(10, 3_000), help="One at a time.")
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100), help="Of pool and bare loop.")
+@click.option(
+    "--rounds",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    help="Of pool and bare loop, and of compiled and not.",
+)
 @json_option
 def encoder(parts: str, titles: int, queries: int, rounds: int, json_file: Path | None) -> int:
     """Texts per second of the encoder pool, what a query waits, and what lower precision changes.
 
     pool: against a bare loop of perfectly sorted batches, in turns. queries: one at a time, alone and while the
     catalogue is embedded. embedded, kafka: from items.v1 to item-vectors.v1, and again with another price. precision:
-    each one on offer against float32. Model, device and precision are those of the settings (TAILRACE_ENCODER__...).
+    each one on offer against float32. compile: with torch.compile and without, in turns. Model, device and precision
+    are those of the settings (TAILRACE_ENCODER__...).
 
     Ends with 1 where a text was embedded for another price, or a precision does not pass the quality gate.
     """
@@ -106,6 +114,8 @@ def _work(
             return [await bench.pool_figures(settings, titles=titles, rounds=rounds, on_progress=on_progress)]
         if part == "queries":
             return [await bench.query_figures(settings, titles=titles, queries=queries, on_progress=on_progress)]
+        if part == "compile":
+            return [await bench.compile_figures(settings, titles=titles, rounds=rounds, on_progress=on_progress)]
         if part == "precision":
             return await bench.precision_figures(settings, titles=titles, on_progress=on_progress)
         broker = cast(Literal["embedded", "kafka"], part)

@@ -182,6 +182,7 @@ def model(settings: Settings) -> Iterator[Finding]:
             device=encoder.device,
             precision=encoder.precision,
             threads=encoder.threads,
+            compile=encoder.compile,
         )
         vector = loaded.encode(["a blue mug"])[0]
     except (TailraceError, OSError, RuntimeError, ValueError) as error:

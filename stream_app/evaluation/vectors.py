@@ -61,6 +61,7 @@ def text_vectors(
             precision=settings.precision,
             threads=settings.threads,
             batch=settings.batch,
+            compile=settings.compile,
         )
         wanted = list(missing.items())
         for start in range(0, len(wanted), _BATCH):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,18 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from stream_app.bench import encoder as encoder_bench
 from stream_app.bench import encoder_loop
-from stream_app.bench.encoder import pool_figures, precision_figures, query_figures
+from stream_app.bench.encoder import compile_figures, pool_figures, precision_figures, query_figures
 from stream_app.bench.quality import LEAST_MEAN_COSINE, LEAST_OVERLAP, NEIGHBOURS, Quality, overlap, quality_of
 from stream_app.bench.titles import made_up_items, shipped_titles
 from stream_app.cli import main
 from stream_app.cli.bench_encoder import failures
-from stream_app.settings import load_settings
+from stream_app.settings import EncoderSettings, load_settings
 from stream_app.textify import item_text
 from tests.checkpoints import make_bert
 from workers.models import load_model, reduced_precisions
+from workers.pool import EncoderPool
 
 
 def test_made_up_titles_all_differ_and_a_price_does_not_change_them() -> None:
@@ -176,10 +180,39 @@ def test_the_bare_loop_has_the_model_of_all_the_settings(monkeypatch: pytest.Mon
     assert np.abs(other - expected).max() > 0.01
 
 
+async def test_compiled_and_not_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With processes that have no model and so nothing to compile: both are alike."""
+    made: list[EncoderSettings] = []
+
+    def pool(settings: EncoderSettings) -> EncoderPool:
+        made.append(settings)
+        return EncoderPool(settings, command=(sys.executable, "-m", "tests.unit.encoder_process"))
+
+    monkeypatch.setattr(encoder_bench, "EncoderPool", pool)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/kept/elsewhere")
+    told: list[str] = []
+    figures = await compile_figures(
+        load_settings(encoder={"compile": True, "threads": 1}),
+        titles=2_000,
+        rounds=2,
+        on_progress=lambda what, _done, _total: told.append(what),
+    )
+    assert [settings.compile for settings in made] == [True, False, True]
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/kept/elsewhere"
+    assert list(dict.fromkeys(told)) == [
+        "pools started",
+        *("compiled, round 1", "eager, round 1", "eager, round 2", "compiled, round 2"),
+    ]
+    assert 0 < figures["least_ratio"] <= figures["ratio"] <= figures["most_ratio"]
+    assert figures["mean_cosine"] == figures["least_cosine"] == pytest.approx(1.0, abs=1e-5)
+    assert min(figures[name] for name in ("eager_start_s", "compiled_start_s", "compiled_again_s")) > 0
+    assert figures["device"] == "cpu float32"
+
+
 @pytest.mark.parametrize("parts", ["pools", "", "pool,nothing"])
 def test_parts_that_are_none_are_named(parts: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "encoder", "--parts", parts]) == 2
-    assert "allowed are pool, queries, embedded, kafka, precision" in capsys.readouterr().err
+    assert "allowed are pool, queries, embedded, kafka, precision, compile" in capsys.readouterr().err
 
 
 @pytest.mark.model
