@@ -6,8 +6,8 @@ so that it never waits for this side; urgent ones have room of their own (:mod:`
 process is dealt with here:
 
 * It ends in mid-batch, or does not answer in time: it is started again and the texts of its batches are tried again,
-  one at a time, so that each answers for itself. One that ends two processes so, alone, is poison: who asked for it
-  gets :class:`PoisonText`, everybody else their vectors.
+  one at a time, so that each answers for itself; urgent ones go in between. One that ends two processes so, alone, is
+  poison: who asks for it gets :class:`PoisonText`, everybody else their vectors.
 * The batch does not fit the device's memory: it is halved, and this process gets no larger ones from then on.
 * It cannot be started: tried again with growing waits, callers wait meanwhile (back-pressure). If none of the pool ever
   started, or the process says several times that it cannot work as configured and no other works, the driver gives up.
@@ -28,14 +28,12 @@ from stream_app.settings import EncoderSettings
 from workers.batching import tokens_at_once
 from workers.child import ChildDied, EncoderChild
 from workers.frames import Configure, Ready
-from workers.waiting import Batch, Priority, WaitingTexts
+from workers.waiting import DEATHS_ALONE, Batch, Priority, WaitingTexts
 
 __all__ = ["Driver", "PoolStats", "fair_threads"]
 
 _log = get_logger(__name__)
 
-DEATHS_ALONE = 2
-"""Of one death by itself the text may be innocent: processes are also ended from outside."""
 START_ATTEMPTS = 3
 """Tries of the very first start before giving up. Once a process was ready, starts are tried for ever."""
 BACKOFF_MIN_S = 0.25
@@ -83,6 +81,8 @@ class _Use:
     done: int = 0
     tokens_read: int = 0
     tokens_computed: int = 0
+    urgent_last: bool = False
+    """Whether the last batch went ahead of texts that are to be alone."""
     running: dict[asyncio.Task[None], Batch] = field(default_factory=dict)
 
     @property
@@ -113,7 +113,8 @@ class _Use:
 class Driver:
     """See the module. ``child`` is the process while it is ready. ``free`` are the drivers (by index) whose processes
     could begin a batch at once, ``failing`` those that could start none for :data:`START_ATTEMPTS` times in a row; the
-    drivers of a pool share them. ``on_ready`` is told what each process says when it is ready."""
+    drivers of a pool share them. ``on_ready`` is told what each process says when it is ready, ``on_poison`` of a text
+    that is given up, by its hash."""
 
     def __init__(
         self,
@@ -128,6 +129,7 @@ class Driver:
         free: set[int],
         failing: set[int],
         on_ready: Callable[[Ready], None],
+        on_poison: Callable[[str, PoisonText], None],
     ) -> None:
         self.child: EncoderChild | None = None
         self.share = 1.0
@@ -135,6 +137,7 @@ class Driver:
         self.processes = 1
         """Of the pool, which share the processor's cores."""
         self._on_ready = on_ready
+        self._on_poison = on_poison
         self._rests_until = 0.0
         self._index = index
         self._settings = settings
@@ -259,10 +262,15 @@ class Driver:
         if use.alone:
             return None
         if self._waiting.suspects:
-            # What may have ended a process has the next for itself.
+            # What may have ended a process has the next for itself. Who is in a hurry waits for one of these texts at
+            # most, and not for hundreds.
             if use.running:
                 return None
-            if (batch := self._waiting.take_suspect(use.most)) is not None:
+            if not use.urgent_last and (batch := self._waiting.take(use.most, use.tokens, _URGENT)) is not None:
+                use.urgent_last = True
+                return batch
+            use.urgent_last = False
+            if (batch := self._waiting.take_suspect()) is not None:
                 return batch
         lanes = self._lanes
         if use.urgent <= lanes and (batch := self._waiting.take(use.most, use.tokens, _URGENT)) is not None:
@@ -345,24 +353,18 @@ class Driver:
 
     def _after_death(self, batch: Batch) -> None:
         """The batch was with a process that died: try again, text by text, or not at all."""
-        batch.deaths_alone += not batch.beside_others
-        batch.suspect = True
-        if len(batch.tickets) > 1:
-            self._waiting.put_back(batch.split(1))
-        elif batch.deaths_alone < DEATHS_ALONE:
-            self._waiting.put_back([batch])
-        else:
-            (ticket,) = batch.tickets
-            self._stats.poison_texts += 1
-            _log.error("poison text", text_hash=ticket.text_hash, characters=len(ticket.text))
-            shown = ticket.text[:SHOWN_CHARS]
-            self._waiting.settle(
-                ticket,
-                PoisonText(
-                    f"the text {ticket.text_hash} ({len(ticket.text)} characters, begins {shown!r}) ended "
-                    f"{batch.deaths_alone} encoder processes, alone"
-                ),
-            )
+        ticket = self._waiting.suspect(batch)
+        if ticket is None:
+            return
+        self._stats.poison_texts += 1
+        _log.error("poison text", text_hash=ticket.text_hash, characters=len(ticket.text))
+        shown = ticket.text[:SHOWN_CHARS]
+        error = PoisonText(
+            f"the text {ticket.text_hash} ({len(ticket.text)} characters, begins {shown!r}) ended {DEATHS_ALONE} "
+            "encoder processes, alone"
+        )
+        self._on_poison(ticket.text_hash, error)
+        self._waiting.settle(ticket, error)
 
 
 def _backoff_s(failures: int) -> float:

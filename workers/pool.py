@@ -144,6 +144,7 @@ class EncoderPool(VectorPool):
                 free=self._free,
                 failing=self._failing,
                 on_ready=self._said_ready,
+                on_poison=self._remember_poison,
             )
             driver.share = self._drivers[0].share if self._drivers else 1.0
             self._drivers.append(driver)
@@ -230,8 +231,6 @@ class EncoderPool(VectorPool):
                     # The first call that sees a vector stores it, whoever asked first: one write per vector.
                     ticket.cached = True
                     fresh[ticket.text_hash] = outcome
-            elif isinstance(outcome, PoisonText):
-                self._remember_poison(ticket.text_hash, outcome)
             elif not isinstance(outcome, EncodeError):
                 raise same_error(outcome)
             outcomes[ticket.text_hash] = outcome

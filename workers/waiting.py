@@ -16,13 +16,17 @@ from numpy.typing import NDArray
 from stream_app.errors import TailraceError
 from workers.batching import like_length
 
-__all__ = ["Batch", "Outcome", "Priority", "Ticket", "WaitingTexts", "same_error"]
+__all__ = ["DEATHS_ALONE", "Batch", "Outcome", "Priority", "Ticket", "WaitingTexts", "same_error"]
 
 _Error = TypeVar("_Error", bound=TailraceError)
 
 Outcome = NDArray[np.float32] | TailraceError
 """What becomes of a text: its vector, float32 [dimensions], or why there is none."""
 
+DEATHS_ALONE = 2
+"""A text that ended so many processes alone is poison. After one it may be innocent: they end for other reasons."""
+_SUSPECTED = 4_096
+"""Texts that are remembered to have been with a process that ended, at most; of more the oldest are forgotten."""
 _WINDOW = 1_024
 """Texts looked at to find some of like length."""
 _TURN = 8
@@ -58,20 +62,19 @@ class Ticket:
 class Batch:
     """Texts encoded together.
 
-    A ``suspect`` was with a process that ended. It has a process for itself from then on: of a death ``beside_others``
-    any of them may have been the cause, so only ``deaths_alone`` speak against a text.
+    A ``suspect`` is one text that was with a process that ended. It has a process for itself from then on: of a death
+    ``beside_others`` any of them may have been the cause.
     """
 
     tickets: list[Ticket]
     priority: Priority
-    deaths_alone: int = 0
     suspect: bool = False
     beside_others: bool = False
 
     def split(self, count: int) -> list[Batch]:
-        """This batch as batches of at most ``count`` texts, without its deaths."""
+        """This batch as batches of at most ``count`` texts."""
         parts = range(0, len(self.tickets), count)
-        return [Batch(self.tickets[start : start + count], self.priority, suspect=self.suspect) for start in parts]
+        return [Batch(self.tickets[start : start + count], self.priority) for start in parts]
 
 
 @dataclass(eq=False, slots=True)
@@ -99,6 +102,9 @@ class WaitingTexts:
     def __init__(self, *, limit: int) -> None:
         self._lines = {priority: _Line(asyncio.Semaphore(limit)) for priority in Priority}
         self._tickets: dict[str, Ticket] = {}
+        # How many processes a text ended alone, of those that were with one that ended and have no outcome since. Who
+        # asked may be gone by then: kept, or such a text would end a process whenever it is asked for.
+        self._deaths: dict[str, int] = {}
         self._change: asyncio.Future[None] | None = None
         self._in_a_row = 0
         self._turns = 0
@@ -137,8 +143,12 @@ class WaitingTexts:
                 outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
                 ticket = Ticket(text_hash, text, priority, outcome, tokens, askers=1)
                 self._tickets[text_hash] = ticket
-                self._lines[priority].fresh[text_hash] = ticket
-                self._changed()
+                if text_hash in self._deaths:
+                    room.release()
+                    self.put_back([Batch([ticket], priority, suspect=True)])
+                else:
+                    self._lines[priority].fresh[text_hash] = ticket
+                    self._changed()
                 return ticket, True
             if self._could_move_up(ticket, priority):
                 self._drop_fresh(ticket)
@@ -153,7 +163,8 @@ class WaitingTexts:
     def leave(self, ticket: Ticket) -> None:
         """An asker is served or gave up. A waiting text that nobody wants any more is dropped."""
         ticket.askers -= 1
-        if ticket.askers == 0 and ticket.text_hash in self._lines[ticket.priority].fresh:
+        # By identity: with this one served, somebody else may have asked for the same text again meanwhile.
+        if ticket.askers == 0 and self._lines[ticket.priority].fresh.get(ticket.text_hash) is ticket:
             self._drop_fresh(ticket)
             del self._tickets[ticket.text_hash]
 
@@ -168,11 +179,11 @@ class WaitingTexts:
         """Whether a batch waits for a process of its own; :meth:`take_suspect` gives it."""
         return any(line.suspects for line in self._lines.values())
 
-    def take_suspect(self, count: int) -> Batch | None:
-        """The most urgent batch that was with a process that ended, at most ``count`` texts of it."""
+    def take_suspect(self) -> Batch | None:
+        """The most urgent text that was with a process that ended."""
         for line in self._lines.values():
             while line.suspects:
-                if batch := self._still_wanted(_first(line.suspects, count)):
+                if batch := self._still_wanted(line.suspects.popleft()):
                     return batch
         return None
 
@@ -203,8 +214,26 @@ class WaitingTexts:
             (line.suspects if batch.suspect else line.again).append(batch)
             self._changed()
 
+    def suspect(self, batch: Batch) -> Ticket | None:
+        """``batch`` was with a process that ended: its texts are tried again, each with a process for itself.
+
+        Returns:
+            Its text when that ended :data:`DEATHS_ALONE` processes alone, which is not tried again; else None.
+        """
+        alone = len(batch.tickets) == 1 and not batch.beside_others
+        for ticket in batch.tickets:
+            deaths = self._deaths.pop(ticket.text_hash, 0) + alone
+            if deaths >= DEATHS_ALONE:
+                return ticket
+            self._deaths[ticket.text_hash] = deaths
+        while len(self._deaths) > _SUSPECTED:
+            del self._deaths[next(iter(self._deaths))]
+        self.put_back(Batch([ticket], batch.priority, suspect=True) for ticket in batch.tickets)
+        return None
+
     def settle(self, ticket: Ticket, outcome: Outcome) -> None:
         """Tell all who asked for the text."""
+        self._deaths.pop(ticket.text_hash, None)
         self._tickets.pop(ticket.text_hash, None)
         if not ticket.outcome.done():
             ticket.outcome.set_result(outcome)
@@ -233,7 +262,7 @@ class WaitingTexts:
         """The batch without texts whose askers gave up; None when none is left."""
         for ticket in batch.tickets:
             if not ticket.askers:
-                del self._tickets[ticket.text_hash]
+                self._tickets.pop(ticket.text_hash, None)
         batch.tickets = [ticket for ticket in batch.tickets if ticket.askers]
         return batch if batch.tickets else None
 

@@ -136,7 +136,7 @@ class Agent(ABC):
     async def _join(self) -> None:
         app = self._app = faust_app(self.settings, self.group, gathers=self.gathers, gate=self.gate)
         app.tailrace_before_moving = self.before_partitions_move
-        app.tailrace_on_failure = self._fail
+        app.tailrace_on_failure = self._failed_elsewhere(asyncio.get_running_loop())
         app.agent(raw_topic(app, self.topic, *self.also), name=f"tailrace.{self.role}", concurrency=1)(
             self._consumer(self.handle, self.most)
         )
@@ -303,7 +303,8 @@ class Agent(ABC):
         async def guarded() -> None:
             try:
                 await coroutine
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as error:
+                self._look_who_cancelled(error)
                 raise
             except BaseException as error:
                 self._fail(error)
@@ -311,6 +312,15 @@ class Agent(ABC):
         task = asyncio.create_task(guarded(), name=f"{self.role}-{name}")
         self._tasks = [*(held for held in self._tasks if not held.done()), task]
         return task
+
+    def _failed_elsewhere(self, loop: asyncio.AbstractEventLoop) -> Callable[[BaseException], None]:
+        """:meth:`_fail` for any thread."""
+
+        def fail(error: BaseException) -> None:
+            with contextlib.suppress(RuntimeError):  # everything is ending
+                loop.call_soon_threadsafe(self._fail, error)
+
+        return fail
 
     def _fail(self, error: BaseException) -> None:
         _log.error("agent failed", stage=self.role, exc_info=error)
@@ -334,14 +344,17 @@ class Agent(ABC):
                 await handle(events)
                 self.metrics.batch_seconds.labels(self.group, "all").observe(time.perf_counter() - started)
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and not task.cancelling():
-                # Not ours, but a library's. Faust would start the agent again behind the records it had: what follows
-                # them would be taken for all there is.
-                self._fail(Unavailable(f"cancelled from within: {error!r}"))
+            self._look_who_cancelled(error)
             raise
         except BaseException as error:
             self._fail(error)
+
+    def _look_who_cancelled(self, error: asyncio.CancelledError) -> None:
+        """When it was not we but a library, from within: Faust would start the agent again behind the records it had,
+        and what follows them would be taken for all there is; a task of ours would just be gone."""
+        task = asyncio.current_task()
+        if task is not None and not task.cancelling():
+            self._fail(Unavailable(f"cancelled from within: {error!r}"))
 
     async def _on_rebalance(self, *_: Any, **__: Any) -> None:
         await self.partitions_changed()

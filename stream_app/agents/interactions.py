@@ -231,11 +231,12 @@ class InteractionsAgent(Agent):
             # Our own record comes back through the replica; until then nothing new is known.
             if serving.served.version >= asked or serving.space != of:
                 asked = 0
-            if 0 in self.assignment() and not asked and serving.space not in too_long and serving.space_due():
+            name = serving.space
+            if 0 in self.assignment() and not asked and name not in too_long and serving.space_due():
                 space = await asyncio.to_thread(serving.fit_space())
                 if space is None:
                     _log.warning("vectors too long to whiten", setting="connection.max_message_bytes")
-                    too_long.add(serving.space)
+                    too_long.add(name)
                 else:
                     record = OutRecord(self.topics.spaces, space.space.encode(), encode(space))
                     await self.publisher.publish([record])

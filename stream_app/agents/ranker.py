@@ -187,9 +187,13 @@ class RankerAgent(Agent):
             taking = asyncio.ensure_future(self.reading(self._take_over, self.topics.training_examples))
             told = asyncio.ensure_future(self._told.wait())
             try:
-                await asyncio.wait((taking, told), return_when=asyncio.FIRST_COMPLETED)
-                if taking.done() or self._next_space == self._space:
-                    return await taking
+                while not taking.done() and self._next_space == self._space:
+                    await asyncio.wait((taking, told), return_when=asyncio.FIRST_COMPLETED)
+                    if told.done():  # perhaps of other spaces, and then it may be told again of this one
+                        self._told.clear()
+                        told = asyncio.ensure_future(self._told.wait())
+                if taking.done():
+                    return taking.result()
             finally:
                 told.cancel()
                 if not taking.done():

@@ -22,7 +22,6 @@ Four rules are stricter than Faust's:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence, Set
@@ -126,12 +125,6 @@ class DrainingThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc] # fau
         sought = self._seek_to_first(self._ensure_consumer(), places)
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(sought, self.thread_loop))
 
-    async def crash(self, reason: BaseException) -> None:
-        """Faust crashes the thread, as when a commit is refused, and nobody is told: the process would stand."""
-        with contextlib.suppress(RuntimeError):  # everything is ending
-            self.parent_loop.call_soon_threadsafe(self.app.tailrace_on_failure, reason)
-        await super().crash(reason)
-
     @staticmethod
     async def _seek_to_first(client: Any, places: Sequence[TP]) -> None:
         # Not seek_to_beginning(): it leaves partitions without a position for a moment, which ends Faust's consumer.
@@ -226,11 +219,8 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
             self.log.warning("not committed before the partitions moved: %r", error)
 
     async def perform_seek(self) -> None:
-        """Records delivered before are delivered again: what is acknowledged of them counts no more."""
-        self._acknowledgements.clear()
-        # Faust takes what it last tried to commit for committed, also where that failed.
-        self._committed_offset.clear()
-        await super().perform_seek()
+        """Nothing: the drain seeks after every move by itself, for as long as that takes. Faust asks for it within a
+        request's time, and where the broker answers too late its recovery ends for good: the flow is never resumed."""
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """As Faust's; what the broker said is kept: what Faust takes for committed a late commit may change."""
@@ -330,7 +320,11 @@ class DrainingConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def _seek_to_committed(self) -> bool:
         try:
-            await self.perform_seek()
+            # Records delivered before are delivered again: what is acknowledged of them counts no more.
+            self._acknowledgements.clear()
+            # Faust takes what it last tried to commit for committed, also where that failed.
+            self._committed_offset.clear()
+            await super().perform_seek()
         except Exception as error:  # the partitions may be moving again
             if _forbidden(error):
                 raise

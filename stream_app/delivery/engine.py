@@ -98,7 +98,22 @@ def faust_app(settings: Settings, role: str, *, gathers: bool = False, gate: Gat
     app.tailrace_fetch_min_bytes = _GATHERED_BYTES if gathers else 1
     app.tailrace_gate = gate or Gate()
     app.transport = DrainingTransport(app.conf.broker_consumer, app)
+    _tell_of_crash(app)
     return app
+
+
+def _tell_of_crash(app: Any) -> None:
+    """A part that crashes, as where a commit is refused, marks the app as crashed, and nobody else is told: the process
+    would stand. It may be called from the thread of the Kafka client."""
+    crash = app._crash
+
+    def crashed(reason: BaseException) -> None:
+        first = not app.crashed
+        crash(reason)
+        if first:
+            app.tailrace_on_failure(reason)
+
+    app._crash = crashed
 
 
 async def _nothing() -> None: ...

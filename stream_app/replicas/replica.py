@@ -469,9 +469,11 @@ class Replica:
         while True:
             try:
                 await prepare(target)
-            except (TailraceError, OSError) as error:
+            except Exception as error:  # whatever it is, it may pass, and the old space goes on
                 _log.error(
-                    "another space cannot be served here, the old one still is", space=target.space, error=str(error)
+                    "another space cannot be served here, the old one still is",
+                    space=target.space,
+                    error=f"{type(error).__name__}: {error}",
                 )
                 await asyncio.sleep(_PREPARE_AGAIN_S)
             else:

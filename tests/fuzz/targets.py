@@ -44,7 +44,7 @@ from stream_app.adapters.adapter import Adapter
 from stream_app.adapters.file import AdapterFile, Training
 from stream_app.delivery.dead_letters import dead_letter
 from stream_app.delivery.records import InRecord
-from stream_app.errors import InvalidMessage, SettingsError, SnapshotError
+from stream_app.errors import InvalidMessage, NewerVersion, SettingsError, SnapshotError
 from stream_app.factors.live import LiveFactors
 from stream_app.items.statistics import ItemStatistics
 from stream_app.ranking.features import feature_names
@@ -626,7 +626,8 @@ def _stored() -> list[Target]:
         return all(np.isfinite(vector).all() for vector in found.values()) or _never("a vector is not finite")
 
     return [
-        Target("user states", corpus, state_of, (ValueError,), (_state_document, _state_bytes), share=4),
+        # A byte may say that a later release wrote it, which ends the process: no message can, only what Redis holds.
+        Target("user states", corpus, state_of, (ValueError, NewerVersion), (_state_document, _state_bytes), share=4),
         Target("embedding cache", [Sample(_unit(1).tobytes())], embedding, (), None, share=0.5),
     ]
 

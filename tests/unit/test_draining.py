@@ -324,6 +324,46 @@ async def test_what_holds_a_partition_back_and_fails_ends_the_agent(monkeypatch:
         assert isinstance(failed[0], TypeError)
 
 
+async def test_a_rebalance_is_over_for_faust_however_long_the_broker_takes_to_say_what_is_committed():
+    log = Log(t=range(3))
+    log.committed[ONE] = 1
+    answers = asyncio.Event()
+    said = log.seek_to_committed
+
+    async def seek_to_committed() -> Mapping[TP, int | None]:
+        await answers.wait()
+        return await said()
+
+    log.seek_to_committed = seek_to_committed  # type: ignore[method-assign]
+    async with draining(log) as drain:
+        app, recovery = drain.app, drain.app.tables.recovery
+        app._consumer = drain.consumer
+        app.__dict__["_fetcher"] = SimpleNamespace(maybe_start=told)
+        app.on_rebalance_start()
+        await recovery.start()
+        try:
+            recovery.signal_recovery_start.set()
+            # Faust waits for a request's time, and ends its recovery for good when that is over.
+            await eventually(lambda: drain.consumer.flow_active)
+            assert drain.offsets() == []
+            answers.set()
+            await eventually(lambda: drain.offsets() == [1, 2])
+            assert not app.rebalancing
+        finally:
+            await recovery.stop()
+
+
+async def test_a_crash_of_faust_s_is_told_once():
+    failed: list[BaseException] = []
+    drain = Drain(Log(t=[]), 1)
+    drain.app.tailrace_on_failure = failed.append
+    error = RuntimeError("a task of Faust's")
+    await drain.app.tables.recovery.crash(error)
+    assert drain.app.crashed
+    await drain.app.tables.recovery.crash(RuntimeError("another"))
+    assert failed == [error]
+
+
 async def test_what_was_delivered_before_a_seek_is_to_be_done_again():
     log = Log(t=range(5))
     log.committed[ONE] = 1

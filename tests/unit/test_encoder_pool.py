@@ -447,6 +447,37 @@ async def test_what_was_beside_a_poison_text_is_not_blamed_for_its_deaths(
         assert pool.stats.poison_texts == 1
 
 
+async def test_who_gives_a_poison_text_up_too_soon_leaves_it_no_more_processes_to_end(
+    fault: Callable[..., None],
+) -> None:
+    fault(exit_on="poison")
+    async with running() as pool:
+        for deaths in (1, 2):  # a query waits for seconds, and a start may take longer
+            asking = asyncio.create_task(pool.encode(["poison"], Priority.QUERY))
+            await eventually(lambda deaths=deaths: pool.stats.restarts == deaths)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        with pytest.raises(PoisonText):
+            await pool.encode(["poison"], Priority.QUERY)
+        assert pool.stats.restarts == 2
+        assert pool.stats.poison_texts == 1
+
+
+async def test_a_query_does_not_wait_for_all_that_is_tried_alone(tmp_path: Path) -> None:
+    async with running(batch=64) as pool:
+        go = tmp_path / "go"
+        names = [f"text {number}" for number in range(63)] + [f"wait:{go}#here"]
+        await pool.ready()
+        catalogue = asyncio.create_task(pool.encode(names, Priority.CATALOGUE))
+        await eventually(Path(f"{go}.here").exists, what="the process works on the batch")
+        os.kill(pool.pids[0], signal.SIGKILL)
+        await eventually(lambda: pool.stats.restarts == 1)
+        go.touch()
+        assert_vectors(await pool.encode(["query"], Priority.QUERY), ["query"])
+        assert pool.stats.texts_encoded < 32
+        assert_vectors(await catalogue, names)
+
+
 async def test_a_device_that_disappears_ends_the_pool_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

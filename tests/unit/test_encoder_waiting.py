@@ -134,6 +134,17 @@ async def test_a_text_nobody_wants_any_more_is_dropped_and_its_room_given_back()
     assert taken(waiting) == ["a"]
 
 
+async def test_who_leaves_after_its_text_was_served_takes_nothing_from_who_asked_again() -> None:
+    waiting = WaitingTexts(limit=8)
+    served = await asked(waiting, "a")
+    assert taken(waiting) == ["a"]
+    waiting.settle(served, VECTOR)  # whoever asked waits for other texts still
+    again = await asked(waiting, "a")
+    assert again is not served
+    waiting.leave(served)
+    assert taken(waiting) == ["a"]
+
+
 async def test_batches_put_back_come_first_split_to_what_the_process_can_take() -> None:
     waiting = WaitingTexts(limit=8)
     for text in "abcd":
@@ -144,6 +155,59 @@ async def test_batches_put_back_come_first_split_to_what_the_process_can_take() 
     waiting.put_back([batch])
     assert len(waiting) == 5
     assert [taken(waiting, 3), taken(waiting, 3), taken(waiting, 3)] == [["a", "b", "c"], ["d"], ["e"]]
+
+
+async def test_what_was_with_a_process_that_ended_is_tried_alone_and_also_when_it_is_asked_for_again() -> None:
+    waiting = WaitingTexts(limit=8)
+    tickets = [await asked(waiting, text) for text in "ab"]
+    batch = waiting.take(2, 1_000)
+    assert batch is not None
+    assert waiting.suspect(batch) is None
+    assert taken(waiting) == [], "not with others"
+    for ticket in tickets:
+        waiting.leave(ticket)
+    assert waiting.take_suspect() is None, "nobody wants them"
+    again = await asked(waiting, "a", Priority.QUERY)
+    alone = waiting.take_suspect()
+    assert alone is not None
+    assert (alone.tickets, alone.suspect) == ([again], True)
+    waiting.settle(again, VECTOR)
+    await asked(waiting, "a")
+    assert taken(waiting) == ["a"], "it has a vector: it was another one"
+
+
+async def test_a_text_is_given_up_after_it_ended_two_processes_alone_whoever_asked_for_it() -> None:
+    waiting = WaitingTexts(limit=8)
+    ticket = await asked(waiting, "a")
+    batch = waiting.take(1, 1_000)
+    assert batch is not None
+    batch.beside_others = True
+    assert waiting.suspect(batch) is None, "that was no death of its own"
+    for proven in (False, True):
+        alone = waiting.take_suspect()
+        assert alone is not None
+        found = waiting.suspect(alone)
+        assert found is (ticket if proven else None)
+        if not proven:
+            waiting.leave(ticket)
+            assert waiting.take_suspect() is None
+            ticket = await asked(waiting, "a")
+
+
+async def test_texts_remembered_as_suspects_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.waiting._SUSPECTED", 2)
+    waiting = WaitingTexts(limit=8)
+    for text in "abc":
+        ticket = await asked(waiting, text)
+        batch = waiting.take(1, 1_000)
+        assert batch is not None
+        waiting.suspect(batch)
+        waiting.leave(ticket)
+    assert waiting.take_suspect() is None
+    await asked(waiting, "a")
+    assert taken(waiting) == ["a"], "forgotten"
+    await asked(waiting, "c")
+    assert taken(waiting) == []
 
 
 async def test_closing_tells_those_who_wait_and_those_who_come() -> None:

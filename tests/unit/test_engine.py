@@ -52,7 +52,6 @@ def test_faust_and_mode_are_the_versions_whose_inside_was_read():
         (driver.AIOKafkaConsumerThread, "_ensure_consumer"),
         (driver.AIOKafkaConsumerThread, "_fetch_records"),
         (driver.AIOKafkaConsumerThread, "getmany"),
-        (driver.AIOKafkaConsumerThread, "crash"),
         (driver.Consumer, "_new_consumer_thread"),
         (driver.Consumer, "assignment"),
         (driver.Consumer, "highwater"),
@@ -75,6 +74,7 @@ def test_faust_and_mode_are_the_versions_whose_inside_was_read():
         (ServiceThread, "_thread"),
         (FaustAgent, "_start_task"),
         (Service, "crashed"),
+        (Service, "_crash"),
         (Service, "should_stop"),
     ],
 )

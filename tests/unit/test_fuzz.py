@@ -17,6 +17,7 @@ from stream_app.items.signals import Signals
 from stream_app.settings import ItemSettings
 from stream_app.stores.embedding_cache import EmbeddingCache
 from stream_app.textify.templates import load_languages
+from stream_app.users.state import STATE_VERSION
 from tests.fuzz import run, targets
 from tests.fuzz.mutate import mutated, mutated_document
 from tests.fuzz.run import fuzz
@@ -66,6 +67,13 @@ def test_mutation_of_any_bytes_gives_bytes(data: bytes, random_):
 
 
 # What was found.
+
+
+def test_a_state_of_a_later_version_counts_as_refused(tmp_path: Path):
+    (target,) = (one for one in targets.targets(tmp_path) if one.name == "user states")
+    report = run.Report()
+    assert run._attempt(target, Sample(bytes([STATE_VERSION + 1]) + (target.corpus[0].value or b"")[1:]), report) == ""
+    assert report.refused["user states"] == 1
 
 
 @pytest.mark.parametrize("field", ["counts", "symmetric", "directed", "shown"])
