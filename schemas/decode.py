@@ -242,7 +242,7 @@ def parse_interaction(
     Args:
         value: the record's value.
         event_types: the configured types (settings, ``event_types``).
-        now: our clock, seconds since 1970.
+        now: when it came: the record's append time, or where there is none our clock; seconds since 1970.
         oldest: the earliest ``occurred_at`` accepted, seconds since 1970.
         future_tolerance_s: how far ahead of ``now`` an ``occurred_at`` may be (seconds).
 
@@ -542,7 +542,7 @@ def _out_of_range(occurred_at: datetime, *, now: float, oldest: float, future_to
         why = f"before the oldest accepted event, {limit} (setting events.oldest)"
     else:
         why = (
-            f"more than {future_tolerance_s:g} s ahead of our clock, "
+            f"more than {future_tolerance_s:g} s ahead of the time it came, "
             f"{datetime.fromtimestamp(now, UTC).isoformat()} (setting events.future_tolerance_s)"
         )
     return InvalidMessage(

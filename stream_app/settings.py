@@ -308,7 +308,10 @@ class EventSettings(_Group):
         "2000-01-01T00:00:00Z", description="Events before this instant are dead-lettered (a broken clock), RFC 3339."
     )
     future_tolerance_s: float = Field(
-        300.0, ge=0, le=31_536_000, description="Events further ahead of our clock are dead-lettered (seconds)."
+        300.0,
+        ge=0,
+        le=31_536_000,
+        description="Events further ahead of when the broker took them are dead-lettered (seconds).",
     )
 
     @field_validator("oldest")

@@ -700,7 +700,8 @@ class InteractionsAgent(Agent):
             event.ack()
 
     def _decode(self, record: InRecord, now: float) -> SourcedEvent:
-        event = self._sources.interaction(record, now)
+        # Ahead of when the broker took it, as a rebuild judges too: a clock of ours that is behind refuses nobody.
+        event = self._sources.interaction(record, record.timestamp_s if record.timestamp_s > 0 else now)
         return _Taken(event, record.partition, record.offset, record.timestamp_s, record)
 
     async def _one_by_one(

@@ -34,7 +34,7 @@ class Sources:
         """A record of ``interactions.v1``.
 
         Args:
-            now: seconds since 1970; events too far ahead of it are refused.
+            now: when the record was appended (seconds since 1970); events too far ahead of it are refused.
 
         Raises:
             InvalidMessage: see ``decode_interaction``.

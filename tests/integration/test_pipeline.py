@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -164,6 +165,23 @@ async def test_what_a_shop_sees(shop: Live, monkeypatch: pytest.MonkeyPatch) -> 
     assert shop.tailrace.pool.stats.texts_encoded == texts + 1
 
     # Nothing went wrong on the way.
+    assert await shop.dead_letters(0) == []
+
+
+async def test_a_clock_of_ours_that_is_behind_refuses_nobody(shop: Live, monkeypatch: pytest.MonkeyPatch):
+    class Behind:
+        """The clock of a machine that was set back by a day."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(time, name)
+
+        @staticmethod
+        def time() -> float:
+            return time.time() - 86_400.0
+
+    monkeypatch.setattr("stream_app.agents.interactions.time", Behind())
+    slate = await shop.slate_after("gina", await shop.event("gina", "lamp"))
+    assert slate.items
     assert await shop.dead_letters(0) == []
 
 
