@@ -221,9 +221,8 @@ async def test_compiled_and_not_are_measured_in_turns(monkeypatch: pytest.Monkey
     assert figures["device"] == "cpu float32"
 
 
-async def test_a_process_that_never_comes_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TAILRACE_TEST_NO_ROOM", "1")
-    pool = EncoderPool(EncoderSettings(processes=2, threads=1), command=FAKE)
+async def test_a_process_that_never_comes_ends_the_benchmark() -> None:
+    pool = EncoderPool(EncoderSettings(processes=1, threads=1), command=FAKE)
     await pool.start()
     try:
         await pool.ready()
@@ -232,6 +231,8 @@ async def test_a_process_that_never_comes_ends_the_benchmark(monkeypatch: pytest
             await _all_ready(pool, 2, within_s=0.0)
     finally:
         await pool.close()
+    with pytest.raises(Unavailable, match="the encoder pool is closed"):
+        await _all_ready(pool, 2, within_s=60.0)
 
 
 @pytest.mark.model
