@@ -694,7 +694,7 @@ class EncoderSettings(_Group):
         description="Compile the text model with torch.compile at the start of each encoder process: a minute of a "
         "core on the processor, and seconds where its programs were kept (start_timeout_s must suffice). That takes a "
         "C++ compiler, on a GPU Triton (docs/encoders.md); tailrace bench encoder --parts compile says whether it "
-        "pays. Image models are not compiled.",
+        "pays. 'multilingual' and image models are computed without.",
     )
     eager: bool = Field(
         True, description="Start the processes with ours; off: with the first text (which then waits for them)."

@@ -61,10 +61,11 @@ def make_bert(
     pooling: str | None = "mean_tokens",
     normalize: bool = True,
     inner: int = 64,
+    tokens: int = 64,
     save: Mapping[str, Any] | None = None,
 ) -> Path:
     """A BERT of two layers over letters, laid out as E5 (mean) or BGE (cls); ``pooling`` None: plain transformers.
-    ``inner`` numbers of each token are in memory between the two halves of a layer."""
+    ``inner`` numbers of each token are in memory between the two halves of a layer; it reads ``tokens`` of a text."""
     letters = [chr(code) for code in range(33, 127)]
     vocabulary = {piece: number for number, piece in enumerate([*_SPECIAL, *letters, *(f"##{one}" for one in letters)])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))  # noqa: S106
@@ -81,7 +82,7 @@ def make_bert(
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=inner,
-        max_position_embeddings=64,
+        max_position_embeddings=tokens,
         initializer_range=0.3,  # far from zero, so that what a token is and where it stands is seen in the vectors
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder, **(save or {}))
@@ -89,7 +90,7 @@ def make_bert(
     named = {f"{name[1:-1].lower()}_token": name for name in _SPECIAL}
     write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64, **named},
+        {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": tokens, **named},
     )
     if pooling is not None:
         _lay_out(folder, f"pooling_mode_{pooling}", normalize=normalize)

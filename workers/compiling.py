@@ -2,11 +2,8 @@
 
 What cannot be compiled as a whole is an error, never a part that is computed as before: whoever sets
 ``encoder.compile`` wants to know. PyTorch 2's compiler is that of Ansel et al. 2024 (doi 10.1145/3620665.3640366); on
-a processor it writes C++ and calls the machine's compiler, on a GPU it writes Triton.
-
-Programs are kept in a folder and found there by the next process. They are loaded and run, so the folder must be one
-that nobody else can write to: torch's own choice, a name in the temporary directory that anybody can foresee and make
-first, is not used.
+a processor it writes C++ and calls the machine's compiler, on a GPU it writes Triton. Programs are kept
+(:mod:`workers.program_folder`).
 """
 
 from __future__ import annotations
@@ -15,22 +12,20 @@ import workers.environment  # noqa: F401 - before torch and transformers
 
 # isort: split
 import os
-import stat
-import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from stream_app.errors import SettingsError
+from workers.program_folder import CACHE_VARIABLE, drop_damaged, marked, program_folder
 
-__all__ = ["CACHE_VARIABLE", "MOST_PROGRAMS", "TRIED_SHAPES", "compiled", "program_folder", "what_is_missing"]
+__all__ = ["MOST_PROGRAMS", "TRIED_SHAPES", "CompiledModel", "what_is_missing", "what_turns_it_off"]
 
-CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
-_TORCHS_OWN: Final = "torchinductor_"
-"""So begins the name of the folder that torch itself writes into the variable, when anything imports its compiler."""
 _PROCESSES_VARIABLE: Final = "TORCHINDUCTOR_COMPILE_THREADS"
+_OFF_VARIABLES: Final = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
 MOST_PROGRAMS: Final = 16
 """A model that needs more of them for its shapes would compile for ever; the next shape is then an error."""
 TRIED_SHAPES: Final = ((7, 24), (1, 24), (7, 2), (1, 2), (2, 3), (3, 8), (5, 9), (4, 16), (6, 33))
@@ -41,18 +36,83 @@ is always a program of its own. The others are there for what a model decides by
 """
 _SAID: Final = 400
 """Characters of the compiler's message; a C++ compiler's has hundreds of lines."""
+_configured: ContextVar[bool] = ContextVar("tailrace_compiling_configured", default=False)
+"""Whether torch is configured here. Its configuration is kept in context variables, too, of which a new thread has
+none: there, torch goes back to its defaults."""
 
 
-def compiled(model: torch.nn.Module, *, device: torch.device) -> Callable[..., Any]:
-    """``model`` as one compiled program per kind of shape, made when the first batch of that kind is computed.
+class CompiledModel:
+    """A model as one compiled program per kind of shape, made when the first batch of that kind is computed.
 
     Several threads may call it at a time; one compiles, and the others wait for it only when they need to compile, too.
-    Sets torch's configuration for this process.
+    Configures torch in every thread that calls it.
+
+    Attributes:
+        folder: where programs are kept.
+        programs: how many there are, those found in the folder included. None are made where torch.compile is turned
+            off (:func:`what_turns_it_off`).
 
     Raises:
         SettingsError: when there is no folder to keep programs in.
     """
-    os.environ[CACHE_VARIABLE] = str(program_folder())
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.folder: Path = program_folder()
+        drop_damaged(self.folder)
+        os.environ[CACHE_VARIABLE] = str(self.folder)
+        self.programs = 0
+        self._mark: ExitStack | None = None
+        _configure()
+        from torch._dynamo import lookup_backend
+
+        self._backend: Callable[..., Any] = lookup_backend("inductor")
+        self._transform: Callable[..., Any] = torch.compile(model, dynamic=True, fullgraph=True, backend=self._make)
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """What the model gives."""
+        _configure()
+        return self._transform(*inputs, **named)
+
+    def _make(self, graph: torch.fx.GraphModule, examples: list[torch.Tensor]) -> Callable[..., Any]:
+        """A program; torch lets one thread at a time make one."""
+        if self._mark is None:
+            self._mark = ExitStack()
+            self._mark.enter_context(marked(self.folder))
+        # An exception may also ask torch for another graph, which comes here next: the mark stays until one is done.
+        program: Callable[..., Any] = self._backend(graph, examples)
+        self._mark.close()
+        self._mark = None
+        self.programs += 1
+        return program
+
+
+def what_turns_it_off() -> str:
+    """The variables that torch.compile is turned off by, as in ``TORCHDYNAMO_DISABLE=1``."""
+    found = [f"{name}={os.environ[name]}" for name in _OFF_VARIABLES if os.environ.get(name, "0") != "0"]
+    return " and ".join(found) or " or ".join(_OFF_VARIABLES)
+
+
+def what_is_missing(error: BaseException, device: torch.device, folder: Path) -> str:
+    """Why a model was not compiled, and what to do, in one sentence without the model's name."""
+    said = " ".join(str(error).split())
+    said = said[:_SAID] + ("..." if len(said) > _SAID else "")
+    if device.type == "cuda":
+        needed = "the package triton, a C compiler (Debian: apt-get install gcc) and Python's headers (python3-dev)"
+    else:
+        needed = (
+            "a C++ compiler (Debian: apt-get install g++; CXX names another one) and Python's headers (python3-dev)"
+        )
+    return (
+        f"{type(error).__name__}: {said}; compiling for {device} takes {needed}, room in {folder} and leave to run "
+        f"what is there (no noexec mount): see to these, empty {folder} where a program in it may be damaged, or set "
+        "encoder.compile = false"
+    )
+
+
+def _configure() -> None:
+    """Set torch's configuration where that was not done: once per thread, for it costs more than a short text does."""
+    if _configured.get():
+        return
     from torch._dynamo import config as dynamo
     from torch._inductor import config as inductor
 
@@ -65,49 +125,4 @@ def compiled(model: torch.nn.Module, *, device: torch.device) -> Callable[..., A
     if _PROCESSES_VARIABLE not in os.environ:
         # It would start a process per core, each with a torch of its own, that stay for as long as this one.
         inductor.compile_threads = 1
-    function: Callable[..., Any] = torch.compile(model, dynamic=True, fullgraph=True)
-    return function
-
-
-def program_folder() -> Path:
-    """Where programs are kept: the folder that ``TORCHINDUCTOR_CACHE_DIR`` names, which is the operator's to guard, or
-    one in the temporary directory that is ours alone, made when missing.
-
-    Raises:
-        SettingsError: when the latter cannot be made, or others may write to it.
-    """
-    named = os.environ.get(CACHE_VARIABLE)
-    if named and Path(named).name[: len(_TORCHS_OWN)] != _TORCHS_OWN:
-        return Path(named)
-    folder = Path(tempfile.gettempdir()) / f"tailrace-compiled-{os.getuid()}"
-    otherwise = f"set {CACHE_VARIABLE} to a folder that only this user may write to, or encoder.compile = false"
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise SettingsError(
-            f"encoder.compile = true: programs cannot be kept in {folder}: {error.strerror or error}; {otherwise}"
-        ) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise SettingsError(
-            f"encoder.compile = true: others may write to {folder}, and what is there would be run; remove it, or "
-            f"{otherwise}"
-        )
-    return folder
-
-
-def what_is_missing(error: BaseException, device: torch.device) -> str:
-    """Why a model was not compiled, and what to do, in one sentence without the model's name."""
-    said = " ".join(str(error).split())
-    said = said[:_SAID] + ("..." if len(said) > _SAID else "")
-    if device.type == "cuda":
-        needed = "the package triton, a C compiler (Debian: apt-get install gcc) and Python's headers (python3-dev)"
-    else:
-        needed = (
-            "a C++ compiler (Debian: apt-get install g++; CXX names another one) and Python's headers (python3-dev)"
-        )
-    folder = os.environ.get(CACHE_VARIABLE)
-    return (
-        f"{type(error).__name__}: {said}; compiling for {device} takes {needed}, room in {folder} and leave to run "
-        "what is there (no noexec mount): see to these, or set encoder.compile = false"
-    )
+    _configured.set(True)

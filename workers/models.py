@@ -185,7 +185,7 @@ def load_model(
     several processes over several GPUs where ``device`` names none. ``max_tokens`` of the choice counts special
     tokens, not the prefix: that never takes room from the text. The texts the encoder gets begin with their prefix
     (:meth:`ModelInfo.prefix`) already. ``compile``: with torch.compile (:mod:`workers.compiling`), which takes up to
-    minutes; the multilingual model is none of torch's and refuses it.
+    minutes; the multilingual model is none of torch's and computes without, as image models do.
 
     Raises:
         SettingsError: when the model or the device cannot be used.
@@ -194,10 +194,6 @@ def load_model(
         choice = _Default(choice)
     info = describe_model(choice)
     if info.name == MULTILINGUAL:
-        if compile:
-            raise SettingsError(
-                "encoder.compile = true: the multilingual model does not run on torch; set encoder.compile = false"
-            )
         from workers.multilingual import MultilingualEncoder
 
         return MultilingualEncoder(info, device=device, precision=precision, max_tokens=choice.max_tokens)

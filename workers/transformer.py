@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
+from stream_app.errors import SettingsError
 from workers.batching import split_by_length, tokens_at_once
 from workers.checkpoint import refuse_shapes
-from workers.compiling import TRIED_SHAPES, compiled, what_is_missing
+from workers.compiling import TRIED_SHAPES, CompiledModel, what_is_missing, what_turns_it_off
 from workers.devices import TORCH_TYPES, devices_like, out_of_memory, pick_device, pick_precision
 from workers.head import load_dense, text_vectors
 from workers.models import ModelInfo, Precision
+from workers.program_folder import marked
 from workers.shapes import check_shapes
 from workers.texts import encodable
 from workers.tokenizer import load_tokenizer
@@ -40,6 +42,8 @@ _TRIED_TOKENS = 512
 """The text tried at the start is no longer: enough to find out, and soon done."""
 _COMPILED_TOKENS = 2
 """A compiled program's batches have at least so many tokens."""
+_MANY = 3
+"""Texts of the longest batch of several that is tried."""
 _LEAST_COSINE = 0.99
 """A compiled program rounds elsewhere, and no more than that; in reduced precision that moves a vector by more."""
 
@@ -209,21 +213,31 @@ class TransformerEncoder:
         second of compiling.
         """
         info = self._info
-        limit = min(max(self._limits.values()), _TRIED_TOKENS)
-        shapes = [(rows, min(tokens, limit)) for rows, tokens in (*TRIED_SHAPES, (1, limit), (3, limit))]
+        # As long as a batch may be: of many texts that is less, and one of more tokens is never computed.
+        limit = max(self._limits.values())
+        longest = (1, limit), (_MANY, min(limit, max(_COMPILED_TOKENS, self.batch_tokens // _MANY)))
+        shapes = [(rows, min(tokens, limit)) for rows, tokens in (*TRIED_SHAPES, *longest)]
         batches = [[self._made_up(tokens)] * rows for rows, tokens in dict.fromkeys(shapes)]
         expected = [self._forward(batch) for batch in batches]
-        self._transform = compiled(self._model, device=self._device)
+        self._transform = model = CompiledModel(self._model)
         self.compiled = True
         try:
-            found = [self._forward(batch) for batch in batches]
+            with marked(model.folder):
+                found = [self._forward(batch) for batch in batches]
+        except SettingsError:
+            raise
         except Exception as error:  # tracing, writing, compiling and loading a program can each fail in its own way
             if out_of_memory(error):
                 raise
             raise info.refusal(
                 f"encoder.compile = true, and the model in {info.folder} cannot be compiled: "
-                f"{what_is_missing(error, self._device)}"
+                f"{what_is_missing(error, self._device, model.folder)}"
             ) from error
+        if not model.programs:
+            raise info.refusal(
+                f"encoder.compile = true, and nothing was compiled: {what_turns_it_off()} turns torch.compile off; "
+                "unset that, or set encoder.compile = false"
+            )
         nearest = min(float((one * other).sum(axis=1).min()) for one, other in zip(expected, found, strict=True))
         if not nearest >= _LEAST_COSINE:
             raise info.refusal(

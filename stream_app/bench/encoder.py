@@ -40,6 +40,7 @@ from stream_app.settings import EncoderSettings, Settings, load_settings
 from stream_app.textify import item_text
 from stream_app.topics import Topics
 from workers.models import reduced_precisions
+from workers.placement import process_count
 from workers.pool import EncoderPool, Priority
 
 __all__ = ["compile_figures", "end_to_end_figures", "pool_figures", "precision_figures", "query_figures"]
@@ -384,7 +385,10 @@ async def _loop(
     settings: Settings, job: EncoderLoopJob, on_progress: Progress, *, precision: str | None = None
 ) -> dict[str, Any]:
     encoder = settings.encoder.model_dump(mode="json")
-    overrides = {"encoder": {**encoder, "precision": precision or encoder["precision"]}}
+    if precision:
+        # Compiling moves vectors by rounding, too, and takes minutes per precision.
+        encoder |= {"precision": precision, "compile": False}
+    overrides = {"encoder": encoder}
     async with child("stream_app.bench.encoder_loop", job, overrides=overrides, on_progress=on_progress) as running:
         return await running.result()
 
@@ -398,17 +402,46 @@ async def _pool(settings: Settings) -> AsyncIterator[EncoderPool]:
 
 @asynccontextmanager
 async def _started(settings: EncoderSettings) -> AsyncIterator[tuple[EncoderPool, float]]:
-    """The same, and the seconds until its first process was ready."""
+    """The same, and the seconds until its first process was ready. One that came later would take texts, and the time
+    it takes for them would not be counted."""
     pool = EncoderPool(settings)
     began = time.perf_counter()
     await pool.start()
     try:
         await pool.ready()
         seconds = time.perf_counter() - began
+        present = 1 if pool.devices[0].startswith("cpu") else _gpus()
+        wanted = process_count(settings.processes, settings.device, present)
+        await _all_ready(pool, wanted, within_s=settings.start_timeout_s)
         await pool.encode([f"warm {number}" for number in range(_WARM)], Priority.CATALOGUE)
         yield pool, seconds
     finally:
         await pool.close()
+
+
+async def _all_ready(pool: EncoderPool, wanted: int, *, within_s: float) -> None:
+    """Wait until so many processes of the pool are ready, the first is so already.
+
+    Raises:
+        Unavailable: when they are not, ``within_s`` after the first.
+    """
+    until = time.perf_counter() + within_s
+    while len(pool.pids) < wanted:
+        if pool.error:
+            raise pool.error
+        if time.perf_counter() > until:
+            raise Unavailable(
+                f"{len(pool.pids)} of {wanted} encoder processes were ready {within_s:g} s after the first "
+                "(encoder.start_timeout_s); see above what keeps the others, or set fewer encoder.processes"
+            )
+        await asyncio.sleep(0.02)
+
+
+def _gpus() -> int:
+    """How many there are; imports torch (seconds)."""
+    from torch.cuda import device_count
+
+    return device_count()
 
 
 async def _encoded(

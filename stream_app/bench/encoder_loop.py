@@ -29,7 +29,7 @@ _VECTORS_AT_ONCE = 64
 
 
 class EncoderLoopJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What to encode; model, pooling, prefix, device, precision and threads are those of the settings.
+    """What to encode; model, pooling, prefix, device, precision, threads and ``compile`` are those of the settings.
 
     Attributes:
         titles: made-up titles to time; 0: none.
@@ -52,6 +52,7 @@ def _work(job: EncoderLoopJob) -> dict[str, object]:
         precision=settings.precision,
         threads=settings.threads or fair_threads(1),
         batch=max(job.batches, default=_VECTORS_AT_ONCE),
+        compile=settings.compile,
     )
     prefix = describe_model(settings).prefix("document")
     titles = shipped_titles()

@@ -10,20 +10,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from stream_app.bench import encoder as encoder_bench
 from stream_app.bench import encoder_loop
-from stream_app.bench.encoder import compile_figures, pool_figures, precision_figures, query_figures
+from stream_app.bench.encoder import _all_ready, compile_figures, pool_figures, precision_figures, query_figures
 from stream_app.bench.quality import LEAST_MEAN_COSINE, LEAST_OVERLAP, NEIGHBOURS, Quality, overlap, quality_of
 from stream_app.bench.titles import made_up_items, shipped_titles
 from stream_app.cli import main
 from stream_app.cli.bench_encoder import failures
+from stream_app.errors import SettingsError, Unavailable
 from stream_app.settings import EncoderSettings, load_settings
 from stream_app.textify import item_text
 from tests.checkpoints import make_bert
 from workers.models import load_model, reduced_precisions
 from workers.pool import EncoderPool
+
+FAKE = (sys.executable, "-m", "tests.unit.encoder_process")
+"""Processes without a model, ready in a fraction of a second."""
 
 
 def test_made_up_titles_all_differ_and_a_price_does_not_change_them() -> None:
@@ -183,21 +188,28 @@ def test_the_bare_loop_has_the_model_of_all_the_settings(monkeypatch: pytest.Mon
 async def test_compiled_and_not_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """With processes that have no model and so nothing to compile: both are alike."""
     made: list[EncoderSettings] = []
+    there: list[int] = []
+
+    class Watched(EncoderPool):
+        async def encode(self, *arguments: Any, **named: Any) -> NDArray[np.float32]:
+            there.append(len(self.pids))
+            return await super().encode(*arguments, **named)
 
     def pool(settings: EncoderSettings) -> EncoderPool:
         made.append(settings)
-        return EncoderPool(settings, command=(sys.executable, "-m", "tests.unit.encoder_process"))
+        return Watched(settings, command=FAKE)
 
     monkeypatch.setattr(encoder_bench, "EncoderPool", pool)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/kept/elsewhere")
     told: list[str] = []
     figures = await compile_figures(
-        load_settings(encoder={"compile": True, "threads": 1}),
+        load_settings(encoder={"compile": True, "threads": 1, "processes": 2}),
         titles=2_000,
         rounds=2,
         on_progress=lambda what, _done, _total: told.append(what),
     )
     assert [settings.compile for settings in made] == [True, False, True]
+    assert set(there) == {2}, "the time of a process that comes later is not counted"
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/kept/elsewhere"
     assert list(dict.fromkeys(told)) == [
         "pools started",
@@ -207,6 +219,30 @@ async def test_compiled_and_not_are_measured_in_turns(monkeypatch: pytest.Monkey
     assert figures["mean_cosine"] == figures["least_cosine"] == pytest.approx(1.0, abs=1e-5)
     assert min(figures[name] for name in ("eager_start_s", "compiled_start_s", "compiled_again_s")) > 0
     assert figures["device"] == "cpu float32"
+
+
+async def test_a_process_that_never_comes_ends_the_benchmark() -> None:
+    pool = EncoderPool(EncoderSettings(processes=1, threads=1), command=FAKE)
+    await pool.start()
+    try:
+        await pool.ready()
+        await _all_ready(pool, 1, within_s=0.0)
+        with pytest.raises(Unavailable, match=r"1 of 2 encoder processes were ready 0 s after the first"):
+            await _all_ready(pool, 2, within_s=0.0)
+    finally:
+        await pool.close()
+    with pytest.raises(Unavailable, match="the encoder pool is closed"):
+        await _all_ready(pool, 2, within_s=60.0)
+
+
+@pytest.mark.model
+def test_the_bare_loop_is_compiled_where_the_pool_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TAILRACE_ENCODER__MODEL", str(make_bert(tmp_path / "m")))
+    monkeypatch.setenv("TAILRACE_ENCODER__COMPILE", "true")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "programs"))
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # what asks for compiling is told so, in no time
+    with pytest.raises(SettingsError, match="TORCHDYNAMO_DISABLE=1"):
+        encoder_loop._work(encoder_loop.EncoderLoopJob(titles=4, batches=(2,)))
 
 
 @pytest.mark.parametrize("parts", ["pools", "", "pool,nothing"])
