@@ -22,7 +22,8 @@ __all__ = ["SERVICE", "Group", "RedisNode", "SentinelServer", "cluster", "group"
 
 SERVICE = "shop"
 """What the sentinels call the servers they watch."""
-_DOWN_AFTER_MS = 300
+_DOWN_AFTER_MS = 1_000
+"""Not much less: on a busy machine a server that lives answers as late, and would be replaced as well."""
 _NODE_TIMEOUT_MS = 600
 
 

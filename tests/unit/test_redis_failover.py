@@ -157,7 +157,9 @@ async def told_to_go(servers: Group) -> None:
 
 @pytest.mark.parametrize(
     ("strike", "replicas"),
-    [(killed, 1), (hung, 1), (told_to_go, 1), (told_to_go, 0)],
+    # A primary that is told to go takes writes until it is told by whom it was replaced, and the other replica confirms
+    # them: with one of two, what is in no memory any more can be lost (docs/redis.md).
+    [(killed, 1), (hung, 1), (told_to_go, 2), (told_to_go, 0)],
     ids=lambda value: value.__name__ if callable(value) else str(value),
 )
 async def test_under_load_every_state_is_as_without_the_failover(
@@ -167,6 +169,7 @@ async def test_under_load_every_state_is_as_without_the_failover(
     async with group(tmp_path, replicas=2) as servers, process(servers.url, replicas=replicas) as owner:
         striking: asyncio.Task[None] | None = None
         after = offset = 0
+        switched = False
         while after < 30:
             await owner.event(*users, offset=offset)
             offset += 1
@@ -174,7 +177,9 @@ async def test_under_load_every_state_is_as_without_the_failover(
                 owner.users.forget()  # as if another process went on: what is in memory must not be needed
             if offset == 30:
                 striking = asyncio.ensure_future(strike(servers))
-            after += striking is not None and striking.done() and owner.primary != servers.primary.port
+            # Once is enough: a sentinel that is behind may take the next one for dead, too, and go back to the first.
+            switched = switched or owner.primary != servers.primary.port
+            after += switched and striking is not None and striking.done()
         assert striking is not None
         await striking
         found = await stored(servers.url, *users)
