@@ -8,7 +8,7 @@ at, without the environment variable.
 ``end-consumer``
     nothing is fetched any more; heartbeats go on, so the group keeps its member (it stays so).
 ``crash-consumer``
-    fetching has failed with an error that Faust does not expect (it stays so).
+    fetching fails with an error that Faust does not expect; the process ends.
 ``end-agents``
     the coroutines that take records have ended (they stay so).
 ``pause-replica``

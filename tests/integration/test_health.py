@@ -128,7 +128,6 @@ async def test_a_loop_that_is_stuck_is_not_alive_until_it_turns_again(
     ("fault", "check", "says"),
     [
         ("end-consumer", "consumer items", "on the broker, and nothing was fetched"),
-        ("crash-consumer", "engine items", "Its consumer ended with RuntimeError: test fault"),
         ("end-agents", "engine items", "Its agent tailrace.items ended"),
     ],
 )
@@ -153,6 +152,20 @@ async def test_a_dead_consumer_in_a_living_process_is_not_alive(
         assert says in detail
         assert "Start the process again" in detail
         assert check in await made.red("ready")
+
+
+async def test_a_consumer_that_crashes_ends_its_process(stack: Stack, topic_prefix: str, tmp_path: Path) -> None:
+    values = overrides(stack, topic_prefix)
+    await create_topics(load_settings(**values))
+    made = Process("items", values, tmp_path)
+    try:
+        await made.start()
+        await eventually(made.all_green, timeout_s=60, interval_s=0.1, what="all green")
+        (made.faults / "crash-consumer").touch()
+        await eventually(lambda: not made.running, timeout_s=40, what="it ends")
+        assert "the items role failed: RuntimeError: test fault" in made.output(80)
+    finally:
+        await made.kill()
 
 
 async def test_a_consumer_that_moves_is_alive_for_longer_than_one_that_stands_still_would_be(
