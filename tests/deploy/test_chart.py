@@ -348,6 +348,11 @@ def test_keda_watches_the_groups_and_topics_that_the_roles_use(whole: list[dict[
     }
     expected = {"interactions": topics.interactions, "items": topics.transitions, "catalogue": topics.items}
     assert set(watched) == set(expected), "the ranker has one partition"
+    rights = rights_of("keda", load_settings(topics={"prefix": "shop"}))
+    asked = {("topic", topic) for topic in expected.values()} | {("group", topics.group(role)) for role in expected}
+    assert {(right.resource, right.name) for right in rights} == asked, (
+        "KEDA's own user may ask for these, and no others"
+    )
     for role, one in watched.items():
         (trigger,) = one["spec"]["triggers"]
         metadata = trigger["metadata"]
@@ -402,7 +407,7 @@ def test_topics_of_strimzi_are_those_of_the_registry(whole: list[dict[str, Any]]
 def test_users_of_strimzi_are_renamed_with_prefix_cluster_and_namespace(render: Render) -> None:
     values = {"settings": {"topics": {"prefix": "shop"}}, "strimzi": {"cluster": "events", "users": {"create": True}}}
     users = of_kind(render(values), "KafkaUser")
-    assert {f"shop-{role}" for role in ROLES} <= set(users)
+    assert {f"shop-{role}" for role in (*ROLES, "keda")} <= set(users)
     for user in users.values():
         assert user["metadata"]["labels"]["strimzi.io/cluster"] == "events"
         assert user["metadata"]["namespace"] == "shops"
