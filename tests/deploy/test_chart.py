@@ -455,6 +455,11 @@ def test_alerts_of_the_chart_lead_to_the_runbook_that_is_named(whole: list[dict[
         ({"redis": {"files": {"password_file": "password"}}}, "set redis.existingSecret"),
         ({"redis": {"files": {"Password": "password"}}}, "'Password' does not match"),
         ({"topics": {"userPartitions": "24"}}, "/topics/userPartitions"),
+        (
+            {"topics": {"userPartitions": 12}, "keda": {"enabled": True}},
+            "12 is no multiple of settings.topics.partitions (8)",
+        ),
+        ({"topics": {"userPartitions": 4}, "strimzi": {"topics": {"create": True}}}, "4 is no multiple"),
         ({"defaults": {"extraVolumeMounts": [{"name": "model"}]}}, "mountPath"),
         ({"podSecurityContext": {"runAsNonRoot": False}}, "/podSecurityContext/runAsNonRoot"),
         ({"defaults": {"probes": {"liveness": {"path": "/"}}}}, "path"),

@@ -74,10 +74,10 @@ TAILRACE_{{ upper $group }}: {{ include "tailrace.value" $fields | quote }}
 {{- /* Partitions of a topic whose number is not fixed by design. Takes {root, topic}, its name without prefix. The two that
 `tailrace topics grow` raises have a number of their own. */ -}}
 {{- define "tailrace.partitions" -}}
-{{- $all := .root.Values.settings.topics.partitions -}}
-{{- if has .topic (list "interactions.v1" "users.v1") -}}
-{{- .root.Values.topics.userPartitions | default $all | int -}}
-{{- else -}}
-{{- int $all -}}
+{{- $all := int .root.Values.settings.topics.partitions -}}
+{{- $users := int .root.Values.topics.userPartitions | default $all -}}
+{{- if mod $users $all -}}
+{{- fail (printf "topics.userPartitions: %d is no multiple of settings.topics.partitions (%d); users would move between partitions that are there, and the order of their events could be lost" $users $all) -}}
 {{- end -}}
+{{- ternary $users $all (has .topic (list "interactions.v1" "users.v1")) -}}
 {{- end -}}
