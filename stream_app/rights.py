@@ -40,13 +40,15 @@ class Right:
 class _Needs:
     """Names without the configured prefix; with ``*`` at the end: all that begin so.
 
-    ``group`` is Read on a consumer group: to join it and to commit.
+    ``group`` is Read on a consumer group: to join it and to commit. ``watches`` is Describe on groups and on a topic of
+    each: to ask how far behind it is (the group's offsets, the topic's partitions and their ends).
     """
 
     summary: str
     group: str | None = None
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    watches: tuple[tuple[str, str], ...] = ()
 
 
 _VECTORS = "item-vectors.v1*"
@@ -94,6 +96,11 @@ _NEEDS: dict[str, _Needs] = {
         group="reader*",
         reads=("recommendations.v1",),
     ),
+    "keda": _Needs(
+        summary="KEDA, which starts and ends processes as they fall behind",
+        # The roles that can be shared out; the ranker's topic has one partition.
+        watches=(("interactions", "interactions.v1"), ("items", "transitions.v1"), ("catalogue", "items.v1")),
+    ),
     "operator": _Needs(
         summary="a person with the tailrace command: topics, spaces, dead letters, looking things up",
         reads=("*",),
@@ -124,6 +131,8 @@ def rights_of(who: str, settings: Settings) -> tuple[Right, ...]:
     prefix = f"{settings.topics.prefix}."
     rights |= {_right("topic", prefix + name, "Read") for name in needs.reads}
     rights |= {_right("topic", prefix + name, "Write") for name in needs.writes}
+    for group, topic in needs.watches:
+        rights |= {_right("group", topics.group(group), "Describe"), _right("topic", prefix + topic, "Describe")}
     if who == "operator":
         rights |= {_right("topic", f"{prefix}*", "Create"), _right("topic", f"{prefix}*", "DescribeConfigs")}
         # More partitions, of these two only (tailrace topics grow).

@@ -53,6 +53,11 @@ allow User:tailrace-producer --operation Write --topic tailrace.interactions.v1 
 allow User:tailrace-reader --resource-pattern-type prefixed --operation Read --group tailrace-reader
 allow User:tailrace-reader --operation Read --topic tailrace.recommendations.v1
 
+# keda: KEDA, which starts and ends processes as they fall behind
+allow User:tailrace-keda --operation Describe --group tailrace-catalogue --group tailrace-interactions \
+    --group tailrace-items --topic tailrace.interactions.v1 --topic tailrace.items.v1 \
+    --topic tailrace.transitions.v1
+
 # operator: a person with the tailrace command: topics, spaces, dead letters, looking things up
 allow User:tailrace-operator --resource-pattern-type prefixed --operation Describe --group tailrace-
 allow User:tailrace-operator --resource-pattern-type prefixed --operation Create --operation DescribeConfigs \

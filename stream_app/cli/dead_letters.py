@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from stream_app.delivery.replay import Filter, Letter, Letters
     from stream_app.settings import Settings
 
-__all__ = ["dead_letters"]
+__all__ = ["dead_letters", "letter_rows"]
 
 _VALUE_SHOWN = 2_000
 
@@ -165,38 +165,51 @@ async def _find(settings: Settings, wanted: Filter) -> Letter | None:
 
 
 def _show(letter: Letter, *, raw_value: bool) -> None:
-    from base64 import b64decode
-
     from rich.table import Table
     from rich.text import Text
 
     from stream_app.cli.console import output
+    from stream_app.delivery.replay import carried
 
-    message = letter.message
-    value = None if message.value is None else b64decode(message.value)
     if raw_value:
+        _, value, _ = carried(letter.message)
         click.get_binary_stream("stdout").write(value or b"")
         return
     table = Table(title=f"Dead letter {letter.id}", title_justify="left", show_header=False)
     table.add_column(style="dim")
     table.add_column()
-    rows = {
+    for name, content in letter_rows(letter).items():
+        table.add_row(Text(name), Text(content))  # a header's name is the producer's, and no markup
+    output().print(table)
+
+
+def letter_rows(letter: Letter) -> dict[str, str]:
+    """What is shown of a letter, by name; of one that is damaged, what can be."""
+    from stream_app.delivery.replay import carried
+    from stream_app.errors import InvalidMessage
+
+    message = letter.message
+    about = {
         "reason": message.reason,
         "detail": message.detail,
         "record": f"{message.topic} partition {message.partition} offset {message.offset}",
         "refused": f"by {message.stage}, try {message.attempts}, {message.failed_at}",
         "replayed": "yes" if letter.replayed else "no",
-        "key": "null" if message.key is None else _text(b64decode(message.key)),
+    }
+    try:
+        key, value, headers = carried(message)
+    except InvalidMessage as error:
+        return {**about, "content": error.detail}
+    return {
+        **about,
+        "key": "null" if key is None else _text(key),
         "value": f"{message.value_bytes:,} bytes, too large to keep here; replay fetches it from its topic"
         if message.truncated
         else "null"
         if value is None
         else _text(value),
-        **{f"header {name}": _text(b64decode(content)) for name, content in message.headers},
+        **{f"header {name}": _text(content) for name, content in headers},
     }
-    for name, content in rows.items():
-        table.add_row(name, Text(content))
-    output().print(table)
 
 
 def _text(data: bytes) -> str:

@@ -112,7 +112,7 @@ def manifests(form: str, cluster: str) -> None:
 def acls(roles: tuple[str, ...], principal: str | None, as_: str, cluster: str) -> None:
     """Print the rights on the broker that each role needs, and those of people and services around it.
 
-    Names: catalogue, items, ranker, interactions; producer, reader, operator. No broker is asked.
+    Names: catalogue, items, ranker, interactions; producer, reader, keda, operator. No broker is asked.
     """
     from stream_app.rights import WHO, rights_of
     from stream_app.rights_formats import default_principals, json_lines, kafka_script, strimzi_users

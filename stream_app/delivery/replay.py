@@ -10,7 +10,6 @@ expect (at-least-once) and Tailrace itself does.
 from __future__ import annotations
 
 from base64 import b64decode
-from binascii import Error as Base64Error
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass, field
 from typing import Final
@@ -26,7 +25,16 @@ from stream_app.errors import InvalidMessage, TopicError
 from stream_app.settings import Settings
 from stream_app.topics import Topics
 
-__all__ = ["REPLAYED_FROM", "REPLAYED_MARK", "Filter", "Letter", "LetterId", "Letters", "original_record"]
+__all__ = [
+    "REPLAYED_FROM",
+    "REPLAYED_MARK",
+    "Filter",
+    "Letter",
+    "LetterId",
+    "Letters",
+    "carried",
+    "original_record",
+]
 
 REPLAYED_FROM: Final = "tailrace_replayed_from"
 """Header of a replayed record: ``topic[partition]@offset`` of its dead letter."""
@@ -34,6 +42,7 @@ REPLAYED_FROM: Final = "tailrace_replayed_from"
 REPLAYED_MARK: Final = "tailrace_replayed"
 """Header of a marker on the dead letter topic: ``partition:offset`` of the letter that was replayed."""
 
+_LAST_PARTITION: Final = 2**31 - 1
 _KEY_FIELDS: Final = {
     "items.v1": "item_id",
     "interactions.v1": "user_id",
@@ -143,6 +152,20 @@ class Letters:
         return read_to_end(self.settings, Topics(self.settings).dead_letter, patience_s=self.patience_s)
 
 
+def carried(message: DeadLetter) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
+    """Key, value and headers of the record that a letter is about, as far as it carries them.
+
+    Raises:
+        InvalidMessage: ``not_replayable``, when they are not base64.
+    """
+    try:
+        key = None if message.key is None else b64decode(message.key, validate=True)
+        value = None if message.value is None else b64decode(message.value, validate=True)
+        return key, value, [(name, b64decode(content, validate=True)) for name, content in message.headers]
+    except ValueError as error:  # binascii's is one; that of characters beyond ASCII is another
+        raise _not_replayable(f"it is damaged: {error}") from None
+
+
 async def original_record(
     letter: Letter, settings: Settings, *, rekey: bool = False, patience_s: float = 10.0
 ) -> OutRecord:
@@ -160,12 +183,9 @@ async def original_record(
     topic = Topics(settings).by_full_name.get(message.topic)
     if topic is None:
         raise _not_replayable(f"topic {message.topic} is not one of ours (setting topics.prefix)")
-    try:
-        key = None if message.key is None else b64decode(message.key, validate=True)
-        value = None if message.value is None else b64decode(message.value, validate=True)
-        headers = [(name, b64decode(content, validate=True)) for name, content in message.headers]
-    except Base64Error as error:
-        raise _not_replayable(f"it is damaged: {error}") from None
+    key, value, headers = carried(message)
+    if not 0 <= message.partition <= _LAST_PARTITION:
+        raise _not_replayable(f"it is damaged: no topic has a partition {message.partition}")
     if message.truncated:
         value = await _whole_value(message, settings, patience_s)
     partition: int | None = message.partition
@@ -212,7 +232,8 @@ def _mark(record: ConsumerRecord) -> LetterId | None:
     for name, content in record.headers:
         if name == REPLAYED_MARK:
             try:
-                return LetterId.parse(content.decode("utf-8", "replace"))
+                # A header may be null, whatever the library's types say.
+                return LetterId.parse((content or b"").decode("utf-8", "replace"))
             except ValueError:
                 return None
     return None

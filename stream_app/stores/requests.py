@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from stream_app.logs import get_logger
@@ -13,6 +15,7 @@ __all__ = ["SlateRebuild", "SlateRebuilds"]
 _log = get_logger(__name__)
 _KEPT_S = 86_400
 """What nobody takes back is forgotten after a day."""
+_Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class SlateRebuild(msgspec.Struct, frozen=True):
@@ -25,8 +28,8 @@ class SlateRebuild(msgspec.Struct, frozen=True):
     """
 
     id: str
-    ends: dict[int, int]
-    users_per_s: float
+    ends: dict[_Count, _Count]
+    users_per_s: Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
 
 
 class SlateRebuilds:
@@ -47,7 +50,7 @@ class SlateRebuilds:
             return None
         try:
             return msgspec.json.decode(found, type=SlateRebuild, strict=False)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             _log.warning("request not understood", key=self._key, error=str(error))
             return None
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from stream_app.app import ROLES
+from stream_app.rights import rights_of
 from stream_app.settings import Settings, load_settings
 from stream_app.topics import Topics
 from tests.deploy.conftest import CHART, DEPLOY, Render, Run, find, missing, tools_folder
@@ -26,7 +27,17 @@ WHOLE: dict[str, Any] = {
         "ca": {"secret": "kafka-cluster-ca-cert"},
         "variables": {"password": "password"},
     },
-    "redis": {"existingSecret": "redis"},
+    "redis": {
+        "existingSecret": "redis",
+        "files": {
+            "username_file": "username",
+            "password_file": "password",
+            "certificate_file": "tls.crt",
+            "key_file": "tls.key",
+        },
+        "ca": {"secret": "redis-ca"},
+    },
+    "topics": {"userPartitions": 36},
     "settings": {
         "topics": {"prefix": "shop", "partitions": 12, "create": False},
         "connection": {"security_protocol": "SASL_SSL", "max_message_bytes": 2_097_152},
@@ -41,14 +52,20 @@ WHOLE: dict[str, Any] = {
         "podLabels": {"team": "shop"},
         "podAnnotations": {"note": "x"},
         "env": [{"name": "TZ", "value": "UTC"}],
+        "extraVolumes": [{"name": "model", "persistentVolumeClaim": {"claimName": "model", "readOnly": True}}],
+        "extraVolumeMounts": [{"name": "model", "mountPath": "/models", "readOnly": True}],
     },
     "roles": {
-        "interactions": {"settings": {"encoder": {"eager": False}}, "snapshots": {"existingClaim": "snapshots"}},
+        "interactions": {
+            "settings": {"encoder": {"eager": False}},
+            "snapshots": {"existingClaim": "snapshots"},
+            "redis": {"existingSecret": "interactions-redis"},
+        },
         "items": {"kafka": {"existingSecret": "items-user", "username": "shop-items"}},
         "catalogue": {"gpu": {"enabled": True}, "runtimeClassName": "nvidia"},
     },
     "keda": {"enabled": True, "triggerAuthentication": "kafka", "sasl": "scram_sha512", "tls": "enable"},
-    "strimzi": {"namespace": "kafka", "topics": {"create": True}},
+    "strimzi": {"namespace": "kafka", "topics": {"create": True}, "users": {"create": True}},
     "networkPolicy": {
         "kafka": {"ports": [9093], "to": [{"namespaceSelector": {"matchLabels": {"name": "kafka"}}}]},
         "metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
@@ -61,9 +78,15 @@ WHOLE: dict[str, Any] = {
     },
 }
 """Everything that can be switched on, at once."""
+TOKEN: dict[str, Any] = {
+    "kafka": {"token": {"audience": "kafka", "expirationSeconds": 7_200}, "ca": {"secret": "kafka-ca"}},
+    "redis": {"url": "rediss://redis:6379/0", "existingSecret": "redis", "key": "", "files": {"password_file": "word"}},
+    "settings": {"connection": {"security_protocol": "SASL_SSL", "sasl_mechanism": "OAUTHBEARER"}},
+}
+"""The ways in that exclude those of :data:`WHOLE`."""
 
 
-@pytest.fixture(scope="module", params=[{}, WHOLE], ids=["as it comes", "everything"])
+@pytest.fixture(scope="module", params=[{}, WHOLE, TOKEN], ids=["as it comes", "everything", "token"])
 def resources(request: pytest.FixtureRequest, render: Render) -> list[dict[str, Any]]:
     return render(request.param)
 
@@ -92,10 +115,12 @@ def strictly(*folders: Path) -> list[str]:
 
 
 def variables(resources: list[dict[str, Any]], container: dict[str, Any]) -> dict[str, str]:
-    """What the process finds in its environment; a value from a Secret is its key."""
+    """What the process finds in its environment; a value from a Secret is its key, and a URL such as might be there."""
     (config,) = (one for name, one in of_kind(resources, "ConfigMap").items() if "TAILRACE_KAFKA" in one["data"])
     assert container["envFrom"] == [{"configMapRef": {"name": config["metadata"]["name"]}}]
     own = {one["name"]: one.get("value") or one["valueFrom"]["secretKeyRef"]["key"] for one in container["env"] or []}
+    if own.get("TAILRACE_REDIS") == "url":
+        own["TAILRACE_REDIS"] = "rediss://redis:6379/0"
     return {**config["data"], **own}
 
 
@@ -111,6 +136,20 @@ def test_every_resource_is_valid_for_kubernetes(run: Run, resources: list[dict[s
         missing(f"{schemas} is not there: make deploy-check fetches it")
     said = run("kubeconform", "-summary", *strictly(schemas, SCHEMAS), stdin=yaml.safe_dump_all(resources))
     assert f"Valid: {len(resources)}, Invalid: 0, Errors: 0, Skipped: 0" in said
+
+
+@pytest.mark.parametrize(("file", "kind"), [("topics.yaml", "KafkaTopic"), ("users.yaml", "KafkaUser")])
+def test_what_is_given_to_strimzi_without_the_chart_is_valid(run: Run, file: str, kind: str) -> None:
+    text = (DEPLOY / "strimzi" / file).read_text(encoding="utf-8")
+    resources = [one for one in yaml.safe_load_all(text) if one]
+    assert {one["kind"] for one in resources} == {kind}
+    said = run("kubeconform", "-summary", *strictly(SCHEMAS), stdin=text)
+    assert f"Valid: {len(resources)}, Invalid: 0, Errors: 0, Skipped: 0" in said
+
+
+def test_the_chart_is_checked_with_every_kind_of_custom_resource_that_it_can_make(whole: list[dict[str, Any]]) -> None:
+    made = {f"{one['kind'].lower()}-{one['apiVersion'].split('.')[0]}" for one in whole}
+    assert {path.stem.rpartition("-")[0] for path in SCHEMAS.iterdir()} <= made
 
 
 def test_a_field_that_kubernetes_does_not_know_is_noticed(render: Render) -> None:
@@ -199,7 +238,7 @@ def test_every_variable_is_a_setting_and_every_value_is_allowed(
         assert set(found) <= known | {"TAILRACE_EVENT_TYPES"}
         with monkeypatch.context() as environment:
             for name, value in found.items():
-                environment.setenv(name, "redis://redis:6379/0" if name == "TAILRACE_REDIS" else value)
+                environment.setenv(name, value)
             settings = load_settings()
             assert settings.metrics.port == container["ports"][0]["containerPort"]
             assert settings.replica.directory == "/var/lib/tailrace"
@@ -219,7 +258,7 @@ def test_large_numbers_lists_and_tables_arrive_as_they_were_given(
     monkeypatch.chdir(tmp_path)
     found = {role: variables(whole, container) for role, _, container in pods(whole)}
     for name, value in found["interactions"].items():
-        if name.startswith("TAILRACE_") and name != "TAILRACE_REDIS":
+        if name.startswith("TAILRACE_"):
             monkeypatch.setenv(name, value)
     settings = load_settings()
     assert settings.connection.max_message_bytes == 2_097_152
@@ -234,14 +273,62 @@ def test_secrets_are_named_and_never_written(whole: list[dict[str, Any]]) -> Non
     for role, pod, container in pods(whole):
         by_name = {one["name"]: one for one in container["env"]}
         secret = "items-user" if role == "items" else "kafka-user"
-        assert by_name["TAILRACE_REDIS"]["valueFrom"]["secretKeyRef"] == {"name": "redis", "key": "url"}
+        redis = "interactions-redis" if role == "interactions" else "redis"
+        assert by_name["TAILRACE_REDIS"]["valueFrom"]["secretKeyRef"] == {"name": redis, "key": "url"}
         password = by_name["TAILRACE_CONNECTION__PASSWORD"]["valueFrom"]["secretKeyRef"]
         assert password == {"name": secret, "key": "password"}
         assert ("TAILRACE_CONNECTION__USERNAME" in by_name) == (role == "items")
         mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
         assert by_name["TAILRACE_CONNECTION__CA_FILE"]["value"] == f"{mounted['kafka-ca']}/ca.crt"
+        assert by_name["TAILRACE_REDIS_CONNECTION__CA_FILE"]["value"] == f"{mounted['redis-ca']}/ca.crt"
+        for setting, key in WHOLE["redis"]["files"].items():
+            assert by_name[f"TAILRACE_REDIS_CONNECTION__{setting.upper()}"]["value"] == f"{mounted['redis']}/{key}"
         volumes = {one["name"]: one["secret"]["secretName"] for one in pod["volumes"] if "secret" in one}
-        assert volumes == {"kafka": secret, "kafka-ca": "kafka-cluster-ca-cert"}
+        assert volumes == {
+            "kafka": secret,
+            "kafka-ca": "kafka-cluster-ca-cert",
+            "redis": redis,
+            "redis-ca": "redis-ca",
+        }
+
+
+def test_files_of_secrets_follow_a_rotation(resources: list[dict[str, Any]]) -> None:
+    """A file mounted by itself (``subPath``) stays as it was when the pod began; every mount has its volume."""
+    for _, pod, container in pods(resources):
+        assert not any("subPath" in mount for mount in container["volumeMounts"])
+        assert {mount["name"] for mount in container["volumeMounts"]} == {one["name"] for one in pod["volumes"]}
+
+
+def test_a_token_of_the_service_account_is_mounted_and_named(render: Render) -> None:
+    for _, pod, container in pods(render(TOKEN)):
+        mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        found = {one["name"]: one.get("value") for one in container["env"]}
+        (volume,) = (one for one in pod["volumes"] if "projected" in one)
+        (source,) = volume["projected"]["sources"]
+        token = source["serviceAccountToken"]
+        assert (token["audience"], token["expirationSeconds"]) == ("kafka", 7_200)
+        assert found["TAILRACE_CONNECTION__OAUTH_TOKEN_FILE"] == f"{mounted[volume['name']]}/{token['path']}"
+        # The kubelet gives it to the pod although nothing else of the service account is.
+        assert pod["automountServiceAccountToken"] is False
+
+
+def test_a_redis_secret_without_a_url_leaves_the_url_to_the_values(render: Render) -> None:
+    resources = render(TOKEN)
+    for _, _, container in pods(resources):
+        found = variables(resources, container)
+        assert found["TAILRACE_REDIS"] == "rediss://redis:6379/0"
+        assert found["TAILRACE_REDIS_CONNECTION__PASSWORD_FILE"].endswith("/redis/word")
+
+
+def test_further_volumes_reach_every_role_and_a_roles_own_stand_for_them(render: Render) -> None:
+    mount = {"name": "secrets", "mountPath": "/secrets", "readOnly": True}
+    own = {"name": "secrets", "csi": {"driver": "secrets.example", "readOnly": True}}
+    values = {**WHOLE, "roles": {"ranker": {"extraVolumes": [own], "extraVolumeMounts": [mount]}}}
+    for role, pod, container in pods(render(values)):
+        wanted = {"secrets"} if role == "ranker" else {"model"}
+        assert {"secrets", "model"} & {one["name"] for one in pod["volumes"]} == wanted
+        assert {"secrets", "model"} & {one["name"] for one in container["volumeMounts"]} == wanted
+        assert own in pod["volumes"] or role != "ranker"
 
 
 def test_a_catalogue_with_a_gpu_asks_for_one_and_for_the_cuda_image(whole: list[dict[str, Any]]) -> None:
@@ -261,17 +348,39 @@ def test_keda_watches_the_groups_and_topics_that_the_roles_use(whole: list[dict[
     }
     expected = {"interactions": topics.interactions, "items": topics.transitions, "catalogue": topics.items}
     assert set(watched) == set(expected), "the ranker has one partition"
+    rights = rights_of("keda", load_settings(topics={"prefix": "shop"}))
+    asked = {("topic", topic) for topic in expected.values()} | {("group", topics.group(role)) for role in expected}
+    assert {(right.resource, right.name) for right in rights} == asked, (
+        "KEDA's own user may ask for these, and no others"
+    )
     for role, one in watched.items():
         (trigger,) = one["spec"]["triggers"]
         metadata = trigger["metadata"]
         assert metadata["topic"] == expected[role]
         assert metadata["consumerGroup"] == topics.group(role)
         assert metadata["limitToPartitionsWithLag"] == "true"
-        assert one["spec"]["maxReplicaCount"] <= 12
+        assert one["spec"]["maxReplicaCount"] == (36 if role == "interactions" else 12), "as many as partitions"
         assert one["spec"]["scaleTargetRef"]["name"] in of_kind(whole, "Deployment")
     # A number of replicas of ours would undo KEDA's at every upgrade.
     for name, deployment in of_kind(whole, "Deployment").items():
         assert ("replicas" in deployment["spec"]) == name.endswith("-ranker")
+
+
+def test_no_role_is_scaled_beyond_its_partitions_nor_beyond_what_it_may_have(render: Render) -> None:
+    values = {
+        "keda": {"enabled": True},
+        "topics": {"userPartitions": 24},
+        "roles": {
+            "interactions": {"scaling": {"maxReplicas": 20}},
+            "items": {"scaling": {"maxReplicas": 20}},
+            "catalogue": {"scaling": {"maxReplicas": 3}},
+        },
+    }
+    most = {
+        one["metadata"]["labels"]["app.kubernetes.io/component"]: one["spec"]["maxReplicaCount"]
+        for one in of_kind(render(values), "ScaledObject").values()
+    }
+    assert most == {"interactions": 20, "items": 8, "catalogue": 3}
 
 
 def test_the_ranker_is_not_scaled_though_it_is_asked_for(render: Render) -> None:
@@ -285,8 +394,11 @@ def test_topics_of_strimzi_are_those_of_the_registry(whole: list[dict[str, Any]]
     topics = Topics(settings)
     made = {one["spec"]["topicName"]: one for one in of_kind(whole, "KafkaTopic").values()}
     assert set(made) == set(topics.by_full_name)
+    # The topics that `tailrace topics grow` may raise, and no others: who owns an item follows from the partitions.
+    raised = {right.name for right in rights_of("operator", settings) if right.operation == "Alter"}
+    assert len(raised) == 2
     for name, topic in topics.by_full_name.items():
-        assert made[name]["spec"]["partitions"] == topics.partitions(topic)
+        assert made[name]["spec"]["partitions"] == (36 if name in raised else topics.partitions(topic))
         assert topics.config(topic).items() <= made[name]["spec"]["config"].items()
         assert made[name]["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
         assert made[name]["metadata"]["namespace"] == "kafka"
@@ -294,12 +406,8 @@ def test_topics_of_strimzi_are_those_of_the_registry(whole: list[dict[str, Any]]
 
 def test_users_of_strimzi_are_renamed_with_prefix_cluster_and_namespace(render: Render) -> None:
     values = {"settings": {"topics": {"prefix": "shop"}}, "strimzi": {"cluster": "events", "users": {"create": True}}}
-    if not (CHART / "files" / "kafka-users.yaml").exists():  # the rights of the roles are printed by another command
-        with pytest.raises(AssertionError, match=r"has no files/kafka-users\.yaml"):
-            render(values)
-        return
     users = of_kind(render(values), "KafkaUser")
-    assert {f"shop-{role}" for role in ROLES} <= set(users)
+    assert {f"shop-{role}" for role in (*ROLES, "keda")} <= set(users)
     for user in users.values():
         assert user["metadata"]["labels"]["strimzi.io/cluster"] == "events"
         assert user["metadata"]["namespace"] == "shops"
@@ -343,6 +451,16 @@ def test_alerts_of_the_chart_lead_to_the_runbook_that_is_named(whole: list[dict[
         ({"metrics": {"port": 80}}, "/metrics/port"),
         ({"image": {"digest": "latest"}}, "/image/digest"),
         ({"kafka": {"files": {"ca_file": "ca.crt"}}}, "set kafka.existingSecret"),
+        ({"kafka": {"token": {"audience": "kafka", "expirationSeconds": 60}}}, "/kafka/token/expirationSeconds"),
+        ({"redis": {"files": {"password_file": "password"}}}, "set redis.existingSecret"),
+        ({"redis": {"files": {"Password": "password"}}}, "'Password' does not match"),
+        ({"topics": {"userPartitions": "24"}}, "/topics/userPartitions"),
+        (
+            {"topics": {"userPartitions": 12}, "keda": {"enabled": True}},
+            "12 is no multiple of settings.topics.partitions (8)",
+        ),
+        ({"topics": {"userPartitions": 4}, "strimzi": {"topics": {"create": True}}}, "4 is no multiple"),
+        ({"defaults": {"extraVolumeMounts": [{"name": "model"}]}}, "mountPath"),
         ({"podSecurityContext": {"runAsNonRoot": False}}, "/podSecurityContext/runAsNonRoot"),
         ({"defaults": {"probes": {"liveness": {"path": "/"}}}}, "path"),
         ({"settings": {"topics": {"prefix": "a b"}}}, "prefix"),

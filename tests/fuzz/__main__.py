@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from stream_app.logs import configure_logs
+from stream_app.settings import LogSettings
 from tests.fuzz.run import fuzz
 from tests.fuzz.targets import workspace
 
@@ -19,6 +21,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="targets with this in their names")
     arguments = parser.parse_args()
+    configure_logs(LogSettings(level="error"))  # what is refused is counted here
     shown = [0.0]
 
     def progress(done: int, seconds: float) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.fuzz.targets import RENEWED, Sample, Target, mutation, targets
+from tests.fuzz.target import RENEWED, Sample, Target, mutation
+from tests.fuzz.targets import targets
 
 __all__ = ["Find", "Report", "fuzz"]
 

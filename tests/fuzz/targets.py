@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,10 +59,12 @@ from stream_app.users.profiles import fold_profile, profile_of
 from stream_app.users.showing import Showing
 from stream_app.users.stage import SourcedEvent, UserStage
 from stream_app.users.state import Flood, Profile, UserState, decode_state, encode_state
-from tests.fuzz.mutate import Form, json_bytes, msgpack_bytes, mutated, mutated_document
+from tests.fuzz import operators, pictures
+from tests.fuzz.mutate import Form, json_bytes, msgpack_bytes
+from tests.fuzz.target import Read, Sample, Target, from_file, loop, never
 from workers import frames
 
-__all__ = ["Target", "mutation", "targets"]
+__all__ = ["targets"]
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "messages"
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
@@ -93,83 +93,19 @@ def fuzz_settings(**more: Any) -> Settings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A record, or bytes alone (``value``)."""
-
-    value: bytes | None
-    key: bytes | None = None
-    headers: tuple[tuple[str, bytes | None], ...] = ()
-
-
-@dataclass(slots=True)
-class Target:
-    """One reader.
-
-    Attributes:
-        name: for the summary.
-        corpus: valid messages; each is read without a refusal.
-        read: reads a message; what it returns is nobody's.
-        refusals: what it may raise.
-        form: of the messages as documents; None: bytes only.
-        share: how often it gets a message, relative to the others.
-        key: the field of the value that is the key; empty: none is.
-        renew: makes a new ``read`` where what is read is kept; every :data:`RENEWED` messages.
-    """
-
-    name: str
-    corpus: Sequence[Sample]
-    read: Callable[[Sample], object]
-    refusals: tuple[type[Exception], ...] = (InvalidMessage,)
-    form: Form | None = (orjson.loads, json_bytes)
-    share: float = 1.0
-    key: str = ""
-    renew: Callable[[], Callable[[Sample], object]] | None = None
-
-
-RENEWED = 2_000
-_Read = Callable[[Sample], object]
-
-
-def mutation(target: Target, random_: random.Random) -> Sample:
-    """A valid message of the target, made wrong."""
-    sample = random_.choice(target.corpus)
-    values = [one.value for one in target.corpus if one.value is not None]
-    value = sample.value
-    if value is None or random_.randrange(200) == 0:
-        value = None if random_.randrange(2) else random_.choice(values)
-    elif target.form is not None and random_.randrange(2):
-        value = mutated_document(value, values, target.form, random_)
-    else:
-        value = mutated(value, values, random_)
-    key, said = sample.key, list(sample.headers)
-    if target.key:
-        kind = random_.randrange(8)
-        if kind == 0 and key is not None:
-            key = mutated(key, [key], random_)
-        elif kind == 1:
-            key = random_.choice((None, b"", key, b'"sku-1"', b"\xff", b"a" * 257, b"a\n"))
-        elif kind < 6:
-            key = _key_in(value, target.key, key)
-    if said and random_.randrange(10) == 0:
-        place = random_.randrange(len(said))
-        name, content = said[place]
-        said[place] = (name, random_.choice((None, b"", mutated(content or b"", [content or b""], random_))))
-    return replace(sample, value=value, key=key, headers=tuple(said))
-
-
-def _key_in(value: bytes | None, field: str, key: bytes | None) -> bytes | None:
-    """The key that fits the value, so that it is read further."""
-    with contextlib.suppress(ValueError, UnicodeEncodeError, AttributeError):
-        named = orjson.loads(value or b"").get(field)
-        if isinstance(named, str):
-            return named.encode()
-    return key
-
-
 def targets(folder: Path) -> list[Target]:
     """All of them; ``folder`` is for those that read files."""
-    return [*_public(), *_internal(), *_replica(), *_learners(), *_stored(), *_frames(), *_files(folder)]
+    return [
+        *_public(),
+        *_internal(),
+        *_replica(),
+        *_learners(),
+        *_stored(),
+        *_frames(),
+        *_files(folder),
+        *pictures.targets(folder),
+        *operators.targets(folder),
+    ]
 
 
 # Records of the public topics.
@@ -208,7 +144,7 @@ def _public() -> list[Target]:
         state = UserState(event.user_id)
         for offset in range(2):
             fold(state, event, partition=0, offset=offset, appended_s=NOW)
-        return decode_state(event.user_id, encode_state(state)) == state or _never("a state is not what was stored")
+        return decode_state(event.user_id, encode_state(state)) == state or never("a state is not what was stored")
 
     def item(sample: Sample) -> object:
         _, found = decode.decode_item(sample.key, sample.value, sample.headers)
@@ -219,7 +155,7 @@ def _public() -> list[Target]:
         state = UserState(user_id)
         profile = None if found is None else profile_of(found, settings.users, textifier)
         fold_profile(state, profile, partition=0, offset=0, appended_s=NOW)
-        return decode_state(user_id, encode_state(state)) == state or _never("a profile is not what was stored")
+        return decode_state(user_id, encode_state(state)) == state or never("a profile is not what was stored")
 
     def slate(sample: Sample) -> object:
         user_id, found = decode.decode_slate(sample.key, sample.value, sample.headers)
@@ -270,7 +206,7 @@ def _headers(sample: Sample) -> object:
 
 
 def _internal() -> list[Target]:
-    readers: dict[str, _Read] = {
+    readers: dict[str, Read] = {
         "item-vectors": lambda one: decode.decode_item_vector(one.key, one.value),
         "item-signals": lambda one: decode.decode_item_signals(one.key, one.value),
         "ranker-weights": lambda one: decode.decode_ranker_weights(one.key, one.value),
@@ -388,8 +324,8 @@ def _replica() -> list[Target]:
     settings = fuzz_settings()
     corpus = _replica_corpus(settings)
 
-    def reader(topic: str) -> Callable[[], _Read]:
-        def renew() -> _Read:
+    def reader(topic: str) -> Callable[[], Read]:
+        def renew() -> Read:
             serving = serving_state(settings)
             stage = UserStage(settings, serving, Recommender(settings, serving))
             seen = [0]
@@ -472,7 +408,7 @@ def _served(serving: ServingState, stage: UserStage, number: int) -> None:
         result = stage.process(events, {"u": UserState("u")}, now=NOW)
         for slate in result.slates:
             if not all(np.isfinite(item.score) for item in slate.items):
-                _never("a score is not finite")
+                never("a score is not finite")
     except ValueError as error:  # would pass for a refusal
         raise AssertionError(f"a slate cannot be made: {error}") from error
 
@@ -510,7 +446,7 @@ def _learners() -> list[Target]:
         ],
     )
 
-    def statistics() -> _Read:
+    def statistics() -> Read:
         owned, offset = ItemStatistics(0, 1, settings.items), iter(range(10**9))
 
         def read(sample: Sample) -> object:
@@ -523,7 +459,7 @@ def _learners() -> list[Target]:
 
         return read
 
-    def taken_over() -> _Read:
+    def taken_over() -> Read:
         owned = ItemStatistics(0, 1, settings.items)
 
         def read(sample: Sample) -> object:
@@ -532,18 +468,18 @@ def _learners() -> list[Target]:
 
         return read
 
-    def ranker() -> _Read:
+    def ranker() -> Read:
         model = SoftmaxRanker(feature_names(settings.items), settings.ranker)
 
         def read(sample: Sample) -> object:
             model.learn(decode.decode_training_examples(sample.value))
             if not np.isfinite(model.weights_message().weights).all():
-                _never("a weight is not finite")
+                never("a weight is not finite")
             return None
 
         return read
 
-    def factors() -> _Read:
+    def factors() -> Read:
         live, offset = LiveFactors(settings.factors, space="s", dimensions=DIMENSIONS), iter(range(10**9))
         for seed, one in enumerate(_ITEMS):
             live.apply_item(one, there=True)
@@ -622,8 +558,8 @@ def _stored() -> list[Target]:
             ttl_s=60,
             memory=4,
         )
-        found = _loop().run_until_complete(cache.get_many(["a"]))
-        return all(np.isfinite(vector).all() for vector in found.values()) or _never("a vector is not finite")
+        found = loop().run_until_complete(cache.get_many(["a"]))
+        return all(np.isfinite(vector).all() for vector in found.values()) or never("a vector is not finite")
 
     return [
         # A byte may say that a later release wrote it, which ends the process: no message can, only what Redis holds.
@@ -638,15 +574,6 @@ def _state_document(data: bytes) -> Any:
 
 def _state_bytes(document: Any) -> bytes:
     return b"\x04" + zstandard.ZstdCompressor().compress(msgpack_bytes(document))
-
-
-_LOOP: list[asyncio.AbstractEventLoop] = []
-
-
-def _loop() -> asyncio.AbstractEventLoop:
-    if not _LOOP:
-        _LOOP.append(asyncio.new_event_loop())
-    return _LOOP[0]
 
 
 # Between processes.
@@ -674,7 +601,7 @@ def _frames() -> list[Target]:
         return frames.vectors_of(message, payload) if isinstance(message, frames.Vectors) else message
 
     def child(sample: Sample) -> object:
-        return _loop().run_until_complete(read(sample.value or b""))
+        return loop().run_until_complete(read(sample.value or b""))
 
     def parent(sample: Sample) -> object:
         ours, theirs = socket.socketpair()
@@ -711,7 +638,7 @@ def _files(folder: Path) -> Iterator[Target]:
     yield Target(
         "adapter file",
         [Sample(file.read_bytes())],
-        _from_file(file, AdapterFile.load),
+        from_file(file, AdapterFile.load),
         (SettingsError,),
         None,
         share=0.1,
@@ -723,7 +650,7 @@ def _files(folder: Path) -> Iterator[Target]:
     yield Target(
         "templates",
         [Sample(path.read_bytes()) for path in sorted(shipped.glob("*.toml"))],
-        _from_file(toml, lambda path: load_languages(path.parent)),
+        from_file(toml, lambda path: load_languages(path.parent)),
         (ValueError,),
         None,
         share=0.05,
@@ -741,26 +668,12 @@ def _files(folder: Path) -> Iterator[Target]:
         yield Target(
             f"snapshot: {path.name}",
             [Sample(whole)],
-            _from_file(path, snapshot, then=whole),
+            from_file(path, snapshot, then=whole),
             # What Snapshots.load catches.
             (OSError, ValueError, msgspec.MsgspecError, RuntimeError, KeyError, SnapshotError),
             (orjson.loads, json_bytes) if path.suffix == ".json" else None,
             share=0.02,
         )
-
-
-def _from_file(path: Path, read: Callable[[Path], object], *, then: bytes | None = None) -> _Read:
-    """Read the bytes from a file; ``then`` is what the file holds afterwards."""
-
-    def from_file(sample: Sample) -> object:
-        path.write_bytes(sample.value or b"")
-        try:
-            return read(path)
-        finally:
-            if then is not None:
-                path.write_bytes(then)
-
-    return from_file
 
 
 def _adapter() -> AdapterFile:
@@ -781,10 +694,6 @@ def _adapter() -> AdapterFile:
         data="log", events=1, examples={"click": 1}, items=1, first=None, last=None, windows=1, seed=0, options={}
     )
     return AdapterFile(adapter=adapter, base_space="s", training=training)
-
-
-def _never(what: str) -> object:
-    raise AssertionError(what)
 
 
 def workspace() -> tempfile.TemporaryDirectory[str]:

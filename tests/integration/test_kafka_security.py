@@ -249,6 +249,10 @@ async def test_every_role_works_under_exactly_its_rights_and_uses_each(shop: Sho
         # What the operator's other commands do.
         assert all(not state.differences for state in await describe_topics(operator))
         await group_lag(operator, topics.group("items"), topics.transitions)
+        # What KEDA's scaler asks, in the same requests: offsets of a group, partitions of a topic, their ends.
+        watched = {"interactions": topics.interactions, "items": topics.transitions, "catalogue": topics.items}
+        for role, topic in watched.items():
+            await group_lag(shop.settings("keda"), topics.group(role), topic)
         assert set(await grow_topics(operator, 2 * operator.topics.partitions)) == {topics.interactions, topics.users}
         await operate.publish(
             OutRecord(topic, b"nobody", None)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import math
 import random
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import ConsumerRecord
@@ -30,7 +34,7 @@ from stream_app.topics import Topics
 from stream_app.users.fold import Folder
 from stream_app.users.profiles import fold_profile
 from stream_app.users.sources import Sources
-from stream_app.users.state import STATE_VERSION, UserState, decode_state, encode_state, id_hash
+from stream_app.users.state import STATE_VERSION, Flood, UserState, decode_state, encode_state, id_hash
 from tests.integration.consuming import sending
 from tests.integration.pipeline import live
 from tests.waiting import eventually
@@ -39,6 +43,8 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
 
 START = datetime(2026, 10, 1, tzinfo=UTC)
 ITEMS = [f"item-{number}" for number in range(12)]
+GOLDEN = Path(__file__).parents[1] / "golden" / "users"
+OLDER = range(1, STATE_VERSION)
 
 
 @pytest.fixture
@@ -245,6 +251,122 @@ async def test_states_nobody_can_read_are_made_again_and_those_of_newer_releases
         with pytest.raises(NewerVersion, match="'user-0'"):
             await rebuild_users(settings, dry_run=dry_run)
     assert await redis.hget(key, "s") == newer
+
+
+def golden(version: int) -> bytes:
+    return bytes.fromhex((GOLDEN / f"v{version}.hex").read_text())
+
+
+def written_by(version: int, state: UserState) -> bytes:
+    """The state as releases with this version wrote it, as far as they could. Of their longer hashes the last bits are
+    not known any more; nobody who reads them looks at those."""
+    history = [msgspec.to_builtins(entry)[: 7 if version > 2 else 6] for entry in state.history]
+    until = {item_hash: at for item_hash, at in state.consumed.items() if at != math.inf}
+    recent = [event_id << 15 for event_id in state.recent_event_ids]
+    fields: list[Any] = [version, history, list(state.consumed), list(state.hidden), recent]
+    fields += [state.applied, state.events]
+    if version > 1:
+        fields += [until, state.profile, state.profile_applied, state.forgotten_at]
+    if version > 2:
+        fields += [{short << 31: added for short, added in state.added.items()}, state.spent]
+        fields += [state.seen, state.seen_spent]
+    return msgspec.msgpack.encode(fields)
+
+
+def known_to(version: int, state: UserState) -> dict[str, Any]:
+    """What a state of this version says of a user."""
+    said = {
+        "history": state.history,
+        "consumed": state.consumed,
+        "hidden": state.hidden,
+        "recent": state.recent_event_ids,
+        "applied": state.applied,
+        "events": state.events,
+    }
+    if version < 3:
+        said["history"] = tuple(msgspec.structs.replace(entry, share=1.0) for entry in state.history)
+    if version == 1:
+        return {**said, "consumed": list(state.consumed)}
+    said |= {"profile": state.profile, "until": state.profile_applied, "forgotten": state.forgotten_at}
+    return said if version == 2 else {"all": dataclasses.replace(state, flood=Flood())}
+
+
+async def put(settings: Settings, redis: Redis, user_id: str, state: bytes) -> None:
+    """As an owner would have stored it."""
+    held = decode_state(user_id, state)
+    fences = {f"o{partition}": offset for partition, offset in held.applied.items()}
+    fences |= {f"u{partition}": offset for partition, offset in held.profile_applied.items()}
+    await redis.hset(f"{settings.topics.prefix}:user:{user_id}", mapping={"s": state, **fences})
+
+
+@pytest.mark.parametrize("version", OLDER)
+async def test_states_of_older_versions_are_written_anew_and_say_the_same(
+    settings: Settings, redis: Redis, version: int
+) -> None:
+    form, told = msgspec.msgpack.decode(golden(version), strict=False), decode_state("u", golden(version))
+    written = msgspec.msgpack.decode(written_by(version, told), strict=False)
+    assert [type(one) for one in written] == [type(one) for one in form], "the form of the golden bytes"
+    assert [len(entry) for entry in written[1]] == [len(entry) for entry in form[1]]
+
+    await create_topics(settings)
+    shown = Interaction(event_id="s", user_id="user-0", type="impression", items=ITEMS[:4], occurred_at=START)
+    profile = User(user_id="user-1", liked_items=["item-1"], interests=["lamps"], language="zh")
+    await produce(settings, [profile, shown, *make_events(1, 12, 150), "user-2"])
+    await commit(settings, await ends(settings))
+    expected = await fold(settings)
+    for user_id, state in expected.items():
+        await put(settings, redis, user_id, written_by(version, state))
+    before = {user_id: decode_state(user_id, state) for user_id, state in (await stored(settings, redis)).items()}
+    assert {state[0] for state in (await stored(settings, redis)).values()} == {golden(version)[0]}
+
+    outcome = await rebuild_users(settings)
+    assert (outcome.counts.replaced, outcome.counts.users) == (len(expected), len(expected))
+    after = await stored(settings, redis)
+    assert {state[0] for state in after.values()} == {STATE_VERSION}
+    assert after == packed(expected)
+    for user_id, state in after.items():
+        assert known_to(version, decode_state(user_id, state)) == known_to(version, before[user_id])
+    assert (await rebuild_users(settings)).counts.unchanged == len(expected)
+
+
+@pytest.mark.parametrize("version", OLDER)
+async def test_the_golden_bytes_of_older_versions_are_replaced_by_what_the_topics_say(
+    settings: Settings, redis: Redis, version: int
+) -> None:
+    """What was published: its user's records are where it says that they are."""
+    settings = settings.model_copy(
+        update={"events": settings.events.model_copy(update={"oldest": "1970-01-01T00:00:00Z"})}
+    )
+    told = decode_state("u", golden(version))
+    clicked, searched = (datetime.fromtimestamp(at, UTC) for at in (100.0, 200.0))
+    events = [
+        Interaction(event_id="c", user_id="u", type="click", item_id="a", occurred_at=clicked),
+        Interaction(event_id="s", user_id="u", type="search", text="lamp", occurred_at=searched),
+    ]
+    await create_topics(settings)
+    topics = Topics(settings)
+    async with sending(settings) as producer:
+        for topic, partition, records in (
+            (topics.interactions, 0, [*make_events(1, 3, 7), *events]),
+            (topics.users, 1, [*(User(user_id="other") for _ in range(4)), User(user_id="u", interests=["garden"])]),
+        ):
+            for offset, record in enumerate(records):
+                key = record.user_id.encode()
+                sent = await producer.send_and_wait(topic, encode(record), key=key, partition=partition)
+                assert sent.offset == offset
+    await commit(settings, await ends(settings))
+    await put(settings, redis, "u", golden(version))
+
+    outcome = await rebuild_users(settings)
+    assert outcome.counts.replaced == 1
+    packed_anew = (await stored(settings, redis))["u"]
+    state = decode_state("u", packed_anew)
+    assert packed_anew[0] == STATE_VERSION
+    assert state == dataclasses.replace((await fold(settings))["u"], forgotten_at=told.forgotten_at)
+    for entry, before in zip(state.history, told.history, strict=version < 3):  # 3 has one of its two
+        assert msgspec.structs.replace(entry, share=before.share) == before
+    assert (state.events, state.applied) == (told.events, told.applied)
+    assert told.profile_applied.items() <= state.profile_applied.items()
 
 
 async def test_a_second_rebuild_is_refused_and_one_that_died_is_not_waited_for_long(

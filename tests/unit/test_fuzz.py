@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from functools import partial
+import inspect
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas import decode
 from schemas.arrays import LARGEST_LEARNED, learnable, pack_float32
-from stream_app.errors import SnapshotError
+from schemas.messages import DeadLetter
+from stream_app.cli.dead_letters import _show, letter_rows
+from stream_app.delivery.replay import REPLAYED_MARK, Letter, LetterId, carried, original_record
+from stream_app.errors import InvalidMessage, SnapshotError
 from stream_app.items.catalogue import Catalogue
 from stream_app.items.signals import Signals
-from stream_app.settings import ItemSettings
+from stream_app.settings import ItemSettings, load_settings
 from stream_app.stores.embedding_cache import EmbeddingCache
+from stream_app.stores.requests import SlateRebuild, SlateRebuilds
 from stream_app.textify.templates import load_languages
 from stream_app.users.state import STATE_VERSION
 from tests.fuzz import run, targets
 from tests.fuzz.mutate import mutated, mutated_document
 from tests.fuzz.run import fuzz
-from tests.fuzz.targets import Sample, Target
+from tests.fuzz.target import Sample, Target
 
 MESSAGES = 4_000
 
@@ -32,6 +43,61 @@ def test_every_mutated_message_is_read_or_refused(tmp_path: Path):
     assert not report.finds, "\n\n".join(map(str, report.finds))
     assert all(report.read[name] for name in ("interactions", "items", "user states")), "some are still valid"
     assert report.refused.total() > MESSAGES / 3, "and many are not"
+
+
+def decoders() -> dict[str, Callable[..., Any]]:
+    """Every public function of ``schemas/decode.py`` that reads bytes."""
+    return {
+        name: function
+        for name, function in inspect.getmembers(decode, inspect.isfunction)
+        if function.__module__ == decode.__name__ and name.startswith(("decode_", "parse_"))
+    }
+
+
+def without_target(folder: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Decoders that no target has read one of its valid messages with."""
+    used: Counter[str] = Counter()
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def read(*given: Any, **named: Any) -> Any:
+            found = function(*given, **named)
+            used[name] += 1
+            return found
+
+        return read
+
+    every = decoders()
+    for name, function in every.items():
+        monkeypatch.setattr(decode, name, counted(name, function))
+    made = targets.targets(folder)
+    used.clear()  # making them reads as well
+    for target in made:
+        for sample in target.corpus:
+            target.read(sample)
+    return set(every) - set(used)
+
+
+def test_every_decoder_has_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert len(decoders()) > 15
+    assert without_target(tmp_path, monkeypatch) == set()
+
+
+def test_a_decoder_without_a_target_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def decode_parcel(value: bytes | None) -> object:
+        return value
+
+    decode_parcel.__module__ = decode.__name__
+    monkeypatch.setattr(decode, "decode_parcel", decode_parcel, raising=False)
+    assert without_target(tmp_path, monkeypatch) == {"decode_parcel"}
+
+
+@pytest.mark.parametrize("name", ["pictures", "pictures: image_url", "dead-letter: replay", "requests", "lines"])
+def test_readers_beside_the_topics_are_fuzzed_too(tmp_path: Path, name: str):
+    report = fuzz(400, seed=1, folder=tmp_path, only=name)
+    assert not report.finds, "\n\n".join(map(str, report.finds))
+    assert report.read.total() > 20
+    assert report.refused.total() > 5 or name == "requests", "and that one only says so"
 
 
 def test_what_is_neither_read_nor_refused_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -155,3 +221,78 @@ async def test_a_vector_in_the_cache_that_is_not_finite_is_embedded_again():
 
     cache = EmbeddingCache(Row(), prefix="p", space="s", dimensions=2, ttl_s=60, memory=4)  # type: ignore[arg-type]
     assert list(await cache.get_many(["a", "b"])) == ["b"]
+
+
+class Holds:
+    """Redis with one value."""
+
+    def __init__(self, value: bytes) -> None:
+        self.value = value
+
+    async def get(self, key: str) -> bytes:
+        return self.value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"id":"\xff","ends":{"0":1},"users_per_s":5}',
+        b'{"more":' + b"[" * 5_000,
+        b'{"id":"1","ends":{"0":1},"users_per_s":0}',
+        b'{"id":"1","ends":{"0":1},"users_per_s":"nan"}',
+        b'{"id":"1","ends":{"0":-1},"users_per_s":5}',
+        b'{"id":"1","ends":{"-1":1},"users_per_s":5}',
+    ],
+)
+async def test_a_request_that_nobody_can_do_is_none(value: bytes):
+    """The task that looks for requests ended, or divided by nothing."""
+    rebuilds = SlateRebuilds(Holds(value), load_settings())  # type: ignore[arg-type]
+    assert await rebuilds.asked() is None
+    rebuilds = SlateRebuilds(Holds(b'{"id":"1","ends":{"0":1},"users_per_s":5}'), load_settings())  # type: ignore[arg-type]
+    assert await rebuilds.asked() == SlateRebuild("1", {0: 1}, 5.0)
+
+
+def letter(**fields: Any) -> Letter:
+    given = {"partition": 0, "value": b64encode(b'{"item_id":"a"}').decode(), "key": b64encode(b"a").decode(), **fields}
+    message = DeadLetter(
+        reason="not_json",
+        detail="x",
+        attempts=1,
+        stage="catalogue",
+        topic="tailrace.items.v1",
+        offset=3,
+        failed_at=datetime(2026, 11, 23, tzinfo=UTC),
+        **given,
+    )
+    return Letter(id=LetterId(0, 1), message=message, replayed=False)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"key": "\u6f22"}, {"value": "A"}, {"headers": [("ce_id", "\u6f22\u6f22")]}],
+    ids=lambda one: next(iter(one)),
+)
+async def test_a_letter_that_is_not_base64_is_shown_and_not_replayed(fields: dict[str, Any]):
+    """Characters beyond ASCII ended the command, and the letters after it were not replayed."""
+    damaged = letter(**fields)
+    with pytest.raises(InvalidMessage, match="not_replayable: it is damaged"):
+        await original_record(damaged, load_settings())
+    with pytest.raises(InvalidMessage, match="not_replayable: it is damaged"):
+        carried(damaged.message)
+    assert letter_rows(damaged)["content"].startswith("it is damaged")
+
+
+@pytest.mark.parametrize("partition", [-1, 2**31])
+async def test_a_letter_about_a_partition_that_cannot_be_is_not_replayed(partition: int):
+    with pytest.raises(InvalidMessage, match=f"no topic has a partition {partition}"):
+        await original_record(letter(partition=partition), load_settings())
+
+
+def test_a_header_that_looks_like_markup_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]):
+    _show(letter(headers=[("[/b]", b64encode(b"1").decode())]), raw_value=False)
+    assert "[/b]" in capsys.readouterr().out
+
+
+def test_a_mark_of_a_replay_without_content_marks_nothing(tmp_path: Path):
+    (target,) = (one for one in targets.targets(tmp_path) if one.name == "dead-letter: replay")
+    target.read(Sample(None, b"2:17", ((REPLAYED_MARK, None),)))

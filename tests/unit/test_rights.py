@@ -20,7 +20,7 @@ from stream_app.settings import Settings, load_settings
 from stream_app.topics import TOPICS
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-OTHERS = ("producer", "reader", "operator")
+OTHERS = ("producer", "reader", "keda", "operator")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_every_topic_has_somebody_who_writes_and_somebody_who_reads_it(settings:
 def test_nobody_but_the_operator_may_create_delete_or_configure_anything(settings: Settings):
     for who, rights in told(settings).items():
         if who != "operator":
-            assert {right.operation for right in rights} <= {"Read", "Write"}
+            assert {right.operation for right in rights} <= ({"Describe"} if who == "keda" else {"Read", "Write"})
         assert not any(right.prefixed and right.operation == "Delete" and right.name == "shop." for right in rights)
 
 
@@ -74,6 +74,19 @@ def test_a_producer_reads_nothing_and_a_reader_writes_nothing(settings: Settings
     assert not topics_with(rights_of("producer", settings), "Read")
     assert topics_with(rights_of("reader", settings), "Read") == {"shop.recommendations.v1"}
     assert not topics_with(rights_of("reader", settings), "Write")
+
+
+def test_keda_sees_how_far_behind_the_scaled_roles_are_and_reads_nothing(settings: Settings):
+    rights = rights_of("keda", settings)
+    assert {(right.resource, right.name) for right in rights} == {
+        ("group", "shop-interactions"),
+        ("topic", "shop.interactions.v1"),
+        ("group", "shop-items"),
+        ("topic", "shop.transitions.v1"),
+        ("group", "shop-catalogue"),
+        ("topic", "shop.items.v1"),
+    }
+    assert {(right.operation, right.prefixed) for right in rights} == {("Describe", False)}
 
 
 def test_a_prefixed_right_covers_what_begins_so_and_a_literal_one_only_its_name():
@@ -198,7 +211,10 @@ def test_one_role_can_be_granted_to_somebody_else():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--role", "item"], "item: there are catalogue, items, ranker, interactions, producer, reader, operator"),
+        (
+            ["--role", "item"],
+            "item: there are catalogue, items, ranker, interactions, producer, reader, keda, operator",
+        ),
         (["--principal", "User:x"], "--principal goes with one --role"),
     ],
 )

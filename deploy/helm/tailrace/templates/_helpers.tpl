@@ -66,12 +66,18 @@ TAILRACE_{{ upper $group }}: {{ include "tailrace.value" $fields | quote }}
 {{- end -}}
 {{- end -}}
 
-{{- /* The topic of which KEDA watches the lag. */ -}}
+{{- /* The topic of which KEDA watches the lag, without prefix. */ -}}
 {{- define "tailrace.topic" -}}
-{{- $prefix := .root.Values.settings.topics.prefix -}}
-{{- if eq .role "interactions" }}{{ $prefix }}.interactions.v1
-{{- else if eq .role "items" }}{{ $prefix }}.transitions.v1
-{{- else if eq .role "catalogue" }}{{ $prefix }}.items.v1
-{{- else }}{{ $prefix }}.training-examples.v1
+{{- get (dict "interactions" "interactions.v1" "items" "transitions.v1" "catalogue" "items.v1" "ranker" "training-examples.v1") . -}}
 {{- end -}}
+
+{{- /* Partitions of a topic whose number is not fixed by design. Takes {root, topic}, its name without prefix. The two that
+`tailrace topics grow` raises have a number of their own. */ -}}
+{{- define "tailrace.partitions" -}}
+{{- $all := int .root.Values.settings.topics.partitions -}}
+{{- $users := int .root.Values.topics.userPartitions | default $all -}}
+{{- if mod $users $all -}}
+{{- fail (printf "topics.userPartitions: %d is no multiple of settings.topics.partitions (%d); users would move between partitions that are there, and the order of their events could be lost" $users $all) -}}
+{{- end -}}
+{{- ternary $users $all (has .topic (list "interactions.v1" "users.v1")) -}}
 {{- end -}}
