@@ -38,8 +38,10 @@ COMMAND = (sys.executable, "-m", "tests.unit.encoder_process")
 
 @asynccontextmanager
 async def running(*, cache: EmbeddingCache | None = None, **settings: Any) -> AsyncIterator[EncoderPool]:
-    # One lane for all batches and one for urgent ones: what is held up does not depend on the machine's cores.
-    pool = EncoderPool(EncoderSettings(**{"threads": 1, **settings}), cache=cache, command=COMMAND)
+    # One lane for all batches and one for urgent ones: what is held up does not depend on the machine's cores. And a
+    # patient one: how long a start takes does.
+    given = {"threads": 1, "query_deadline_s": 60, "deadline_s": 60, **settings}
+    pool = EncoderPool(EncoderSettings(**given), cache=cache, command=COMMAND)
     await pool.start()
     try:
         yield pool

@@ -85,7 +85,7 @@ def test_why_encoders_gave_up_is_told():
 
 
 @pytest.mark.parametrize(
-    ("agent", "seconds"), [(ItemsAgent, 122), (RankerAgent, 123), (InteractionsAgent, 206), (CatalogueAgent, 421)]
+    ("agent", "seconds"), [(ItemsAgent, 122), (RankerAgent, 123), (InteractionsAgent, 206), (CatalogueAgent, 361)]
 )
 def test_how_long_records_may_wait_in_each_role_is_as_the_page_says(agent: type[Agent], seconds: int):
     """With the default settings, as docs/operations.md has it."""
