@@ -22,7 +22,7 @@ from stream_app.metrics import Metrics
 from stream_app.settings import Settings
 from stream_app.stores.users import UserStore, connect_redis
 from tests.fuzz import targets
-from tests.fuzz.targets import Sample, Target, mutation
+from tests.fuzz.target import Sample, Target, mutation
 from tests.integration.pipeline import Live, live
 from tests.waiting import eventually
 
